@@ -1,0 +1,3 @@
+//! Round orchestration service.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! NATS and JetStream: streams, blobs, key-value records, services, measured bytes.

@@ -1,0 +1,3 @@
+//! The fedpeft command line.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Prometheus exporter of the event stream.
+
+fn main() {}

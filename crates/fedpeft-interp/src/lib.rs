@@ -1,0 +1,1 @@
+//! A slow, exact reference evaluator of ONNX operators in f64.

@@ -1,0 +1,1 @@
+//! Shape inference, constant folding and operator fusion on ONNX graphs.

@@ -1,0 +1,23 @@
+//! Subjects, messages and versions of the FedPEFT wire protocol.
+//!
+//! This crate knows no broker: it names things ([`subject`], [`id`]), describes them ([`run`], [`round`],
+//! [`event`], [`model`], [`presence`]) and turns them into bytes and back ([`wire`]). Every type here is
+//! what a stranger may send us, so every identifier is validated when it is built and every decode is
+//! bounded and typed.
+
+pub mod api;
+pub mod digest;
+pub mod event;
+pub mod id;
+pub mod model;
+pub mod presence;
+pub mod round;
+pub mod run;
+pub mod subject;
+pub mod wire;
+
+pub use digest::Digest;
+pub use id::{ClientId, Epoch, ModelName, Round, RunId};
+
+/// Version of the wire protocol. It is the `v1` of every subject and travels in every envelope.
+pub const PROTOCOL_VERSION: u32 = 1;

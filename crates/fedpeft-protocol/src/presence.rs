@@ -1,0 +1,32 @@
+//! Presence: what a client says of itself, renewed by heartbeat and forgotten when heartbeats stop.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ClientId;
+
+/// Value at key `<client>` of the client bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Presence {
+    /// Protocol version of the sender.
+    pub version: u32,
+    /// The client.
+    pub client: ClientId,
+    /// The worker process that hosts it.
+    pub worker: String,
+    /// What it can do.
+    pub capabilities: Capabilities,
+}
+
+/// What a client can do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Capabilities {
+    /// It takes part in training.
+    pub trains: bool,
+    /// It evaluates on held-out examples.
+    pub evaluates: bool,
+    /// Its training (or held-out) examples.
+    pub examples: u64,
+    /// Device it computes on: `cpu`, `cuda:0`.
+    pub device: String,
+}

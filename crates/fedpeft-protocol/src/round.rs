@@ -1,0 +1,338 @@
+//! One round: the task a client gets, the update it returns, and the report of what happened.
+
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{ClientId, Digest, Epoch, Round, RunId, run::TrainingSpec};
+
+/// What a client should do now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Task {
+    /// Protocol version of the sender.
+    pub version: u32,
+    /// Run the task belongs to.
+    pub run: RunId,
+    /// Round the task belongs to.
+    pub round: Round,
+    /// Fencing token of the run's owner; the update returns it.
+    pub epoch: Epoch,
+    /// Name of this task; the update returns it.
+    pub task: String,
+    /// Blob of the artifact manifest.
+    pub manifest: Digest,
+    /// The global adapter.
+    pub adapter: Payload,
+    /// What to do with it.
+    pub work: Work,
+    /// After this moment (milliseconds since the Unix epoch) nobody waits for the update.
+    pub deadline_ms: u64,
+}
+
+/// What to do with the global adapter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Work {
+    /// Train it on the client's examples.
+    Train {
+        /// How.
+        training: TrainingSpec,
+        /// Seed of the run; the client derives its own from it, the round and its name.
+        seed: u64,
+    },
+    /// Measure loss and accuracy on the client's held-out examples.
+    Evaluate,
+}
+
+impl Work {
+    /// One word for logs and task names.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Train { .. } => "train",
+            Self::Evaluate => "evaluate",
+        }
+    }
+}
+
+/// Adapter bytes: in the message while they fit, in the blob store when they do not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "in", rename_all = "snake_case")]
+pub enum Payload {
+    /// Here.
+    Message {
+        /// Digest of `data`.
+        digest: Digest,
+        /// Encoded adapter, see `fedpeft-codec`.
+        #[serde(with = "binary")]
+        #[schemars(with = "Vec<u8>")]
+        data: Bytes,
+    },
+    /// In the blob store.
+    Blob {
+        /// Name of the blob.
+        digest: Digest,
+        /// Its size in bytes.
+        size: u64,
+    },
+}
+
+/// `serde_bytes`, but JSON's arrays of numbers are accepted as well.
+mod binary {
+    use super::Bytes;
+    use serde::{Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(data: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(data)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+        serde_bytes::deserialize::<Vec<u8>, D>(deserializer).map(Bytes::from)
+    }
+}
+
+impl Payload {
+    /// Wraps bytes that travel in the message.
+    pub fn inline(data: impl Into<Bytes>) -> Self {
+        let data = data.into();
+        Self::Message { digest: Digest::of(&data), data }
+    }
+
+    /// Digest of the bytes, as declared.
+    pub fn digest(&self) -> Digest {
+        match self {
+            Self::Message { digest, .. } | Self::Blob { digest, .. } => *digest,
+        }
+    }
+
+    /// Size of the bytes.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Message { data, .. } => data.len() as u64,
+            Self::Blob { size, .. } => *size,
+        }
+    }
+}
+
+/// What a client returns. Run, round and client are in its subject, which the broker guards.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Update {
+    /// Protocol version of the sender.
+    pub version: u32,
+    /// Fencing token of the task.
+    pub epoch: Epoch,
+    /// Name of the task.
+    pub task: String,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// Bytes the client fetched for this task beside the task message itself (backbone, artifacts, blobs).
+    #[serde(default)]
+    pub fetched: Vec<Transfer>,
+}
+
+/// What came of a task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum Outcome {
+    /// The adapter was trained.
+    Trained {
+        /// Examples of the client: its weight in the mean.
+        examples: u64,
+        /// Optimizer steps taken.
+        steps: u64,
+        /// Mean training loss over the last local epoch.
+        loss: f64,
+        /// Seconds spent training.
+        seconds: f64,
+        /// The trained adapter.
+        adapter: Payload,
+    },
+    /// The adapter was evaluated.
+    Evaluated {
+        /// Held-out examples.
+        examples: u64,
+        /// Mean loss.
+        loss: f64,
+        /// Share of right predictions, 0 to 1.
+        accuracy: f64,
+        /// Seconds spent.
+        seconds: f64,
+    },
+    /// The client could not do it; the round need not wait.
+    Failed {
+        /// One line: what failed.
+        reason: String,
+    },
+}
+
+impl Outcome {
+    /// One word for logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Trained { .. } => "trained",
+            Self::Evaluated { .. } => "evaluated",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}
+
+/// Kinds of bytes on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ByteKind {
+    /// Adapter values.
+    Adapter,
+    /// Frozen backbone weights.
+    Backbone,
+    /// Training graphs, manifest, initial checkpoint.
+    Artifacts,
+    /// Everything else: envelopes, acknowledgements, heartbeats, records.
+    Control,
+}
+
+impl ByteKind {
+    /// All kinds, in the order of reports.
+    pub const ALL: [Self; 4] = [Self::Adapter, Self::Backbone, Self::Artifacts, Self::Control];
+
+    /// The kind as a metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Adapter => "adapter",
+            Self::Backbone => "backbone",
+            Self::Artifacts => "artifacts",
+            Self::Control => "control",
+        }
+    }
+}
+
+/// Direction of bytes, seen from the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Client to aggregator.
+    Up,
+    /// Aggregator (or blob store) to client.
+    Down,
+}
+
+impl Direction {
+    /// The direction as a metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// Bytes that crossed the wire: `size` counts subject, headers and payload of the messages they took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Transfer {
+    /// Which way.
+    pub direction: Direction,
+    /// What they were.
+    pub kind: ByteKind,
+    /// How many.
+    pub size: u64,
+}
+
+/// What became of one sampled client in one round.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum ClientOutcome {
+    /// Its update is in the sum.
+    Accepted {
+        /// Digest of the encoded adapter it sent.
+        digest: Digest,
+    },
+    /// Its update was refused.
+    Rejected {
+        /// Why.
+        reason: String,
+    },
+    /// It reported that it could not do its task.
+    Failed {
+        /// Why, in its words.
+        reason: String,
+    },
+    /// Nothing came before the round closed.
+    Dropped,
+}
+
+impl ClientOutcome {
+    /// One word for tables.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Accepted { .. } => "accepted",
+            Self::Rejected { .. } => "rejected",
+            Self::Failed { .. } => "failed",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
+/// One sampled client in one round.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ClientReport {
+    /// The client.
+    pub client: ClientId,
+    /// What became of it.
+    #[serde(flatten)]
+    pub outcome: ClientOutcome,
+    /// Its examples: its weight in the mean; 0 unless accepted.
+    pub examples: u64,
+    /// Bytes from the client: messages with their subjects and headers, and blobs.
+    pub bytes_up: u64,
+    /// Bytes to the client.
+    pub bytes_down: u64,
+    /// Mean training loss over its last local epoch.
+    pub loss: Option<f64>,
+    /// Seconds it trained.
+    pub train_seconds: f64,
+}
+
+/// Bytes of one direction and kind.
+pub type BytesByKind = std::collections::BTreeMap<String, u64>;
+
+/// Seconds spent in the phases of a round.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PhaseSeconds {
+    /// Sampling the cohort among present clients.
+    pub select: f64,
+    /// Encoding and publishing tasks.
+    pub broadcast: f64,
+    /// The longest time any accepted client reported for training.
+    pub train: f64,
+    /// From the last task published to the last update taken, without `train`.
+    pub collect: f64,
+    /// Folding, dividing, storing and committing the next global adapter.
+    pub aggregate: f64,
+    /// Waiting for the evaluation of the new global adapter.
+    pub evaluate: f64,
+    /// The whole round.
+    pub total: f64,
+}
+
+/// What happened in one committed round: the value at key `<run>.<round>` of the run bucket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RoundReport {
+    /// Index of the round.
+    pub round: Round,
+    /// Mean held-out loss of the new global adapter, where it was evaluated.
+    pub loss: Option<f64>,
+    /// Held-out accuracy, 0 to 1, likewise.
+    pub accuracy: Option<f64>,
+    /// Mean of the accepted clients' training losses, weighted by examples.
+    pub train_loss: f64,
+    /// Bytes from all clients of the cohort.
+    pub bytes_up: u64,
+    /// Bytes to all clients of the cohort.
+    pub bytes_down: u64,
+    /// Both, split: keys are `up.adapter`, `up.control`, `down.adapter`, `down.backbone`, ...
+    pub bytes_by_kind: BytesByKind,
+    /// The cohort, sorted by name.
+    pub clients: Vec<ClientReport>,
+    /// Where the time went.
+    pub seconds: PhaseSeconds,
+    /// Digest of the new global adapter.
+    pub adapter: Digest,
+}

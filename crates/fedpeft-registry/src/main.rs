@@ -1,0 +1,3 @@
+//! Model and artifact registry service.
+
+fn main() {}

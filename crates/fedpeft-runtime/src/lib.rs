@@ -1,0 +1,1 @@
+//! Training and evaluation sessions on ONNX Runtime.

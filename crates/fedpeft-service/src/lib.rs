@@ -1,0 +1,1 @@
+//! What every service binary shares: configuration, logs, health and metrics endpoints, shutdown.

@@ -1,0 +1,1 @@
+//! Cohort sampling and order-independent aggregation.

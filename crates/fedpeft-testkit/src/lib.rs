@@ -1,0 +1,1 @@
+//! Test harness: a real nats-server, located assets, temporary stores.

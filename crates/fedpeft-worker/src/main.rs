@@ -1,0 +1,3 @@
+//! Client worker: trains and evaluates adapters on local data.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Development tasks: assets, demo, tests.
+
+fn main() {}
