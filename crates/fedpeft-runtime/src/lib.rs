@@ -1,1 +1,3 @@
 //! Training and evaluation sessions on ONNX Runtime.
+
+pub mod kernels;
