@@ -1,3 +1,48 @@
-//! The fedpeft command line.
+//! The fedpeft command line: thin commands over the libraries, one file per group in [`commands`].
 
-fn main() {}
+mod commands;
+mod output;
+
+use std::{io::Write as _, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use output::one_line;
+
+/// Federated parameter-efficient fine-tuning of frozen backbones.
+#[derive(Debug, Parser)]
+#[command(name = "fedpeft", version, propagate_version = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  fedpeft artifacts inspect artifacts
+  fedpeft completions bash > /etc/bash_completion.d/fedpeft";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build and inspect training artifacts.
+    #[command(subcommand)]
+    Artifacts(commands::artifacts::Command),
+    /// Print a completion script for a shell.
+    Completions(commands::completions::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Artifacts(command) => commands::artifacts::run(command),
+        Command::Completions(args) => commands::completions::run::<Cli>(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe went away (`fedpeft ... | head`): nobody is left to tell.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {}", one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

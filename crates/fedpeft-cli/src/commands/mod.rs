@@ -1,0 +1,4 @@
+//! One file per group of commands.
+
+pub mod artifacts;
+pub mod completions;

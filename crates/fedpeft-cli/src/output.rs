@@ -1,0 +1,124 @@
+//! What the commands print: tables and numbers for people, JSON for programs.
+
+use std::{fmt, io::Write as _};
+
+use anyhow::Result;
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+/// Whom the output is for.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Output {
+    /// Print one JSON document instead of tables and sentences.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Output {
+    /// Prints `value` as JSON, or what `human` makes of it.
+    pub fn show<T: Serialize, H: fmt::Display>(self, value: &T, human: impl FnOnce(&T) -> H) -> Result<()> {
+        if self.json { print(serde_json::to_string_pretty(value)?) } else { print(human(value)) }
+    }
+}
+
+/// Prints one text and a line end to the standard output.
+pub fn print(text: impl fmt::Display) -> Result<()> {
+    Ok(writeln!(std::io::stdout().lock(), "{text}")?)
+}
+
+/// The error and its causes on one line. A cause that its parent already quotes is not repeated.
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Whether the error is that the reader of our output went away.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
+    error.downcast_ref::<std::io::Error>().is_some_and(kind)
+}
+
+/// An empty table: no borders, a rule under the header. Columns of `numbers` are aligned to the right.
+pub fn table(header: &[&str], numbers: impl IntoIterator<Item = usize>) -> Table {
+    let mut table = Table::new();
+    let rule = comfy_table::LineStyle::none().fill('─').junction('─');
+    table.load_style(presets::NOTHING.header_separator(rule)).set_header(header.iter().copied());
+    for index in numbers {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// Bytes for people: `221.3 KiB`.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// An integer in groups of three digits: `85,875,556`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A share for people: `0.19 %`.
+pub fn percent(share: f64) -> String {
+    format!("{:.2} %", share * 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1024), "1.0 KiB");
+        assert_eq!(bytes(327 << 20), "327.0 MiB");
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(85_875_556), "85,875,556");
+        assert_eq!(percent(0.0123), "1.23 %");
+    }
+
+    #[test]
+    fn errors_are_one_line_and_quote_nothing_twice() {
+        let inner = anyhow::anyhow!("no such\nfile");
+        let error = inner.context("reading x: no such\nfile").context("run.toml");
+        assert_eq!(one_line(&error), "run.toml: reading x: no such file");
+    }
+
+    #[test]
+    fn tables_have_a_header_and_a_rule() {
+        let mut table = table(&["name", "count"], [1]);
+        table.add_row(["a", "1"]);
+        let lines: Vec<String> = table.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines[1].contains('─'));
+    }
+}
