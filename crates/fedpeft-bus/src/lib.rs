@@ -1,1 +1,32 @@
-//! NATS and JetStream: streams, blobs, key-value records, services, measured bytes.
+//! NATS and JetStream behind one handle, the [`Bus`]: tasks, updates and events as durable streams, blobs
+//! by digest, typed records with compare-and-set, request-reply services. Every publish and every delivery
+//! says how many bytes it took ([`Measured`]).
+//!
+//! A broker that goes away is normal: the connection comes back by itself, consumers are recreated where
+//! they stopped, and publishes are repeated under one deduplication id until the broker has stored them.
+
+mod blobs;
+mod connect;
+mod error;
+mod events;
+mod follow;
+mod measure;
+mod publish;
+mod records;
+#[cfg(feature = "local-server")]
+pub mod server;
+mod service;
+mod tasks;
+mod topology;
+mod updates;
+
+pub use blobs::Stored;
+pub use connect::{Bus, BusConfig};
+pub use error::{ApiError, BusError};
+pub use events::Events;
+pub use measure::Measured;
+pub use records::{Change, Entry, Lease, Records, Revision, Watch};
+pub use service::Service;
+pub use tasks::{TaskDelivery, Tasks};
+pub use topology::{CLIENT_TTL, LEASE_TTL};
+pub use updates::{UpdateDelivery, Updates};

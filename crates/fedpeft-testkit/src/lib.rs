@@ -1,1 +1,9 @@
-//! Test harness: a real nats-server, located assets, temporary stores.
+//! Test harness: located assets, a real `nats-server`, built service binaries.
+
+mod assets;
+mod binary;
+mod nats;
+
+pub use assets::{Assets, MissingAsset, assets};
+pub use binary::{MissingBinary, locate_binary};
+pub use nats::NatsServer;

@@ -1,0 +1,217 @@
+//! Storing blobs.
+
+use std::{collections::VecDeque, path::Path, time::Duration};
+
+use async_nats::{
+    HeaderMap,
+    header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_ROLLUP},
+    jetstream::{
+        context::{PublishAckFuture, PublishError, PublishErrorKind},
+        stream::Stream,
+    },
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE};
+use bytes::Bytes;
+use fedpeft_protocol::{Digest, subject};
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::{CHUNK, Stored, chunk_subject, meta_sequence, meta_subject, stream_name};
+use crate::{Bus, BusError, Measured};
+
+/// Chunks on their way at once: 2 MiB keeps a fast link busy and no broker's buffers full.
+const WINDOW: usize = 16;
+/// An upload that a lost connection broke begins anew: chunks may be missing in its middle.
+const ATTEMPTS: u32 = 5;
+
+impl Bus {
+    /// Stores `bytes` under their digest, unless they are stored already.
+    pub async fn put_blob(&self, bytes: Bytes) -> Result<Stored, BusError> {
+        let digest = Digest::of(&bytes);
+        self.put(digest, bytes.len() as u64, |_| {}, async || Ok(std::io::Cursor::new(bytes.clone()))).await
+    }
+
+    /// Stores a file under its digest, unless it is stored already. `progress` is told the bytes of the file
+    /// that are safe so far.
+    pub async fn put_blob_file(&self, path: &Path, progress: impl FnMut(u64)) -> Result<Stored, BusError> {
+        let failed = |source| BusError::file(path, source);
+        let (digest, size) = digest_of_file(path).await.map_err(failed)?;
+        self.put(digest, size, progress, async || tokio::fs::File::open(path).await.map_err(failed)).await
+    }
+
+    async fn put<R: AsyncRead + Unpin>(
+        &self,
+        digest: Digest,
+        size: u64,
+        mut progress: impl FnMut(u64),
+        open: impl AsyncFn() -> Result<R, BusError>,
+    ) -> Result<Stored, BusError> {
+        let mut measured = Measured::default();
+        let mut pause = Duration::from_millis(200);
+        for attempt in 1.. {
+            if self.blob_info(&digest).await?.is_some() {
+                progress(size);
+                break;
+            }
+            let upload =
+                Upload { bus: self, digest, nuid: new_nuid(self), stream: self.blob_stream().await? };
+            match upload.run(open().await?, size, &mut progress, &mut measured).await {
+                Ok(()) => break,
+                Err(error @ (BusError::Corrupt { .. } | BusError::File { .. })) => {
+                    upload.discard().await;
+                    return Err(error);
+                }
+                Err(error) => {
+                    upload.discard().await;
+                    if attempt == ATTEMPTS {
+                        return Err(error);
+                    }
+                    tracing::warn!(%error, %digest, attempt, "blob upload broken, beginning anew");
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+            }
+        }
+        Ok(Stored { digest, size, measured })
+    }
+
+    pub(super) async fn blob_stream(&self) -> Result<Stream, BusError> {
+        let stream = self.js.get_stream(stream_name()).await;
+        stream.map_err(|error| BusError::broker("opening the blob store", error))
+    }
+}
+
+/// Object stores name the chunks of one upload by a unique token; the client's inbox ends in one.
+fn new_nuid(bus: &Bus) -> String {
+    let inbox = bus.client.new_inbox();
+    inbox.rsplit('.').next().unwrap_or_default().to_owned()
+}
+
+async fn digest_of_file(path: &Path) -> std::io::Result<(Digest, u64)> {
+    let path = path.to_owned();
+    let hashing = tokio::task::spawn_blocking(move || {
+        let file = std::fs::File::open(path)?;
+        let size = file.metadata()?.len();
+        Ok((Digest::of_reader(file)?, size))
+    });
+    hashing.await.map_err(std::io::Error::other)?
+}
+
+struct Upload<'a> {
+    bus: &'a Bus,
+    digest: Digest,
+    nuid: String,
+    stream: Stream,
+}
+
+impl Upload<'_> {
+    async fn run(
+        &self,
+        mut reader: impl AsyncRead + Unpin,
+        size: u64,
+        progress: &mut impl FnMut(u64),
+        measured: &mut Measured,
+    ) -> Result<(), BusError> {
+        let meta_before = meta_sequence(&self.stream, &self.digest).await?;
+        let chunk_size = CHUNK.min(self.bus.max_payload());
+        let subject = chunk_subject(&self.nuid);
+        let mut hasher = Sha256::new();
+        let mut in_flight: VecDeque<(PublishAckFuture, usize)> = VecDeque::with_capacity(WINDOW);
+        let (mut sent, mut safe, mut chunks) = (0u64, 0u64, 0u64);
+        loop {
+            let chunk = read_chunk(&mut reader, chunk_size).await.map_err(|error| {
+                BusError::broker(format!("reading blob {} to store it", self.digest), error)
+            })?;
+            let last = chunk.is_empty();
+            while in_flight.len() >= WINDOW || (last && !in_flight.is_empty()) {
+                let Some((ack, length)) = in_flight.pop_front() else { break };
+                ack.await.map_err(|error| self.failed(&error))?;
+                safe += length as u64;
+                progress(safe);
+            }
+            if last {
+                break;
+            }
+            hasher.update(&chunk);
+            (sent, chunks) = (sent + chunk.len() as u64, chunks + 1);
+            *measured += Measured::of(&subject, None, chunk.len());
+            let length = chunk.len();
+            let ack = self.bus.js.publish(subject.clone(), chunk).await;
+            in_flight.push_back((ack.map_err(|error| self.failed(&error))?, length));
+        }
+        let got = Digest::from_bytes(hasher.finalize().into());
+        if got != self.digest || sent != size {
+            let reason = "the file changed while it was being stored".to_owned();
+            return Err(BusError::Corrupt { digest: self.digest, reason });
+        }
+        self.commit(size, chunks, meta_before, measured).await
+    }
+
+    /// Writes the metadata, which makes the blob visible. Of two concurrent uploads of one blob, one wins,
+    /// and the other takes its own chunks back.
+    async fn commit(
+        &self,
+        size: u64,
+        chunks: u64,
+        meta_before: u64,
+        measured: &mut Measured,
+    ) -> Result<(), BusError> {
+        let meta = serde_json::json!({
+            "name": self.digest.to_string(),
+            "bucket": subject::BLOB_BUCKET,
+            "nuid": self.nuid,
+            "size": size,
+            "chunks": chunks,
+            "digest": format!("SHA-256={}", URL_SAFE.encode(self.digest.as_bytes())),
+            "options": {"max_chunk_size": CHUNK},
+        });
+        let body = Bytes::from(meta.to_string());
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_ROLLUP, "sub");
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, meta_before.to_string());
+        let subject = meta_subject(&self.digest);
+        *measured += Measured::of(&subject, Some(&headers), body.len());
+        let acknowledged = match self.bus.js.publish_with_headers(subject, headers, body).await {
+            Ok(ack) => ack.await.map(|_| ()),
+            Err(error) => Err(error),
+        };
+        match acknowledged {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
+                self.discard().await;
+                Ok(())
+            }
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    /// Takes back the chunks of an upload, unless it turns out to have been committed after all.
+    async fn discard(&self) {
+        let ours = match self.bus.blob_info(&self.digest).await {
+            Ok(info) => info.is_some_and(|info| info.nuid == self.nuid),
+            // Not knowing is no licence to delete: orphaned chunks cost space, lost ones cost a blob.
+            Err(_) => true,
+        };
+        if ours {
+            return;
+        }
+        if let Err(error) = self.stream.purge().filter(chunk_subject(&self.nuid)).await {
+            tracing::warn!(%error, digest = %self.digest, "chunks of a broken upload stay behind");
+        }
+    }
+
+    fn failed(&self, error: &PublishError) -> BusError {
+        let what = format!("storing blob {}", self.digest);
+        match error.kind() {
+            PublishErrorKind::TimedOut => BusError::Timeout { what },
+            _ => BusError::broker(what, error),
+        }
+    }
+}
+
+/// Up to `size` bytes; fewer only at the end.
+async fn read_chunk(reader: &mut (impl AsyncRead + Unpin), size: usize) -> std::io::Result<Bytes> {
+    let mut chunk = Vec::with_capacity(size);
+    reader.take(size as u64).read_to_end(&mut chunk).await?;
+    Ok(chunk.into())
+}

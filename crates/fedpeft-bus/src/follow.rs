@@ -1,0 +1,159 @@
+//! Reading a stream from a position, without gaps, for ever.
+//!
+//! Pull consumers have been seen to stop after a reconnect, and ephemeral ones vanish with a restarted
+//! broker. So the position is kept here, and whenever the consumer errs, skips or falls silent it is
+//! replaced by a new one that starts after the last message seen.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    Message,
+    consumer::{AckPolicy, DeliverPolicy, pull},
+};
+use futures::StreamExt;
+
+use crate::{Bus, BusError};
+
+/// A consumer without a message for this long is replaced: cheap, and no stall is longer than this.
+const SILENCE: Duration = Duration::from_secs(60);
+/// The broker says so often that an idle consumer is alive; two missing beats replace it.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// The broker forgets a consumer that was abandoned for this long.
+const INACTIVE: Duration = Duration::from_secs(60);
+
+/// Where to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum From {
+    /// At the first stored message.
+    First,
+    /// After the last stored message.
+    Now,
+    /// At the newest stored message of every subject.
+    LastOfEach,
+}
+
+pub(crate) struct Follow {
+    bus: Bus,
+    stream: String,
+    filter: String,
+    from: From,
+    /// Messages pulled at once: the memory a slow reader can pin.
+    batch: usize,
+    /// Stream sequence of the last message seen, or of the one before the first to be delivered.
+    position: Option<u64>,
+    open: Option<Open>,
+    pause: Duration,
+}
+
+struct Open {
+    messages: pull::Stream,
+    delivered: u64,
+}
+
+/// One message and its place.
+pub(crate) struct Followed {
+    pub message: Message,
+    pub sequence: u64,
+    /// Messages stored after this one.
+    pub pending: u64,
+}
+
+impl Follow {
+    /// Opens the consumer at once, so that a caller that publishes next misses nothing.
+    pub async fn start(
+        bus: &Bus,
+        stream: impl Into<String>,
+        filter: String,
+        from: From,
+        batch: usize,
+    ) -> Result<Self, BusError> {
+        let mut follow = Self {
+            bus: bus.clone(),
+            stream: stream.into(),
+            filter,
+            from,
+            batch,
+            position: None,
+            open: None,
+            pause: Duration::ZERO,
+        };
+        follow.open = Some(follow.open().await?);
+        Ok(follow)
+    }
+
+    /// Messages that were stored when the consumer was opened and are still to come.
+    pub async fn next(&mut self) -> Followed {
+        loop {
+            if self.open.is_none() {
+                tokio::time::sleep(self.pause).await;
+                match self.open().await {
+                    Ok(open) => self.open = Some(open),
+                    Err(error) => {
+                        self.pause =
+                            (self.pause * 2).clamp(Duration::from_millis(50), Duration::from_secs(2));
+                        tracing::debug!(%error, stream = self.stream, "consumer not recreated yet");
+                        continue;
+                    }
+                }
+            }
+            let Some(open) = &mut self.open else { continue };
+            let trouble = match tokio::time::timeout(SILENCE, open.messages.next()).await {
+                Ok(Some(Ok(message))) => {
+                    match message.info().map(|i| (i.consumer_sequence, i.stream_sequence, i.pending)) {
+                        Ok((delivered, sequence, pending)) if delivered == open.delivered + 1 => {
+                            open.delivered = delivered;
+                            self.position = Some(sequence);
+                            self.pause = Duration::ZERO;
+                            return Followed { message, sequence, pending };
+                        }
+                        Ok(_) => "a message was skipped".to_owned(),
+                        Err(error) => error.to_string(),
+                    }
+                }
+                Ok(Some(Err(error))) => error.to_string(),
+                Ok(None) => "the subscription ended".to_owned(),
+                Err(_) => "no message for a while".to_owned(),
+            };
+            tracing::debug!(stream = self.stream, trouble, "recreating consumer");
+            self.open = None;
+        }
+    }
+
+    async fn open(&mut self) -> Result<Open, BusError> {
+        let what = || format!("reading stream {}", self.stream);
+        let deliver_policy = match (self.position, self.from) {
+            (Some(position), _) => DeliverPolicy::ByStartSequence { start_sequence: position + 1 },
+            (None, From::First) => DeliverPolicy::All,
+            (None, From::Now) => DeliverPolicy::New,
+            (None, From::LastOfEach) => DeliverPolicy::LastPerSubject,
+        };
+        let config = pull::Config {
+            deliver_policy,
+            ack_policy: AckPolicy::None,
+            filter_subject: self.filter.clone(),
+            inactive_threshold: INACTIVE,
+            memory_storage: true,
+            num_replicas: 1,
+            ..Default::default()
+        };
+        let consumer = self
+            .bus
+            .js
+            .create_consumer_on_stream(config, self.stream.as_str())
+            .await
+            .map_err(|error| BusError::broker(what(), error))?;
+        if self.position.is_none() && self.from == From::Now {
+            // Without this, a consumer lost before its first message would come back after messages it missed.
+            self.position = Some(consumer.cached_info().delivered.stream_sequence);
+        }
+        let messages = consumer
+            .stream()
+            .max_messages_per_batch(self.batch)
+            .heartbeat(HEARTBEAT)
+            .expires(HEARTBEAT * 6)
+            .messages()
+            .await
+            .map_err(|error| BusError::broker(what(), error))?;
+        Ok(Open { messages, delivered: 0 })
+    }
+}

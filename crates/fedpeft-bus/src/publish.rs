@@ -1,0 +1,83 @@
+//! Durable publishing: repeated under one deduplication id until the broker has stored the message.
+
+use std::time::Duration;
+
+use async_nats::{HeaderMap, jetstream::context::PublishErrorKind};
+use bytes::Bytes;
+use fedpeft_protocol::{PROTOCOL_VERSION, subject, wire};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::Instant;
+
+use crate::{Bus, BusError, Measured, measure::header_bytes};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Headers and body of a message in MessagePack.
+pub(crate) fn encode<T: Serialize>(what: &str, message: &T) -> Result<(HeaderMap, Bytes), BusError> {
+    let format = wire::Format::MessagePack;
+    let body = format.encode(message).map_err(|error| BusError::wire(what, error))?;
+    let mut headers = HeaderMap::new();
+    headers.insert(subject::CONTENT_TYPE, format.content_type());
+    headers.insert(subject::VERSION_HEADER, PROTOCOL_VERSION.to_string());
+    Ok((headers, body.into()))
+}
+
+/// Decodes a message of this protocol version; a header that declares another one is believed before the
+/// body is looked at, for the body of another version may have any shape.
+pub(crate) fn decode<T: DeserializeOwned>(
+    headers: Option<&HeaderMap>,
+    body: &[u8],
+) -> Result<T, wire::WireError> {
+    let header = |name: &str| headers.and_then(|all| all.get(name)).map(|value| value.as_str());
+    if let Some(got) = header(subject::VERSION_HEADER).and_then(|text| text.trim().parse().ok()) {
+        wire::check_version(got)?;
+    }
+    wire::Format::from_content_type(header(subject::CONTENT_TYPE))?.decode(body)
+}
+
+impl Bus {
+    /// Publishes to a stream and waits until the broker has stored it, for as long as `patience`.
+    pub(crate) async fn publish_durably(
+        &self,
+        what: &str,
+        subject: String,
+        headers: HeaderMap,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<Measured, BusError> {
+        self.check_size(what, header_bytes(&headers) + body.len())?;
+        let measured = Measured::of(&subject, Some(&headers), body.len());
+        let give_up = Instant::now() + patience;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let published =
+                self.js.publish_with_headers(subject.clone(), headers.clone(), body.clone()).await;
+            let error = match published {
+                Ok(ack) => match ack.await {
+                    Ok(_) => return Ok(measured),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            if error.kind() == PublishErrorKind::MaxPayloadExceeded {
+                return Err(BusError::broker(what, error));
+            }
+            if Instant::now() + pause > give_up {
+                return Err(match error.kind() {
+                    PublishErrorKind::TimedOut => BusError::Timeout { what: what.into() },
+                    _ => BusError::broker(what, error),
+                });
+            }
+            tracing::debug!(%error, what, "publishing again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// An oversized message breaks the connection, so it is refused here by name.
+    pub(crate) fn check_size(&self, what: &str, size: usize) -> Result<(), BusError> {
+        let limit = self.max_payload();
+        if size <= limit { Ok(()) } else { Err(BusError::MessageTooLarge { what: what.into(), size, limit }) }
+    }
+}

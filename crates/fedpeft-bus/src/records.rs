@@ -1,0 +1,417 @@
+//! Records: typed values in key-value buckets, changed by compare-and-set on their revision.
+
+use std::{marker::PhantomData, time::Duration};
+
+use async_nats::jetstream::{
+    consumer::{AckPolicy, DeliverPolicy, pull},
+    kv::{self, CreateErrorKind, EntryErrorKind, Operation, UpdateErrorKind},
+};
+use bytes::Bytes;
+use fedpeft_protocol::{
+    model::ModelVersion, presence::Presence, round::RoundReport, run::RunRecord, subject, wire::Format,
+};
+use futures::StreamExt;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    Bus, BusError,
+    follow::{self, Follow},
+};
+
+/// Place of a value in its bucket's history; a compare-and-set names the one it replaces.
+pub type Revision = u64;
+
+/// Who runs a run at the moment: the value of the lease bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Name of the process.
+    pub owner: String,
+}
+
+/// A record as it was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry<T> {
+    /// Its key.
+    pub key: String,
+    /// Its value.
+    pub value: T,
+    /// Its revision.
+    pub revision: Revision,
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change<T> {
+    /// It is now this.
+    Put(Entry<T>),
+    /// The record at this key was deleted.
+    Deleted(String),
+}
+
+impl Bus {
+    /// State of runs, key `<run>`.
+    pub async fn runs(&self) -> Result<Records<RunRecord>, BusError> {
+        self.records(subject::RUN_BUCKET).await
+    }
+
+    /// Reports of committed rounds, key `<run>.<round>`.
+    pub async fn round_reports(&self) -> Result<Records<RoundReport>, BusError> {
+        self.records(subject::RUN_BUCKET).await
+    }
+
+    /// Published models, key `<name>.<version>`.
+    pub async fn models(&self) -> Result<Records<ModelVersion>, BusError> {
+        self.records(subject::MODEL_BUCKET).await
+    }
+
+    /// Present clients, key `<client>`; they vanish [`crate::CLIENT_TTL`] after their last renewal.
+    pub async fn clients(&self) -> Result<Records<Presence>, BusError> {
+        self.records(subject::CLIENT_BUCKET).await
+    }
+
+    /// Ownership of runs, key `<run>`; it vanishes [`crate::LEASE_TTL`] after its last renewal.
+    pub async fn leases(&self) -> Result<Records<Lease>, BusError> {
+        self.records(subject::LEASE_BUCKET).await
+    }
+
+    async fn records<T>(&self, bucket: &'static str) -> Result<Records<T>, BusError> {
+        let store = self.js.get_key_value(bucket).await;
+        let store = store.map_err(|error| BusError::broker(format!("opening bucket {bucket}"), error))?;
+        Ok(Records { bus: self.clone(), bucket, store, value: PhantomData })
+    }
+}
+
+/// The records of one type in one bucket.
+pub struct Records<T> {
+    bus: Bus,
+    bucket: &'static str,
+    store: kv::Store,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Records<T> {
+    fn clone(&self) -> Self {
+        Self { bus: self.bus.clone(), bucket: self.bucket, store: self.store.clone(), value: PhantomData }
+    }
+}
+
+/// Operations that are safe to repeat are repeated this often when the broker does not answer: a broker
+/// that restarts takes a few seconds.
+const ATTEMPTS: u32 = 6;
+const PAUSE: Duration = Duration::from_millis(500);
+/// Values fetched in one request while listing.
+const BATCH: usize = 256;
+
+impl<T: Serialize + DeserializeOwned> Records<T> {
+    /// The value at `key` and its revision.
+    pub async fn get(&self, key: &str) -> Result<Option<(T, Revision)>, BusError> {
+        match self.stored(key).await? {
+            Some((body, revision)) => Ok(Some((self.decode(key, &body)?, revision))),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes a value where there is none; [`BusError::Conflict`] where there is one.
+    pub async fn create(&self, key: &str, value: &T) -> Result<Revision, BusError> {
+        self.compare_and_set(key, value, None).await
+    }
+
+    /// Replaces the value at `revision`; [`BusError::Conflict`] if it is no longer there.
+    pub async fn update(&self, key: &str, value: &T, revision: Revision) -> Result<Revision, BusError> {
+        self.compare_and_set(key, value, Some(revision)).await
+    }
+
+    /// Writes a value whatever was there.
+    pub async fn put(&self, key: &str, value: &T) -> Result<Revision, BusError> {
+        let body = self.encode(key, value)?;
+        self.repeat(key, async || {
+            self.store.put(key, body.clone()).await.map_err(|error| self.broker("writing", key, error))
+        })
+        .await
+    }
+
+    /// Removes a value; that there is none is fine.
+    pub async fn delete(&self, key: &str) -> Result<(), BusError> {
+        check_key(key)?;
+        self.repeat(key, async || {
+            self.store.purge(key).await.map_err(|error| self.broker("deleting", key, error))
+        })
+        .await
+    }
+
+    /// Keys that begin with the tokens of `prefix` (`run-1` finds `run-1.1`, not `run-10` and not `run-1`
+    /// itself), in order; every key where it is empty.
+    pub async fn keys(&self, prefix: &str) -> Result<Vec<String>, BusError> {
+        Ok(self.fetch(prefix, true).await?.into_iter().map(|(key, ..)| key).collect())
+    }
+
+    /// The records that [`Self::keys`] names, in that order. Unreadable ones are left out with a warning.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<Entry<T>>, BusError> {
+        let fetched = self.fetch(prefix, false).await?;
+        Ok(self.readable_all(fetched))
+    }
+
+    /// The records whose key is a single token: of the run bucket, the runs without their rounds.
+    pub async fn list_top(&self) -> Result<Vec<Entry<T>>, BusError> {
+        let fetched = self
+            .repeat("*", async || self.fetch_once(format!("{}*", self.store.prefix), false).await)
+            .await?;
+        Ok(self.readable_all(fetched))
+    }
+
+    /// Records as they are and as they change: first every present one that [`Self::keys`] would name, then
+    /// each change. A record that expires says nothing.
+    pub async fn watch(&self, prefix: &str) -> Result<Watch<T>, BusError> {
+        let filter = self.filter(prefix)?;
+        let follow =
+            Follow::start(&self.bus, self.store.stream_name.clone(), filter, follow::From::LastOfEach, BATCH)
+                .await?;
+        Ok(Watch { records: self.clone(), follow })
+    }
+
+    async fn stored(&self, key: &str) -> Result<Option<(Bytes, Revision)>, BusError> {
+        check_key(key)?;
+        let entry = self
+            .repeat(key, async || {
+                self.store.entry(key).await.map_err(|error| match error.kind() {
+                    EntryErrorKind::TimedOut => self.timeout("reading", key),
+                    _ => self.broker("reading", key, error),
+                })
+            })
+            .await?;
+        Ok(entry.filter(|entry| entry.operation == Operation::Put).map(|entry| (entry.value, entry.revision)))
+    }
+
+    /// When the broker's answer is lost, the record itself tells whether the write took effect: revisions
+    /// are unique, so a value equal to ours at a newer revision is ours.
+    async fn compare_and_set(
+        &self,
+        key: &str,
+        value: &T,
+        expected: Option<Revision>,
+    ) -> Result<Revision, BusError> {
+        check_key(key)?;
+        let body = self.encode(key, value)?;
+        let mut unanswered = None;
+        for _ in 0..ATTEMPTS {
+            let error = match self.write_at(key, &body, expected).await {
+                Ok(revision) => return Ok(revision),
+                Err(error) => error,
+            };
+            if error.is_conflict() && unanswered.is_none() {
+                return Err(error);
+            }
+            match self.stored(key).await? {
+                Some((found, revision)) if Some(revision) != expected => {
+                    return if found == body { Ok(revision) } else { Err(self.conflict(key)) };
+                }
+                _ if error.is_conflict() => return Err(error),
+                _ => unanswered = Some(error),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Err(unanswered.unwrap_or_else(|| self.conflict(key)))
+    }
+
+    async fn write_at(
+        &self,
+        key: &str,
+        body: &Bytes,
+        expected: Option<Revision>,
+    ) -> Result<Revision, BusError> {
+        match expected {
+            None => self.store.create(key, body.clone()).await.map_err(|error| match error.kind() {
+                CreateErrorKind::AlreadyExists => self.conflict(key),
+                _ => self.broker("writing", key, error),
+            }),
+            Some(revision) => {
+                self.store.update(key, body.clone(), revision).await.map_err(|error| match error.kind() {
+                    UpdateErrorKind::WrongLastRevision => self.conflict(key),
+                    _ => self.broker("writing", key, error),
+                })
+            }
+        }
+    }
+
+    async fn fetch(
+        &self,
+        prefix: &str,
+        headers_only: bool,
+    ) -> Result<Vec<(String, Bytes, Revision)>, BusError> {
+        let filter = self.filter(prefix)?;
+        self.repeat(prefix, async || self.fetch_once(filter.clone(), headers_only).await).await
+    }
+
+    async fn fetch_once(
+        &self,
+        filter: String,
+        headers_only: bool,
+    ) -> Result<Vec<(String, Bytes, Revision)>, BusError> {
+        let failed = |error: &dyn std::fmt::Display| {
+            BusError::broker(format!("listing bucket {}", self.bucket), error.to_string())
+        };
+        let config = pull::Config {
+            deliver_policy: DeliverPolicy::LastPerSubject,
+            ack_policy: AckPolicy::None,
+            filter_subject: filter,
+            headers_only,
+            inactive_threshold: Duration::from_secs(10),
+            memory_storage: true,
+            num_replicas: 1,
+            ..Default::default()
+        };
+        let consumer = self
+            .bus
+            .js
+            .create_consumer_on_stream(config, self.store.stream_name.as_str())
+            .await
+            .map_err(|error| failed(&error))?;
+        let mut found = Vec::new();
+        let mut pending = consumer.cached_info().num_pending;
+        while pending > 0 {
+            let mut batch =
+                consumer.fetch().max_messages(BATCH).messages().await.map_err(|error| failed(&error))?;
+            // Records may expire between counting and fetching: an empty batch ends the list as well.
+            let mut left = 0;
+            while let Some(message) = batch.next().await {
+                let message = message.map_err(|error| failed(&error))?;
+                let info = message.info().map_err(|error| failed(&error))?;
+                left = info.pending;
+                let Some(key) = message.subject.strip_prefix(&self.store.prefix) else { continue };
+                if is_put(&message) {
+                    found.push((key.to_owned(), message.payload.clone(), info.stream_sequence));
+                }
+            }
+            pending = left;
+        }
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(found)
+    }
+
+    fn readable_all(&self, fetched: Vec<(String, Bytes, Revision)>) -> Vec<Entry<T>> {
+        let readable = |(key, body, revision): (String, Bytes, Revision)| self.readable(key, &body, revision);
+        fetched.into_iter().filter_map(readable).collect()
+    }
+
+    fn readable(&self, key: String, body: &[u8], revision: Revision) -> Option<Entry<T>> {
+        match self.decode(&key, body) {
+            Ok(value) => Some(Entry { key, value, revision }),
+            Err(error) => {
+                tracing::warn!(%error, "record skipped");
+                None
+            }
+        }
+    }
+
+    fn filter(&self, prefix: &str) -> Result<String, BusError> {
+        if prefix.is_empty() {
+            return Ok(format!("{}>", self.store.prefix));
+        }
+        check_key(prefix)?;
+        Ok(format!("{}{prefix}.>", self.store.prefix))
+    }
+
+    fn encode(&self, key: &str, value: &T) -> Result<Bytes, BusError> {
+        let what = format!("record {key} of {}", self.bucket);
+        match Format::MessagePack.encode(value) {
+            Ok(body) => {
+                self.bus.check_size(&what, body.len())?;
+                Ok(body.into())
+            }
+            Err(error) => Err(BusError::wire(what, error)),
+        }
+    }
+
+    fn decode(&self, key: &str, body: &[u8]) -> Result<T, BusError> {
+        let decoded = Format::MessagePack.decode(body);
+        decoded.map_err(|error| BusError::wire(format!("record {key} of {}", self.bucket), error))
+    }
+
+    /// Repeats an operation that may be done twice while the broker does not answer.
+    async fn repeat<R>(
+        &self,
+        key: &str,
+        operation: impl AsyncFn() -> Result<R, BusError>,
+    ) -> Result<R, BusError> {
+        for attempt in 1..ATTEMPTS {
+            match operation().await {
+                Err(error @ (BusError::Broker { .. } | BusError::Timeout { .. })) => {
+                    tracing::debug!(%error, key, bucket = self.bucket, attempt, "trying again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+                settled => return settled,
+            }
+        }
+        operation().await
+    }
+
+    fn conflict(&self, key: &str) -> BusError {
+        BusError::Conflict { bucket: self.bucket.into(), key: key.into() }
+    }
+
+    fn timeout(&self, doing: &str, key: &str) -> BusError {
+        BusError::Timeout { what: format!("{doing} record {key} of {}", self.bucket) }
+    }
+
+    fn broker(&self, doing: &str, key: &str, error: impl std::fmt::Display) -> BusError {
+        BusError::broker(format!("{doing} record {key} of {}", self.bucket), error)
+    }
+}
+
+/// Changes of records.
+pub struct Watch<T> {
+    records: Records<T>,
+    follow: Follow,
+}
+
+impl<T: Serialize + DeserializeOwned> Watch<T> {
+    /// The next change. Unreadable records are skipped with a warning. Waits for ever; safe to cancel.
+    pub async fn next(&mut self) -> Change<T> {
+        loop {
+            let next = self.follow.next().await;
+            let message = &next.message;
+            let Some(key) = message.subject.strip_prefix(&self.records.store.prefix) else { continue };
+            if !is_put(message) {
+                return Change::Deleted(key.to_owned());
+            }
+            if let Some(entry) = self.records.readable(key.to_owned(), &message.payload, next.sequence) {
+                return Change::Put(entry);
+            }
+        }
+    }
+}
+
+/// Deletions are messages too, told apart by a header.
+fn is_put(message: &async_nats::Message) -> bool {
+    let headers = message.headers.as_ref();
+    !headers.is_some_and(|headers| {
+        headers.get("KV-Operation").is_some_and(|operation| operation.as_str() != "PUT")
+            || headers.get(async_nats::header::NATS_MARKER_REASON).is_some()
+    })
+}
+
+fn check_key(key: &str) -> Result<(), BusError> {
+    let token = |token: &str| {
+        !token.is_empty() && token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    };
+    if key.split('.').all(token) {
+        Ok(())
+    } else {
+        Err(BusError::Key { key: key.chars().take(80).collect() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_key;
+
+    #[test]
+    fn keys_are_tokens_joined_by_dots() {
+        for good in ["a", "run-1.12", "A_b"] {
+            assert!(check_key(good).is_ok());
+        }
+        for bad in ["", ".", "a.", ".a", "a..b", "*", "a.>", "a b"] {
+            assert!(check_key(bad).is_err(), "{bad:?}");
+        }
+    }
+}

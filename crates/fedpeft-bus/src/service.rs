@@ -1,0 +1,190 @@
+//! Services: request and reply, visible to `nats micro ls`. A service answers in the encoding it was asked
+//! in, so that people can ask in JSON.
+
+use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
+
+use async_nats::{
+    HeaderMap, RequestErrorKind,
+    service::{self, NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE, ServiceExt},
+};
+use fedpeft_protocol::{
+    subject,
+    wire::{Format, WireError},
+};
+use futures::StreamExt;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use crate::{ApiError, Bus, BusError, measure::header_bytes, publish};
+
+/// Requests one endpoint works on at once; more wait.
+const CONCURRENT_REQUESTS: usize = 64;
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A running service. It stops when dropped.
+pub struct Service {
+    inner: service::Service,
+    endpoints: JoinSet<()>,
+    max_payload: usize,
+}
+
+impl Bus {
+    /// Registers a service; its endpoints are added with [`Service::endpoint`].
+    pub async fn service(&self, name: &str, description: &str) -> Result<Service, BusError> {
+        let inner = self
+            .client
+            .service_builder()
+            .description(description)
+            .metadata(HashMap::from([(
+                "protocol".to_owned(),
+                fedpeft_protocol::PROTOCOL_VERSION.to_string(),
+            )]))
+            .start(name, env!("CARGO_PKG_VERSION"))
+            .await
+            .map_err(|error| BusError::broker(format!("registering service {name}"), error))?;
+        Ok(Service { inner, endpoints: JoinSet::new(), max_payload: self.max_payload() })
+    }
+
+    /// Asks an endpoint, for instance `runs.create`.
+    pub async fn request<Req: Serialize, Resp: DeserializeOwned>(
+        &self,
+        endpoint: &str,
+        request: &Req,
+    ) -> Result<Resp, BusError> {
+        let (headers, body) = publish::encode(endpoint, request)?;
+        self.check_size(&format!("request to {endpoint}"), header_bytes(&headers) + body.len())?;
+        let message = async_nats::Request::new().headers(headers).payload(body).timeout(Some(REPLY_TIMEOUT));
+        let reply = self.client.send_request(format!("{}.{endpoint}", subject::API), message).await;
+        let reply = reply.map_err(|error| match error.kind() {
+            RequestErrorKind::NoResponders => {
+                BusError::NoService { endpoint: endpoint.into(), service: serving(endpoint) }
+            }
+            RequestErrorKind::TimedOut => BusError::Timeout { what: format!("asking {endpoint}") },
+            _ => BusError::broker(format!("asking {endpoint}"), error),
+        })?;
+        if let Some(error) = reply.headers.as_ref().and_then(api_error) {
+            return Err(BusError::Api(error));
+        }
+        publish::decode(reply.headers.as_ref(), &reply.payload)
+            .map_err(|error| BusError::wire(format!("reply of {endpoint}"), error))
+    }
+}
+
+impl Service {
+    /// Serves `fedpeft.v1.api.<name>` with `handler`.
+    pub async fn endpoint<Req, Resp, Handler, Reply>(
+        &mut self,
+        name: &str,
+        handler: Handler,
+    ) -> Result<&mut Self, BusError>
+    where
+        Req: DeserializeOwned + Send + 'static,
+        Resp: Serialize + Send + 'static,
+        Handler: Fn(Req) -> Reply + Send + Sync + 'static,
+        Reply: Future<Output = Result<Resp, ApiError>> + Send + 'static,
+    {
+        let mut requests = self
+            .inner
+            .endpoint_builder()
+            .name(name.replace('.', "-"))
+            .add(format!("{}.{name}", subject::API))
+            .await
+            .map_err(|error| BusError::broker(format!("registering endpoint {name}"), error))?;
+        let handler = Arc::new(handler);
+        let slots = Arc::new(Semaphore::new(CONCURRENT_REQUESTS));
+        let (name, max_payload) = (name.to_owned(), self.max_payload);
+        self.endpoints.spawn(async move {
+            // Handlers end with the endpoint: the set aborts them when it is dropped.
+            let mut running = JoinSet::new();
+            while let Some(request) = requests.next().await {
+                while running.try_join_next().is_some() {}
+                let Ok(slot) = slots.clone().acquire_owned().await else { break };
+                let (handler, name) = (handler.clone(), name.clone());
+                running.spawn(async move {
+                    answer(&name, &request, handler.as_ref(), max_payload).await;
+                    drop(slot);
+                });
+            }
+        });
+        Ok(self)
+    }
+
+    /// Takes the service off the bus.
+    pub async fn stop(self) {
+        if let Err(error) = self.inner.stop().await {
+            tracing::debug!(%error, "service was not stopped in order");
+        }
+    }
+}
+
+async fn answer<Req, Resp, Handler, Reply>(
+    name: &str,
+    request: &service::Request,
+    handler: &Handler,
+    max_payload: usize,
+) where
+    Req: DeserializeOwned,
+    Resp: Serialize,
+    Handler: Fn(Req) -> Reply,
+    Reply: Future<Output = Result<Resp, ApiError>>,
+{
+    let reply = match read(&request.message) {
+        Ok((format, message)) => match handler(message).await {
+            Ok(reply) => write(format, &reply, max_payload),
+            Err(error) => Err(error),
+        },
+        Err(error) => Err(ApiError::bad_request(error)),
+    };
+    let sent = match reply {
+        Ok((headers, body)) => request.respond_with_headers(Ok(body.into()), headers).await,
+        Err(error) => {
+            if error.code >= 500 {
+                tracing::error!(endpoint = name, error = error.message, "request failed");
+            } else {
+                tracing::info!(endpoint = name, code = error.code, error = error.message, "request refused");
+            }
+            request
+                .respond(Err(service::error::Error { status: error.message, code: error.code.into() }))
+                .await
+        }
+    };
+    if let Err(error) = sent {
+        tracing::warn!(endpoint = name, %error, "reply not sent");
+    }
+}
+
+fn read<Req: DeserializeOwned>(message: &async_nats::Message) -> Result<(Format, Req), WireError> {
+    let header = message.headers.as_ref().and_then(|headers| headers.get(subject::CONTENT_TYPE));
+    let format = Format::sniff(header.map(|value| value.as_str()), &message.payload)?;
+    // `nats req SUBJECT ""` means a request without arguments.
+    let body =
+        if format == Format::Json && message.payload.is_empty() { b"{}" } else { &message.payload[..] };
+    Ok((format, format.decode(body)?))
+}
+
+fn write<Resp: Serialize>(
+    format: Format,
+    reply: &Resp,
+    max_payload: usize,
+) -> Result<(HeaderMap, Vec<u8>), ApiError> {
+    let body = format.encode(reply).map_err(ApiError::internal)?;
+    let mut headers = HeaderMap::new();
+    headers.insert(subject::CONTENT_TYPE, format.content_type());
+    let size = header_bytes(&headers) + body.len();
+    if size > max_payload {
+        let message = format!("the reply has {size} bytes, the NATS server takes {max_payload}");
+        return Err(ApiError::internal(message));
+    }
+    Ok((headers, body))
+}
+
+fn api_error(headers: &HeaderMap) -> Option<ApiError> {
+    let message = headers.get(NATS_SERVICE_ERROR)?.as_str().to_owned();
+    let code =
+        headers.get(NATS_SERVICE_ERROR_CODE).and_then(|code| code.as_str().parse().ok()).unwrap_or(500);
+    Some(ApiError { code, message })
+}
+
+fn serving(endpoint: &str) -> &'static str {
+    if endpoint.starts_with("models.") { "fedpeft-registry" } else { "fedpeft-aggregator" }
+}

@@ -1,0 +1,163 @@
+//! Tasks: aggregator to client.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    AckKind, Message,
+    consumer::{AckPolicy, DeliverPolicy, pull},
+};
+use fedpeft_protocol::{
+    ClientId, RunId,
+    round::Task,
+    subject,
+    wire::{self, WireError},
+};
+use futures::StreamExt;
+
+use crate::{Bus, BusError, Measured, publish};
+
+/// A task a client neither answers nor renews within this time is delivered again.
+const ACK_WAIT: Duration = Duration::from_secs(30);
+/// A client away for longer than this starts afresh.
+const FORGOTTEN: Duration = Duration::from_secs(7 * 24 * 3600);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Bus {
+    /// Sends `task` to `client`; an older task of the same run is replaced. Publishing one task twice
+    /// within ten minutes stores it once.
+    pub async fn publish_task(&self, task: &Task, client: &ClientId) -> Result<Measured, BusError> {
+        let what = format!("task of round {} of run {} for client {client}", task.round, task.run);
+        let (mut headers, body) = publish::encode(&what, task)?;
+        let id = subject::task_id(&task.run, task.round, client, task.work.name(), task.epoch);
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
+        self.publish_durably(&what, subject::task(&task.run, client), headers, body, PATIENCE).await
+    }
+
+    /// Tasks of `client` in every run: the one in progress when it stopped, then new ones as they come.
+    pub async fn tasks(&self, client: &ClientId) -> Result<Tasks, BusError> {
+        let mut tasks = Tasks { bus: self.clone(), client: client.clone(), messages: None };
+        tasks.messages = Some(tasks.open().await?);
+        Ok(tasks)
+    }
+
+    /// Forgets the tasks of `run` that no client has taken.
+    pub async fn purge_tasks(&self, run: &RunId) -> Result<(), BusError> {
+        let filter = format!("{}.run.{run}.client.*.task", subject::PREFIX);
+        self.purge(subject::TASK_STREAM, filter).await
+    }
+
+    pub(crate) async fn purge(&self, stream: &str, filter: String) -> Result<(), BusError> {
+        let what = format!("purging {filter}");
+        let handle =
+            self.js.get_stream(stream).await.map_err(|error| BusError::broker(what.clone(), error))?;
+        handle.purge().filter(filter).await.map_err(|error| BusError::broker(what, error))?;
+        Ok(())
+    }
+}
+
+/// Tasks of one client, one at a time.
+pub struct Tasks {
+    bus: Bus,
+    client: ClientId,
+    messages: Option<pull::Stream>,
+}
+
+impl Tasks {
+    /// The next task. Waits for ever, through lost connections and restarted brokers. Safe to cancel.
+    pub async fn next(&mut self) -> Result<TaskDelivery, BusError> {
+        let mut pause = Duration::ZERO;
+        loop {
+            let messages = match &mut self.messages {
+                Some(messages) => messages,
+                None => {
+                    tokio::time::sleep(pause).await;
+                    match self.open().await {
+                        Ok(messages) => self.messages.insert(messages),
+                        Err(error) => {
+                            tracing::debug!(%error, client = %self.client, "task consumer not recreated yet");
+                            pause = (pause * 2).clamp(Duration::from_millis(100), Duration::from_secs(2));
+                            continue;
+                        }
+                    }
+                }
+            };
+            match messages.next().await {
+                Some(Ok(message)) => return Ok(TaskDelivery::new(message)),
+                Some(Err(error)) => {
+                    tracing::debug!(%error, client = %self.client, "recreating task consumer");
+                }
+                None => tracing::debug!(client = %self.client, "task consumer ended, recreating it"),
+            }
+            self.messages = None;
+        }
+    }
+
+    /// Creates or finds the durable consumer named after the client.
+    async fn open(&self) -> Result<pull::Stream, BusError> {
+        let what = || format!("waiting for tasks of client {}", self.client);
+        let config = pull::Config {
+            durable_name: Some(self.client.to_string()),
+            filter_subject: subject::tasks_of(&self.client),
+            deliver_policy: DeliverPolicy::LastPerSubject,
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: ACK_WAIT,
+            inactive_threshold: FORGOTTEN,
+            ..Default::default()
+        };
+        let consumer = self
+            .bus
+            .js
+            .create_consumer_on_stream(config, subject::TASK_STREAM)
+            .await
+            .map_err(|error| BusError::broker(what(), error))?;
+        // One at a time: a task pulled ahead would be delivered again while the client still trains.
+        consumer
+            .stream()
+            .max_messages_per_batch(1)
+            .heartbeat(Duration::from_secs(5))
+            .expires(Duration::from_secs(30))
+            .messages()
+            .await
+            .map_err(|error| BusError::broker(what(), error))
+    }
+}
+
+/// A task as it arrived. It is delivered again unless acknowledged within 30 s of the last [`Self::progress`].
+pub struct TaskDelivery {
+    /// The task, or why it cannot be read.
+    pub result: Result<Task, WireError>,
+    /// Its size on the wire.
+    pub measured: Measured,
+    /// Deliveries so far, this one included.
+    pub deliveries: u32,
+    message: Message,
+}
+
+impl TaskDelivery {
+    fn new(message: Message) -> Self {
+        let measured = Measured::of(&message.subject, message.headers.as_ref(), message.payload.len());
+        let result = publish::decode::<Task>(message.headers.as_ref(), &message.payload)
+            .and_then(|task| wire::check_version(task.version).map(|()| task));
+        let deliveries = message.info().ok().and_then(|info| u32::try_from(info.delivered).ok()).unwrap_or(1);
+        Self { result, measured, deliveries, message }
+    }
+
+    /// Done: it is not delivered again.
+    pub async fn ack(&self) -> Result<(), BusError> {
+        self.reply(AckKind::Ack).await
+    }
+
+    /// Still at work: 30 more seconds.
+    pub async fn progress(&self) -> Result<(), BusError> {
+        self.reply(AckKind::Progress).await
+    }
+
+    /// Cannot do it now: deliver it again after `delay`.
+    pub async fn retry(&self, delay: Duration) -> Result<(), BusError> {
+        self.reply(AckKind::Nak(Some(delay))).await
+    }
+
+    async fn reply(&self, kind: AckKind) -> Result<(), BusError> {
+        self.message.ack_with(kind).await.map_err(|error| BusError::broker("acknowledging a task", error))
+    }
+}

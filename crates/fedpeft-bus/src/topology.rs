@@ -1,0 +1,119 @@
+//! The streams and buckets FedPEFT needs. They are created where absent and left alone where present, so
+//! that an operator may create them beforehand with other limits, storage or replicas.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    context::{AccountErrorKind, GetStreamErrorKind},
+    kv, object_store, stream,
+};
+use fedpeft_protocol::subject;
+
+use crate::{Bus, BusError};
+
+/// A client that has not renewed its presence for this long is gone.
+pub const CLIENT_TTL: Duration = Duration::from_secs(15);
+/// An owner that has not renewed its lease for this long has lost its run.
+pub const LEASE_TTL: Duration = Duration::from_secs(10);
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// A client may repeat a publish for this long without being counted twice.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(10 * 60);
+/// Updates and tasks of runs that nobody continues go away by themselves.
+const ABANDONED: Duration = Duration::from_secs(7 * 24 * 3600);
+const EVENTS_KEPT: i64 = 1_000_000;
+
+impl Bus {
+    /// Creates what is absent. Any number of programs may do so at once.
+    pub async fn ensure_topology(&self) -> Result<(), BusError> {
+        self.require_jetstream().await?;
+        for config in streams() {
+            let name = config.name.clone();
+            if self.absent(&name).await? {
+                self.settle(&name, self.js.create_stream(config).await).await?;
+            }
+        }
+        for (bucket, max_age) in [
+            (subject::MODEL_BUCKET, Duration::ZERO),
+            (subject::RUN_BUCKET, Duration::ZERO),
+            (subject::LEASE_BUCKET, LEASE_TTL),
+            (subject::CLIENT_BUCKET, CLIENT_TTL),
+        ] {
+            let name = format!("KV_{bucket}");
+            if self.absent(&name).await? {
+                let config = kv::Config { bucket: bucket.into(), history: 1, max_age, ..Default::default() };
+                self.settle(&name, self.js.create_key_value(config).await).await?;
+            }
+        }
+        let name = format!("OBJ_{}", subject::BLOB_BUCKET);
+        if self.absent(&name).await? {
+            let config = object_store::Config { bucket: subject::BLOB_BUCKET.into(), ..Default::default() };
+            self.settle(&name, self.js.create_object_store(config).await).await?;
+        }
+        Ok(())
+    }
+
+    async fn require_jetstream(&self) -> Result<(), BusError> {
+        let Err(error) = self.js.query_account().await else { return Ok(()) };
+        let what = "querying JetStream";
+        match error.kind() {
+            AccountErrorKind::JetStreamUnavailable | AccountErrorKind::JetStream(_) => {
+                Err(BusError::NoJetStream { server: self.server.to_string() })
+            }
+            AccountErrorKind::TimedOut => Err(BusError::Timeout { what: what.into() }),
+            AccountErrorKind::Other => Err(BusError::broker(what, error)),
+        }
+    }
+
+    async fn absent(&self, stream: &str) -> Result<bool, BusError> {
+        let Err(error) = self.js.get_stream(stream).await else { return Ok(false) };
+        match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.code() == 404 => Ok(true),
+            _ => Err(BusError::broker(format!("looking up stream {stream}"), error)),
+        }
+    }
+
+    /// Creation that failed because another program was faster has succeeded.
+    async fn settle<T, E: std::fmt::Display>(
+        &self,
+        stream: &str,
+        created: Result<T, E>,
+    ) -> Result<(), BusError> {
+        match created {
+            Ok(_) => Ok(()),
+            Err(_) if matches!(self.absent(stream).await, Ok(false)) => Ok(()),
+            Err(error) => Err(BusError::broker(format!("creating stream {stream}"), error)),
+        }
+    }
+}
+
+fn streams() -> [stream::Config; 3] {
+    let base = |name: &str, subjects: &str, description: &str| stream::Config {
+        name: name.into(),
+        subjects: vec![subjects.into()],
+        description: Some(description.into()),
+        duplicate_window: DUPLICATE_WINDOW,
+        ..Default::default()
+    };
+    [
+        stream::Config {
+            // A newer task of one run replaces the older one: no client works on the past.
+            max_messages_per_subject: 1,
+            max_age: ABANDONED,
+            ..base(subject::TASK_STREAM, subject::TASK_SUBJECTS, "FedPEFT: tasks waiting for clients")
+        },
+        stream::Config {
+            max_age: ABANDONED,
+            ..base(
+                subject::UPDATE_STREAM,
+                subject::UPDATE_SUBJECTS,
+                "FedPEFT: updates waiting for the aggregator",
+            )
+        },
+        stream::Config {
+            max_age: 90 * DAY,
+            max_messages: EVENTS_KEPT,
+            ..base(subject::EVENT_STREAM, subject::EVENT_SUBJECTS, "FedPEFT: what happened in runs")
+        },
+    ]
+}

@@ -1,0 +1,92 @@
+//! Updates: client to aggregator. They stay in their stream until the aggregator has committed their round
+//! and purges it, so that an aggregator that starts again folds the open round from its first update.
+
+use std::time::Duration;
+
+use fedpeft_protocol::{
+    ClientId, Round, RunId,
+    round::Update,
+    subject,
+    wire::{self, WireError},
+};
+
+use crate::{
+    Bus, BusError, Measured,
+    follow::{self, Follow},
+    publish,
+};
+
+/// A client keeps trying to deliver its training result for this long.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Updates pulled ahead of the aggregator: they are as large as an adapter.
+const BATCH: usize = 16;
+
+impl Bus {
+    /// Sends a client's update and waits until the broker has stored it. The same update (run, round,
+    /// client and task) is stored once, however often it is published within ten minutes.
+    pub async fn publish_update(
+        &self,
+        run: &RunId,
+        round: Round,
+        client: &ClientId,
+        update: &Update,
+    ) -> Result<Measured, BusError> {
+        let what = format!("update of client {client} for round {round} of run {run}");
+        let (mut headers, body) = publish::encode(&what, update)?;
+        let id = format!("{}/{}", subject::update_id(run, round, client), update.task);
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
+        self.publish_durably(&what, subject::update(run, round, client), headers, body, PATIENCE).await
+    }
+
+    /// Every update of `run`, from the first one stored.
+    pub async fn updates(&self, run: &RunId) -> Result<Updates, BusError> {
+        let filter = subject::updates_of(run);
+        let follow = Follow::start(self, subject::UPDATE_STREAM, filter, follow::From::First, BATCH).await?;
+        Ok(Updates(follow))
+    }
+
+    /// Forgets the updates of a round: it is committed, or nobody will.
+    pub async fn purge_updates(&self, run: &RunId, round: Round) -> Result<(), BusError> {
+        self.purge(subject::UPDATE_STREAM, subject::updates_of_round(run, round)).await
+    }
+}
+
+/// Updates of one run in the order in which the broker stored them.
+pub struct Updates(Follow);
+
+impl Updates {
+    /// The next update. Waits for ever, through lost connections and restarted brokers. Safe to cancel.
+    pub async fn next(&mut self) -> UpdateDelivery {
+        loop {
+            let next = self.0.next().await;
+            let message = &next.message;
+            // Only the stream's own subjects arrive here, but their tokens may be no identifiers.
+            let Some((run, round, client)) = subject::parse_update(&message.subject) else {
+                tracing::warn!(subject = %message.subject, "update with a malformed subject ignored");
+                continue;
+            };
+            let headers = message.headers.as_ref();
+            let update = publish::decode::<Update>(headers, &message.payload)
+                .and_then(|update| wire::check_version(update.version).map(|()| update));
+            let measured = Measured::of(&message.subject, headers, message.payload.len());
+            return UpdateDelivery { run, round, client, update, measured, sequence: next.sequence };
+        }
+    }
+}
+
+/// An update as it arrived.
+#[derive(Debug)]
+pub struct UpdateDelivery {
+    /// Run, from the subject.
+    pub run: RunId,
+    /// Round, from the subject.
+    pub round: Round,
+    /// Client, from the subject.
+    pub client: ClientId,
+    /// The update, or why it cannot be read.
+    pub update: Result<Update, WireError>,
+    /// Its size on the wire.
+    pub measured: Measured,
+    /// Its place in the stream.
+    pub sequence: u64,
+}
