@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{
-    AckKind, Message,
-    consumer::{AckPolicy, DeliverPolicy, pull},
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        AckKind, Message,
+        consumer::{AckPolicy, DeliverPolicy, pull},
+    },
 };
+use bytes::Bytes;
 use fedpeft_protocol::{
     ClientId, RunId,
     round::Task,
@@ -26,11 +30,14 @@ impl Bus {
     /// Sends `task` to `client`; an older task of the same run is replaced. Publishing one task twice
     /// within ten minutes stores it once.
     pub async fn publish_task(&self, task: &Task, client: &ClientId) -> Result<Measured, BusError> {
-        let what = format!("task of round {} of run {} for client {client}", task.round, task.run);
-        let (mut headers, body) = publish::encode(&what, task)?;
-        let id = subject::task_id(&task.run, task.round, client, task.work.name(), task.epoch);
-        headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
+        let (what, headers, body) = message(task, client)?;
         self.publish_durably(&what, subject::task(&task.run, client), headers, body, PATIENCE).await
+    }
+
+    /// What [`Self::publish_task`] takes, without sending.
+    pub fn measure_task(&self, task: &Task, client: &ClientId) -> Result<Measured, BusError> {
+        let (_, headers, body) = message(task, client)?;
+        Ok(Measured::of(&subject::task(&task.run, client), Some(&headers), body.len()))
     }
 
     /// Tasks of `client` in every run: the one in progress when it stopped, then new ones as they come.
@@ -53,6 +60,15 @@ impl Bus {
         handle.purge().filter(filter).await.map_err(|error| BusError::broker(what, error))?;
         Ok(())
     }
+}
+
+/// A task's name for errors, its headers and its body.
+fn message(task: &Task, client: &ClientId) -> Result<(String, HeaderMap, Bytes), BusError> {
+    let what = format!("task of round {} of run {} for client {client}", task.round, task.run);
+    let (mut headers, body) = publish::encode(&what, task)?;
+    let id = subject::task_id(&task.run, task.round, client, task.work.name(), task.epoch);
+    headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
+    Ok((what, headers, body))
 }
 
 /// Tasks of one client, one at a time.

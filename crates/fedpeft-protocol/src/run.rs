@@ -316,8 +316,14 @@ pub struct RunRecord {
 pub struct OpenRound {
     /// Index of the round.
     pub round: Round,
+    /// Fencing token under which it was opened. Its tasks and updates carry it, whoever owns the run later.
+    #[serde(default)]
+    pub epoch: Epoch,
     /// The sampled clients.
     pub cohort: Vec<ClientId>,
+    /// Examples that each of the cohort declared, in its order: the most its update may weigh.
+    #[serde(default)]
+    pub examples: Vec<u64>,
     /// When it was opened, in milliseconds since the Unix epoch.
     pub opened_ms: u64,
 }
