@@ -1,3 +1,29 @@
 //! Training and evaluation sessions on ONNX Runtime.
+//!
+//! [`Runtime`] loads the library, [`ArtifactFolder`] checks a folder against its manifest, and [`Trainer`]
+//! trains and evaluates the adapter of that folder on one [`Device`]. On the processor, gradients and
+//! optimizer steps run on the fused [`kernels`]. This crate knows no network.
 
+mod adapter;
+mod artifacts;
+mod device;
+mod error;
+mod examples;
+mod graph;
 pub mod kernels;
+mod library;
+mod operators;
+mod optimizer;
+mod order;
+mod session;
+mod trainer;
+
+pub use artifacts::ArtifactFolder;
+pub use device::{ChosenDevice, Device, UnknownDevice};
+pub use error::RuntimeError;
+pub use examples::{Examples, InMemory};
+pub use library::Runtime;
+pub use operators::DOMAIN as OPERATOR_DOMAIN;
+pub use order::OrderSeed;
+pub use session::{Kernels, SessionOptions};
+pub use trainer::{Evaluated, Optimizer, Stepped, Trained, Trainer};

@@ -1,0 +1,119 @@
+//! What can go wrong between an artifact folder and a trained adapter.
+
+use std::path::PathBuf;
+
+use crate::{ChosenDevice, Device};
+
+/// A session that cannot be made or run.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// No ONNX Runtime library was found.
+    #[error(
+        "ONNX Runtime is not found ({searched}): run `cargo xtask assets`, or name libonnxruntime.so 1.22 or newer with --ort-lib or FEDPEFT_ORT_LIB"
+    )]
+    LibraryNotFound {
+        /// Where it was looked for.
+        searched: String,
+    },
+    /// The file is not a usable ONNX Runtime library.
+    #[error(
+        "ONNX Runtime cannot be loaded from {path}: {reason}; name libonnxruntime.so 1.22 or newer with --ort-lib or FEDPEFT_ORT_LIB",
+        path = path.display()
+    )]
+    Library {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A process can load one library, and has loaded another.
+    #[error("ONNX Runtime is already loaded from {loaded}; start another process to use {asked}", loaded = loaded.display(), asked = asked.display())]
+    AlreadyLoaded {
+        /// The library in use.
+        loaded: PathBuf,
+        /// The library asked for.
+        asked: PathBuf,
+    },
+    /// The device cannot be used.
+    #[error(
+        "device {device} cannot be used: {reason}; use --device cpu, or an ONNX Runtime library with CUDA on a machine with an NVIDIA GPU"
+    )]
+    Device {
+        /// The device asked for.
+        device: Device,
+        /// Why.
+        reason: String,
+    },
+    /// A file of the artifact folder is missing, or is not what the manifest says.
+    #[error("artifact file {path}: {reason}", path = path.display())]
+    Artifact {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// ONNX Runtime refused a graph.
+    #[error("{graph} cannot be used on {device}: {reason}")]
+    Graph {
+        /// File name of the graph.
+        graph: String,
+        /// Device it was to run on.
+        device: ChosenDevice,
+        /// Why.
+        reason: String,
+    },
+    /// ONNX Runtime failed while it ran a graph or moved a tensor.
+    #[error("ONNX Runtime failed: {0}")]
+    Run(String),
+    /// The values do not fit the artifacts' adapter.
+    #[error("the adapter has {got} values, these artifacts need {expected}")]
+    Adapter {
+        /// Values given.
+        got: usize,
+        /// Values needed.
+        expected: usize,
+    },
+    /// The examples cannot be read.
+    #[error("examples cannot be read: {0}")]
+    Examples(String),
+    /// There is nothing to train or evaluate on.
+    #[error("there are no examples")]
+    NoExamples,
+    /// The loss is no number any more.
+    #[error("training diverged: the loss is {loss} at step {step}; lower the learning rate")]
+    Diverged {
+        /// The optimizer step, counted from 1.
+        step: u64,
+        /// NaN or infinity.
+        loss: f32,
+    },
+    /// The caller asked to stop.
+    #[error("stopped on request")]
+    Stopped,
+}
+
+/// ONNX Runtime's messages span lines and can be pages long; ours are one line.
+pub(crate) fn one_line(message: impl std::fmt::Display) -> String {
+    const LONGEST: usize = 300;
+    let text = message.to_string();
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line,
+    }
+}
+
+impl From<ort::Error> for RuntimeError {
+    fn from(error: ort::Error) -> Self {
+        Self::Run(one_line(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn messages_become_one_short_line() {
+        assert_eq!(super::one_line("a\n  b\tc\n"), "a b c");
+        assert_eq!(super::one_line("é".repeat(1000)).chars().count(), 303);
+    }
+}

@@ -1,0 +1,81 @@
+//! Making a session from a graph of the artifact folder.
+
+use fedpeft_artifacts::manifest::FileRef;
+use fedpeft_onnx::Model;
+use ort::session::{Session, builder::GraphOptimizationLevel};
+
+use crate::{ArtifactFolder, ChosenDevice, Device, Runtime, RuntimeError, error::one_line, operators};
+
+/// Which kernels compute gradients on the processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kernels {
+    /// Ours, where the graph names them.
+    #[default]
+    Fused,
+    /// Standard operators only, as on every other device.
+    Portable,
+}
+
+/// How sessions are made.
+#[derive(Debug, Clone)]
+pub struct SessionOptions {
+    /// Device to run on.
+    pub device: Device,
+    /// Threads of one session; 0 means one per physical core.
+    pub threads: usize,
+    /// Kernels for gradients.
+    pub kernels: Kernels,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { device: Device::Auto, threads: 0, kernels: Kernels::Fused }
+    }
+}
+
+/// A session for one graph of the folder. Frozen weights stay in the folder's backbone file, which ONNX
+/// Runtime maps.
+pub(crate) fn open(
+    runtime: &Runtime,
+    folder: &ArtifactFolder,
+    file: &FileRef,
+    device: ChosenDevice,
+    options: &SessionOptions,
+) -> Result<Session, RuntimeError> {
+    let fail = |reason: String| RuntimeError::Graph { graph: file.name.clone(), device, reason };
+    let mut model = Model::load_graph(folder.file(file)).map_err(|error| fail(error.to_string()))?;
+    let fused =
+        device == ChosenDevice::Cpu && options.kernels == Kernels::Fused && operators::take_over(&mut model);
+    let path = std::path::absolute(folder.path()).map_err(|error| fail(error.to_string()))?;
+    let Some(path) = path.to_str() else {
+        return Err(fail("the path of its folder is not UTF-8; move it".to_owned()));
+    };
+    commit(runtime, &model.to_bytes(), path, fused, device, options.threads)
+        .map_err(|error| fail(one_line(error)))
+}
+
+fn commit(
+    runtime: &Runtime,
+    model: &[u8],
+    folder: &str,
+    fused: bool,
+    device: ChosenDevice,
+    threads: usize,
+) -> ort::Result<Session> {
+    let mut builder = Session::builder(&runtime.environment)?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_intra_threads(threads)?
+        .with_inter_threads(1)?
+        .with_parallel_execution(false)?
+        .with_memory_pattern(true)?
+        .with_deterministic_compute(true)?
+        // Threads wait actively between the operators of a step, but not between steps: an idle worker
+        // takes no processor time.
+        .with_intra_op_spinning(true)?
+        .with_config_entry("session.force_spinning_stop", "1")?
+        .with_config_entry("session.model_external_initializers_file_folder_path", folder)?;
+    if fused {
+        builder = builder.with_operators(operators::domain()?)?;
+    }
+    device.add_to(builder)?.commit_from_memory(model)
+}

@@ -1,0 +1,321 @@
+//! Training and evaluation of an adapter on one device.
+
+use std::{num::NonZeroUsize, time::Instant};
+
+use fedpeft_codec::Layout;
+use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
+use ort::{
+    memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
+    session::Session,
+};
+
+use crate::{
+    ArtifactFolder, ChosenDevice, Examples, OrderSeed, Runtime, RuntimeError, SessionOptions,
+    adapter::Adapter,
+    graph::{Graph, Residence, tensors},
+    optimizer::{GraphOptimizer, HostOptimizer},
+    session,
+};
+
+/// Examples that evaluation runs at once.
+const EVALUATION_BATCH: usize = 64;
+
+/// One backbone with its adapter, to be trained and evaluated by one client after another. Sessions are
+/// made when they are first needed.
+pub struct Trainer {
+    // Graphs and adapter go before the memory they live in.
+    training: Option<Graph>,
+    evaluation: Option<Graph>,
+    adapter: Adapter,
+    memory: Memory,
+    runtime: Runtime,
+    folder: ArtifactFolder,
+    options: SessionOptions,
+    device: ChosenDevice,
+}
+
+/// Memory for tensors that stay where the sessions compute.
+struct Memory {
+    allocator: Allocator,
+    residence: Residence,
+    /// Device memory belongs to a session.
+    _owner: Option<Session>,
+}
+
+impl Memory {
+    fn of(runtime: &Runtime, device: ChosenDevice) -> ort::Result<Self> {
+        let ChosenDevice::Cuda(number) = device else {
+            return Ok(Self { allocator: Allocator::default(), residence: Residence::Host, _owner: None });
+        };
+        let (kind, memory) = (AllocatorType::Device, MemoryType::Default);
+        let info = MemoryInfo::new(AllocationDevice::CUDA, number.cast_signed(), kind, memory)?;
+        let owner = runtime.probe(number)?;
+        let allocator = Allocator::new(&owner, info)?;
+        Ok(Self { allocator, residence: Residence::Device, _owner: Some(owner) })
+    }
+}
+
+/// What training came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Trained {
+    /// Examples of the client.
+    pub examples: u64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Mean loss over the last local epoch.
+    pub loss: f64,
+    /// Seconds spent.
+    pub seconds: f64,
+}
+
+/// What evaluation came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Evaluated {
+    /// Examples.
+    pub examples: u64,
+    /// Mean loss.
+    pub loss: f64,
+    /// Share of right predictions.
+    pub accuracy: f64,
+    /// Seconds spent.
+    pub seconds: f64,
+}
+
+/// Loss and right predictions of one step's batch, before the step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Stepped {
+    /// Mean loss.
+    pub loss: f32,
+    /// Right predictions.
+    pub correct: u64,
+}
+
+/// An optimizer with its state; see [`Trainer::optimizer`].
+pub struct Optimizer(Kind);
+
+enum Kind {
+    Host(HostOptimizer),
+    Graph(GraphOptimizer),
+}
+
+impl Trainer {
+    /// Prepares the artifacts for the device of `options`. The adapter is all zeros until
+    /// [`Self::set_adapter`].
+    pub fn new(
+        runtime: &Runtime,
+        folder: ArtifactFolder,
+        options: SessionOptions,
+    ) -> Result<Self, RuntimeError> {
+        let device = runtime.choose(options.device)?;
+        let memory = Memory::of(runtime, device)?;
+        Self::in_memory(runtime, folder, options, device, memory)
+    }
+
+    fn in_memory(
+        runtime: &Runtime,
+        folder: ArtifactFolder,
+        options: SessionOptions,
+        device: ChosenDevice,
+        memory: Memory,
+    ) -> Result<Self, RuntimeError> {
+        let adapter = Adapter::new(&folder.manifest().adapter, &memory.allocator, memory.residence)?;
+        let runtime = runtime.clone();
+        Ok(Self { training: None, evaluation: None, adapter, memory, runtime, folder, options, device })
+    }
+
+    /// The device that was chosen.
+    pub fn device(&self) -> ChosenDevice {
+        self.device
+    }
+
+    /// The artifacts.
+    pub fn artifacts(&self) -> &ArtifactFolder {
+        &self.folder
+    }
+
+    /// Overwrites the adapter with `values`, in layout order.
+    pub fn set_adapter(&mut self, values: &[f32]) -> Result<(), RuntimeError> {
+        self.adapter.write(&self.folder.manifest().adapter, values)
+    }
+
+    /// Replaces `values` by the adapter's, in layout order.
+    pub fn adapter_into(&self, values: &mut Vec<f32>) -> Result<(), RuntimeError> {
+        self.adapter.read(values)
+    }
+
+    /// An optimizer whose state is zero.
+    pub fn optimizer(&mut self, spec: OptimizerSpec, learning_rate: f64) -> Result<Optimizer, RuntimeError> {
+        if self.memory.residence == Residence::Host {
+            let threads = match self.options.threads {
+                0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+                threads => threads,
+            };
+            let layout = self.layout();
+            return Ok(Optimizer(Kind::Host(HostOptimizer::new(spec, learning_rate, layout, threads))));
+        }
+        self.training()?;
+        let Self { training: Some(training), adapter, memory, folder, .. } = self else {
+            return Err(RuntimeError::Run("the training session is gone".to_owned()));
+        };
+        let files = &folder.manifest().files;
+        let file = match spec {
+            OptimizerSpec::Sgd { .. } => &files.optimizer_sgd,
+            OptimizerSpec::Adamw { .. } => &files.optimizer_adamw,
+        };
+        let session = session::open(&self.runtime, folder, file, self.device, &self.options)?;
+        let optimizer = GraphOptimizer::new(
+            session,
+            spec,
+            learning_rate,
+            &folder.manifest().adapter,
+            adapter.sets_mut(),
+            &training.gradients,
+            &memory.allocator,
+        )?;
+        Ok(Optimizer(Kind::Graph(optimizer)))
+    }
+
+    /// One step on the examples at `indices`.
+    pub fn train_step(
+        &mut self,
+        optimizer: &mut Optimizer,
+        examples: &dyn Examples,
+        indices: &[usize],
+    ) -> Result<Stepped, RuntimeError> {
+        let stepped = self.gradients(examples, indices)?;
+        if !stepped.loss.is_finite() {
+            return Ok(stepped);
+        }
+        let Some(training) = &self.training else {
+            return Err(RuntimeError::Run("the training session is gone".to_owned()));
+        };
+        match &mut optimizer.0 {
+            Kind::Host(optimizer) => optimizer.step(self.adapter.current_mut(), &training.gradients),
+            Kind::Graph(optimizer) => {
+                optimizer.step(self.adapter.side())?;
+                self.adapter.swap();
+            }
+        }
+        Ok(stepped)
+    }
+
+    /// Computes loss and gradients of the examples at `indices`, without a step.
+    pub fn gradients(&mut self, examples: &dyn Examples, indices: &[usize]) -> Result<Stepped, RuntimeError> {
+        if indices.is_empty() {
+            return Err(RuntimeError::NoExamples);
+        }
+        self.training()?;
+        let Self { training: Some(training), adapter, folder, .. } = self else {
+            return Err(RuntimeError::Run("the training session is gone".to_owned()));
+        };
+        let layout = &folder.manifest().adapter;
+        let measured =
+            training.run(layout, adapter.current(), adapter.side(), indices.len(), |inputs, labels| {
+                examples.fill(indices, inputs, labels)
+            })?;
+        Ok(Stepped { loss: measured.loss, correct: measured.correct.max(0).cast_unsigned() })
+    }
+
+    /// Trains as `training` says, on every example once per local epoch. `proceed` is asked before every
+    /// step and stops training by returning `false`.
+    pub fn train(
+        &mut self,
+        training: &TrainingSpec,
+        examples: &dyn Examples,
+        seed: OrderSeed<'_>,
+        proceed: &mut dyn FnMut() -> bool,
+    ) -> Result<Trained, RuntimeError> {
+        let start = Instant::now();
+        let count = examples.len();
+        if count == 0 {
+            return Err(RuntimeError::NoExamples);
+        }
+        let batch = (training.batch_size.max(1) as usize).min(count);
+        let mut optimizer = self.optimizer(training.optimizer, training.learning_rate)?;
+        let (mut steps, mut loss) = (0, 0.0);
+        for epoch in 0..training.local_epochs {
+            loss = 0.0;
+            for indices in seed.permutation(epoch, count).chunks(batch) {
+                if !proceed() {
+                    return Err(RuntimeError::Stopped);
+                }
+                let stepped = self.train_step(&mut optimizer, examples, indices)?;
+                steps += 1;
+                if !stepped.loss.is_finite() {
+                    return Err(RuntimeError::Diverged { step: steps, loss: stepped.loss });
+                }
+                loss += f64::from(stepped.loss) * indices.len() as f64;
+            }
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(Trained { examples: count as u64, steps, loss: loss / count as f64, seconds })
+    }
+
+    /// Mean loss and accuracy over all examples.
+    pub fn evaluate(
+        &mut self,
+        examples: &dyn Examples,
+        proceed: &mut dyn FnMut() -> bool,
+    ) -> Result<Evaluated, RuntimeError> {
+        let start = Instant::now();
+        let count = examples.len();
+        if count == 0 {
+            return Err(RuntimeError::NoExamples);
+        }
+        self.evaluation()?;
+        let Self { evaluation: Some(evaluation), adapter, folder, .. } = self else {
+            return Err(RuntimeError::Run("the evaluation session is gone".to_owned()));
+        };
+        let layout = &folder.manifest().adapter;
+        let (mut loss, mut correct) = (0.0, 0);
+        let all: Vec<usize> = (0..count).collect();
+        for indices in all.chunks(EVALUATION_BATCH) {
+            if !proceed() {
+                return Err(RuntimeError::Stopped);
+            }
+            let measured = evaluation.run(
+                layout,
+                adapter.current(),
+                adapter.side(),
+                indices.len(),
+                |inputs, labels| examples.fill(indices, inputs, labels),
+            )?;
+            loss += f64::from(measured.loss) * indices.len() as f64;
+            correct += measured.correct;
+        }
+        let (total, seconds) = (count as f64, start.elapsed().as_secs_f64());
+        Ok(Evaluated {
+            examples: count as u64,
+            loss: loss / total,
+            accuracy: correct as f64 / total,
+            seconds,
+        })
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.folder.manifest().adapter
+    }
+
+    /// Makes the training session.
+    fn training(&mut self) -> Result<(), RuntimeError> {
+        if self.training.is_none() {
+            let manifest = self.folder.manifest();
+            let file = &manifest.files.training;
+            let session = session::open(&self.runtime, &self.folder, file, self.device, &self.options)?;
+            let gradients = tensors(&manifest.adapter, &self.memory.allocator)?;
+            self.training = Some(Graph::new(session, manifest, gradients, self.memory.residence)?);
+        }
+        Ok(())
+    }
+
+    /// Makes the evaluation session.
+    fn evaluation(&mut self) -> Result<(), RuntimeError> {
+        if self.evaluation.is_none() {
+            let manifest = self.folder.manifest();
+            let file = &manifest.files.eval;
+            let session = session::open(&self.runtime, &self.folder, file, self.device, &self.options)?;
+            self.evaluation = Some(Graph::new(session, manifest, Vec::new(), self.memory.residence)?);
+        }
+        Ok(())
+    }
+}
