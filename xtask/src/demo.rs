@@ -1,0 +1,93 @@
+//! `cargo xtask demo`: the federated run of the README, on this machine.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::assets;
+use crate::process::{cargo, root, run};
+
+/// The run; options change it.
+const CONFIG: &str = "xtask/demo.toml";
+
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Clients that hold data.
+    #[arg(long)]
+    clients: Option<String>,
+    /// Clients sampled for each round.
+    #[arg(long)]
+    cohort: Option<String>,
+    /// Rounds.
+    #[arg(long)]
+    rounds: Option<String>,
+    /// Passes over a client's examples in a round.
+    #[arg(long)]
+    local_epochs: Option<String>,
+    /// What is trained: head, bias or full.
+    #[arg(long)]
+    method: Option<String>,
+    /// Dirichlet concentration: the smaller, the fewer classes a client sees.
+    #[arg(long)]
+    alpha: Option<String>,
+    /// Training images of each client.
+    #[arg(long)]
+    samples: Option<String>,
+    /// Held-out images.
+    #[arg(long)]
+    eval: Option<String>,
+    /// sgd or adamw.
+    #[arg(long)]
+    optimizer: Option<String>,
+    /// Learning rate.
+    #[arg(long)]
+    lr: Option<String>,
+    /// Seed of the partition, the cohorts and the clients' shuffling.
+    #[arg(long)]
+    seed: Option<String>,
+    /// Side of the model's input in pixels, a multiple of 14.
+    #[arg(long)]
+    input_size: Option<String>,
+    /// Write the report to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Further options of `fedpeft simulate`.
+    #[arg(last = true)]
+    simulate: Vec<String>,
+}
+
+impl Options {
+    /// As options of `fedpeft simulate`, which checks them.
+    fn arguments(&self) -> Result<Vec<String>> {
+        let json = self.json.as_ref().map(std::path::absolute).transpose()?;
+        let given = [
+            ("--clients", &self.clients),
+            ("--cohort", &self.cohort),
+            ("--rounds", &self.rounds),
+            ("--local-epochs", &self.local_epochs),
+            ("--method", &self.method),
+            ("--alpha", &self.alpha),
+            ("--samples", &self.samples),
+            ("--eval", &self.eval),
+            ("--optimizer", &self.optimizer),
+            ("--lr", &self.lr),
+            ("--seed", &self.seed),
+            ("--input-size", &self.input_size),
+            ("--json", &json.map(|path| path.display().to_string())),
+        ];
+        // `--name=value`, so that a value such as -1 reaches the check that explains it.
+        let pair = |(name, value): (&str, &Option<String>)| Some(format!("{name}={}", value.as_ref()?));
+        Ok(given.into_iter().filter_map(pair).chain(self.simulate.iter().cloned()).collect())
+    }
+}
+
+/// Fetches, builds and runs.
+pub fn demo(options: &Options) -> Result<()> {
+    let assets = assets::fetch()?;
+    run(&mut cargo(&["build", "--release", "--bins"]))?;
+    let mut simulate =
+        cargo(&["run", "--quiet", "--release", "--package", "fedpeft-cli", "--bin", "fedpeft", "--"]);
+    simulate.arg("simulate").arg("--config").arg(root().join(CONFIG)).args(options.arguments()?);
+    run(simulate.envs(assets.environment()))
+}

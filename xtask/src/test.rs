@@ -1,0 +1,35 @@
+//! `cargo xtask test`: what CI runs.
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::assets;
+use crate::process::{answers, cargo, run};
+
+/// The package of the end-to-end tests.
+const END_TO_END: &str = "fedpeft-tests";
+
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Skip the end-to-end tests, which take minutes.
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Everything uses the `dev` profile, so that nothing is compiled twice.
+pub fn test(options: &Options) -> Result<()> {
+    let assets = assets::fetch()?;
+    run(&mut cargo(&["fmt", "--all", "--check"]))?;
+    run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    run(&mut cargo(&["build", "--workspace", "--bins"]))?;
+
+    let nextest = answers(&mut cargo(&["nextest", "--version"]));
+    let mut arguments =
+        if nextest { vec!["nextest", "run"] } else { vec!["test", "--lib", "--bins", "--tests"] };
+    arguments.push("--workspace");
+    if options.quick {
+        arguments.extend(["--exclude", END_TO_END]);
+    }
+    run(cargo(&arguments).envs(assets.environment()))?;
+    run(cargo(&["test", "--workspace", "--doc"]).envs(assets.environment()))
+}
