@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::assets;
-use crate::process::{cargo, root, run};
+use crate::process::{become_program, cargo, root, run};
 
 /// The run; options change it.
 const CONFIG: &str = "xtask/demo.toml";
@@ -29,7 +29,7 @@ pub struct Options {
     #[arg(long)]
     method: Option<String>,
     /// Dirichlet concentration: the smaller, the fewer classes a client sees.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     alpha: Option<String>,
     /// Training images of each client.
     #[arg(long)]
@@ -41,7 +41,7 @@ pub struct Options {
     #[arg(long)]
     optimizer: Option<String>,
     /// Learning rate.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     lr: Option<String>,
     /// Seed of the partition, the cohorts and the clients' shuffling.
     #[arg(long)]
@@ -82,12 +82,12 @@ impl Options {
     }
 }
 
-/// Fetches, builds and runs.
+/// Fetches, builds and runs; returns only when the run cannot be started.
 pub fn demo(options: &Options) -> Result<()> {
     let assets = assets::fetch()?;
     run(&mut cargo(&["build", "--release", "--bins"]))?;
     let mut simulate =
         cargo(&["run", "--quiet", "--release", "--package", "fedpeft-cli", "--bin", "fedpeft", "--"]);
     simulate.arg("simulate").arg("--config").arg(root().join(CONFIG)).args(options.arguments()?);
-    run(simulate.envs(assets.environment()))
+    Err(become_program(simulate.envs(assets.environment())))
 }

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -30,6 +31,14 @@ pub fn run(command: &mut Command) -> Result<()> {
         bail!("`{line}` failed ({status})");
     }
     Ok(())
+}
+
+/// Becomes the program: its signals, its messages and its exit code are then its own. Returns only when it
+/// cannot be started.
+pub fn become_program(command: &mut Command) -> anyhow::Error {
+    let line = line(command);
+    eprintln!("> {line}");
+    anyhow::Error::new(command.exec()).context(format!("cannot start `{line}`"))
 }
 
 /// Whether a program answers to these arguments.
