@@ -91,3 +91,23 @@ pub fn demo(options: &Options) -> Result<()> {
     simulate.arg("simulate").arg("--config").arg(root().join(CONFIG)).args(options.arguments()?);
     Err(become_program(simulate.envs(assets.environment())))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Demo {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn options_are_handed_on() {
+        let demo = Demo::parse_from(["demo", "--alpha", "-1", "--method", "head", "--", "--threads", "2"]);
+        let arguments = demo.options.arguments().unwrap();
+        assert_eq!(arguments, ["--method=head", "--alpha=-1", "--threads", "2"]);
+    }
+}
