@@ -3,6 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{ConnectErrorKind, ConnectOptions, Event, jetstream};
+use tokio::sync::watch;
 
 use crate::BusError;
 
@@ -23,6 +24,9 @@ pub struct Bus {
     pub(crate) client: async_nats::Client,
     pub(crate) js: jetstream::Context,
     pub(crate) server: Arc<str>,
+    /// Counts connections: readers replace their consumers as soon as it changes, for a consumer that was
+    /// open over a reconnect may be gone and say so only by its silence.
+    pub(crate) connections: watch::Receiver<u64>,
 }
 
 /// A broker that accepts the connection but says nothing is given up after this.
@@ -33,6 +37,7 @@ const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(1);
 impl Bus {
     /// Connects, or says in one line why not. Once connected, a lost connection is restored for ever.
     pub async fn connect(config: &BusConfig) -> Result<Self, BusError> {
+        let (count, connections) = watch::channel(0);
         let mut options = ConnectOptions::new()
             .name(&config.name)
             .connection_timeout(CONNECT_TIMEOUT)
@@ -40,7 +45,13 @@ impl Bus {
                 let doubling = Duration::from_millis(50 << attempt.min(5));
                 doubling.min(MAX_RECONNECT_DELAY)
             })
-            .event_callback(|event| async move { log(&event) });
+            .event_callback(move |event| {
+                log(&event);
+                if matches!(event, Event::Connected) {
+                    count.send_modify(|count| *count += 1);
+                }
+                std::future::ready(())
+            });
         if let Some(path) = &config.creds {
             options = options
                 .credentials_file(path)
@@ -60,7 +71,7 @@ impl Bus {
             }
         };
         let js = jetstream::new(client.clone());
-        Ok(Self { client, js, server: config.server.as_str().into() })
+        Ok(Self { client, js, server: config.server.as_str().into(), connections })
     }
 
     /// Address this bus was connected to.

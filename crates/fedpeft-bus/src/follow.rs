@@ -11,6 +11,7 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, pull},
 };
 use futures::StreamExt;
+use tokio::sync::watch;
 
 use crate::{Bus, BusError};
 
@@ -47,6 +48,7 @@ pub(crate) struct Follow {
 
 struct Open {
     messages: pull::Stream,
+    connections: watch::Receiver<u64>,
     delivered: u64,
 }
 
@@ -81,7 +83,7 @@ impl Follow {
         Ok(follow)
     }
 
-    /// Messages that were stored when the consumer was opened and are still to come.
+    /// The next message. Waits for ever; safe to cancel.
     pub async fn next(&mut self) -> Followed {
         loop {
             if self.open.is_none() {
@@ -97,9 +99,22 @@ impl Follow {
                 }
             }
             let Some(open) = &mut self.open else { continue };
-            let trouble = match tokio::time::timeout(SILENCE, open.messages.next()).await {
-                Ok(Some(Ok(message))) => {
-                    match message.info().map(|i| (i.consumer_sequence, i.stream_sequence, i.pending)) {
+            let message = tokio::select! {
+                biased;
+                message = open.messages.next() => message,
+                _ = open.connections.changed() => {
+                    self.open = None;
+                    continue;
+                }
+                () = tokio::time::sleep(SILENCE) => {
+                    self.open = None;
+                    continue;
+                }
+            };
+            let trouble = match message {
+                Some(Ok(message)) => {
+                    let place = message.info().map(|i| (i.consumer_sequence, i.stream_sequence, i.pending));
+                    match place {
                         Ok((delivered, sequence, pending)) if delivered == open.delivered + 1 => {
                             open.delivered = delivered;
                             self.position = Some(sequence);
@@ -110,9 +125,8 @@ impl Follow {
                         Err(error) => error.to_string(),
                     }
                 }
-                Ok(Some(Err(error))) => error.to_string(),
-                Ok(None) => "the subscription ended".to_owned(),
-                Err(_) => "no message for a while".to_owned(),
+                Some(Err(error)) => error.to_string(),
+                None => "the subscription ended".to_owned(),
             };
             tracing::debug!(stream = self.stream, trouble, "recreating consumer");
             self.open = None;
@@ -121,6 +135,9 @@ impl Follow {
 
     async fn open(&mut self) -> Result<Open, BusError> {
         let what = || format!("reading stream {}", self.stream);
+        // Taken first: a reconnect from here on is noticed.
+        let mut connections = self.bus.connections.clone();
+        connections.mark_unchanged();
         let deliver_policy = match (self.position, self.from) {
             (Some(position), _) => DeliverPolicy::ByStartSequence { start_sequence: position + 1 },
             (None, From::First) => DeliverPolicy::All,
@@ -154,6 +171,6 @@ impl Follow {
             .messages()
             .await
             .map_err(|error| BusError::broker(what(), error))?;
-        Ok(Open { messages, delivered: 0 })
+        Ok(Open { messages, connections, delivered: 0 })
     }
 }

@@ -124,7 +124,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
     /// Writes a value whatever was there.
     pub async fn put(&self, key: &str, value: &T) -> Result<Revision, BusError> {
         let body = self.encode(key, value)?;
-        self.repeat(key, async || {
+        self.repeat(key, || async {
             self.store.put(key, body.clone()).await.map_err(|error| self.broker("writing", key, error))
         })
         .await
@@ -133,7 +133,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
     /// Removes a value; that there is none is fine.
     pub async fn delete(&self, key: &str) -> Result<(), BusError> {
         check_key(key)?;
-        self.repeat(key, async || {
+        self.repeat(key, || async {
             self.store.purge(key).await.map_err(|error| self.broker("deleting", key, error))
         })
         .await
@@ -153,9 +153,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
 
     /// The records whose key is a single token: of the run bucket, the runs without their rounds.
     pub async fn list_top(&self) -> Result<Vec<Entry<T>>, BusError> {
-        let fetched = self
-            .repeat("*", async || self.fetch_once(format!("{}*", self.store.prefix), false).await)
-            .await?;
+        let fetched = self.repeat("*", || self.fetch_once(format!("{}*", self.store.prefix), false)).await?;
         Ok(self.readable_all(fetched))
     }
 
@@ -172,7 +170,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
     async fn stored(&self, key: &str) -> Result<Option<(Bytes, Revision)>, BusError> {
         check_key(key)?;
         let entry = self
-            .repeat(key, async || {
+            .repeat(key, || async {
                 self.store.entry(key).await.map_err(|error| match error.kind() {
                     EntryErrorKind::TimedOut => self.timeout("reading", key),
                     _ => self.broker("reading", key, error),
@@ -239,7 +237,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         headers_only: bool,
     ) -> Result<Vec<(String, Bytes, Revision)>, BusError> {
         let filter = self.filter(prefix)?;
-        self.repeat(prefix, async || self.fetch_once(filter.clone(), headers_only).await).await
+        self.repeat(prefix, || self.fetch_once(filter.clone(), headers_only)).await
     }
 
     async fn fetch_once(
@@ -328,10 +326,10 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
     }
 
     /// Repeats an operation that may be done twice while the broker does not answer.
-    async fn repeat<R>(
+    async fn repeat<R, F: Future<Output = Result<R, BusError>>>(
         &self,
         key: &str,
-        operation: impl AsyncFn() -> Result<R, BusError>,
+        operation: impl Fn() -> F,
     ) -> Result<R, BusError> {
         for attempt in 1..ATTEMPTS {
             match operation().await {

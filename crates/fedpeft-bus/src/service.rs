@@ -19,12 +19,15 @@ use crate::{ApiError, Bus, BusError, measure::header_bytes, publish};
 
 /// Requests one endpoint works on at once; more wait.
 const CONCURRENT_REQUESTS: usize = 64;
+/// A service that stops finishes what it has begun within this time.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A running service. It stops when dropped.
 pub struct Service {
     inner: service::Service,
     endpoints: JoinSet<()>,
+    client: async_nats::Client,
     max_payload: usize,
 }
 
@@ -42,7 +45,12 @@ impl Bus {
             .start(name, env!("CARGO_PKG_VERSION"))
             .await
             .map_err(|error| BusError::broker(format!("registering service {name}"), error))?;
-        Ok(Service { inner, endpoints: JoinSet::new(), max_payload: self.max_payload() })
+        Ok(Service {
+            inner,
+            endpoints: JoinSet::new(),
+            client: self.client.clone(),
+            max_payload: self.max_payload(),
+        })
     }
 
     /// Asks an endpoint, for instance `runs.create`.
@@ -105,14 +113,22 @@ impl Service {
                     drop(slot);
                 });
             }
+            while running.join_next().await.is_some() {}
         });
         Ok(self)
     }
 
-    /// Takes the service off the bus.
-    pub async fn stop(self) {
+    /// Takes the service off the bus: no new request comes, those begun are answered.
+    pub async fn stop(mut self) {
         if let Err(error) = self.inner.stop().await {
             tracing::debug!(%error, "service was not stopped in order");
+        }
+        let ended = async { while self.endpoints.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_WITHIN, ended).await.is_err() {
+            tracing::warn!("requests still at work after {} s are given up", STOP_WITHIN.as_secs());
+        }
+        if let Err(error) = self.client.flush().await {
+            tracing::debug!(%error, "connection was not flushed");
         }
     }
 }

@@ -17,6 +17,7 @@ use fedpeft_protocol::{
     wire::{self, WireError},
 };
 use futures::StreamExt;
+use tokio::sync::watch;
 
 use crate::{Bus, BusError, Measured, publish};
 
@@ -42,8 +43,8 @@ impl Bus {
 
     /// Tasks of `client` in every run: the one in progress when it stopped, then new ones as they come.
     pub async fn tasks(&self, client: &ClientId) -> Result<Tasks, BusError> {
-        let mut tasks = Tasks { bus: self.clone(), client: client.clone(), messages: None };
-        tasks.messages = Some(tasks.open().await?);
+        let mut tasks = Tasks { bus: self.clone(), client: client.clone(), open: None };
+        tasks.open = Some(tasks.open().await?);
         Ok(tasks)
     }
 
@@ -75,7 +76,12 @@ fn message(task: &Task, client: &ClientId) -> Result<(String, HeaderMap, Bytes),
 pub struct Tasks {
     bus: Bus,
     client: ClientId,
-    messages: Option<pull::Stream>,
+    open: Option<Open>,
+}
+
+struct Open {
+    messages: pull::Stream,
+    connections: watch::Receiver<u64>,
 }
 
 impl Tasks {
@@ -83,12 +89,12 @@ impl Tasks {
     pub async fn next(&mut self) -> Result<TaskDelivery, BusError> {
         let mut pause = Duration::ZERO;
         loop {
-            let messages = match &mut self.messages {
-                Some(messages) => messages,
+            let open = match &mut self.open {
+                Some(open) => open,
                 None => {
                     tokio::time::sleep(pause).await;
                     match self.open().await {
-                        Ok(messages) => self.messages.insert(messages),
+                        Ok(open) => self.open.insert(open),
                         Err(error) => {
                             tracing::debug!(%error, client = %self.client, "task consumer not recreated yet");
                             pause = (pause * 2).clamp(Duration::from_millis(100), Duration::from_secs(2));
@@ -97,19 +103,29 @@ impl Tasks {
                     }
                 }
             };
-            match messages.next().await {
+            let message = tokio::select! {
+                biased;
+                message = open.messages.next() => message,
+                _ = open.connections.changed() => {
+                    self.open = None;
+                    continue;
+                }
+            };
+            match message {
                 Some(Ok(message)) => return Ok(TaskDelivery::new(message)),
                 Some(Err(error)) => {
                     tracing::debug!(%error, client = %self.client, "recreating task consumer");
                 }
                 None => tracing::debug!(client = %self.client, "task consumer ended, recreating it"),
             }
-            self.messages = None;
+            self.open = None;
         }
     }
 
     /// Creates or finds the durable consumer named after the client.
-    async fn open(&self) -> Result<pull::Stream, BusError> {
+    async fn open(&self) -> Result<Open, BusError> {
+        let mut connections = self.bus.connections.clone();
+        connections.mark_unchanged();
         let what = || format!("waiting for tasks of client {}", self.client);
         let config = pull::Config {
             durable_name: Some(self.client.to_string()),
@@ -127,14 +143,15 @@ impl Tasks {
             .await
             .map_err(|error| BusError::broker(what(), error))?;
         // One at a time: a task pulled ahead would be delivered again while the client still trains.
-        consumer
+        let messages = consumer
             .stream()
             .max_messages_per_batch(1)
             .heartbeat(Duration::from_secs(5))
             .expires(Duration::from_secs(30))
             .messages()
             .await
-            .map_err(|error| BusError::broker(what(), error))
+            .map_err(|error| BusError::broker(what(), error))?;
+        Ok(Open { messages, connections })
     }
 }
 

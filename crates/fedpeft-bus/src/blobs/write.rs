@@ -28,23 +28,22 @@ impl Bus {
     /// Stores `bytes` under their digest, unless they are stored already.
     pub async fn put_blob(&self, bytes: Bytes) -> Result<Stored, BusError> {
         let digest = Digest::of(&bytes);
-        self.put(digest, bytes.len() as u64, |_| {}, async || Ok(std::io::Cursor::new(bytes.clone()))).await
+        self.put(digest, bytes.len() as u64, |_| {}, &Source::Memory(bytes)).await
     }
 
     /// Stores a file under its digest, unless it is stored already. `progress` is told the bytes of the file
     /// that are safe so far.
     pub async fn put_blob_file(&self, path: &Path, progress: impl FnMut(u64)) -> Result<Stored, BusError> {
-        let failed = |source| BusError::file(path, source);
-        let (digest, size) = digest_of_file(path).await.map_err(failed)?;
-        self.put(digest, size, progress, async || tokio::fs::File::open(path).await.map_err(failed)).await
+        let (digest, size) = digest_of_file(path).await.map_err(|source| BusError::file(path, source))?;
+        self.put(digest, size, progress, &Source::File(path)).await
     }
 
-    async fn put<R: AsyncRead + Unpin>(
+    async fn put(
         &self,
         digest: Digest,
         size: u64,
         mut progress: impl FnMut(u64),
-        open: impl AsyncFn() -> Result<R, BusError>,
+        source: &Source<'_>,
     ) -> Result<Stored, BusError> {
         let mut measured = Measured::default();
         let mut pause = Duration::from_millis(200);
@@ -55,7 +54,7 @@ impl Bus {
             }
             let upload =
                 Upload { bus: self, digest, nuid: new_nuid(self), stream: self.blob_stream().await? };
-            match upload.run(open().await?, size, &mut progress, &mut measured).await {
+            match upload.run(source.open().await?, size, &mut progress, &mut measured).await {
                 Ok(()) => break,
                 Err(error @ (BusError::Corrupt { .. } | BusError::File { .. })) => {
                     upload.discard().await;
@@ -78,6 +77,26 @@ impl Bus {
     pub(super) async fn blob_stream(&self) -> Result<Stream, BusError> {
         let stream = self.js.get_stream(stream_name()).await;
         stream.map_err(|error| BusError::broker("opening the blob store", error))
+    }
+}
+
+/// Where the bytes of a blob come from; an upload that begins anew reads them again.
+enum Source<'a> {
+    Memory(Bytes),
+    File(&'a Path),
+}
+
+type Reader = Box<dyn AsyncRead + Send + Unpin>;
+
+impl Source<'_> {
+    async fn open(&self) -> Result<Reader, BusError> {
+        match self {
+            Self::Memory(bytes) => Ok(Box::new(std::io::Cursor::new(bytes.clone()))),
+            Self::File(path) => match tokio::fs::File::open(path).await {
+                Ok(file) => Ok(Box::new(file)),
+                Err(source) => Err(BusError::file(path, source)),
+            },
+        }
     }
 }
 
@@ -107,7 +126,7 @@ struct Upload<'a> {
 impl Upload<'_> {
     async fn run(
         &self,
-        mut reader: impl AsyncRead + Unpin,
+        mut reader: Reader,
         size: u64,
         progress: &mut impl FnMut(u64),
         measured: &mut Measured,
@@ -210,7 +229,7 @@ impl Upload<'_> {
 }
 
 /// Up to `size` bytes; fewer only at the end.
-async fn read_chunk(reader: &mut (impl AsyncRead + Unpin), size: usize) -> std::io::Result<Bytes> {
+async fn read_chunk(reader: &mut Reader, size: usize) -> std::io::Result<Bytes> {
     let mut chunk = Vec::with_capacity(size);
     reader.take(size as u64).read_to_end(&mut chunk).await?;
     Ok(chunk.into())

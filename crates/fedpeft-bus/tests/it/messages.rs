@@ -1,0 +1,197 @@
+use std::time::Duration;
+
+use fedpeft_bus::{Bus, BusError, Updates};
+use fedpeft_protocol::{subject, wire::WireError};
+use fedpeft_testkit::NatsServer;
+
+use crate::{client_id, event, run_id, task, update};
+
+/// Nothing more comes: what is published after the last expected message arrives next.
+async fn is_next(updates: &mut Updates, client: &str) {
+    assert_eq!(updates.next().await.client, client_id(client));
+}
+
+#[tokio::test]
+async fn a_task_arrives_as_sent_and_is_measured_alike_on_both_sides() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let (run, client) = (run_id("r"), client_id("c"));
+    let mut tasks = bus.tasks(&client).await.unwrap();
+    let sent = bus.publish_task(&task(&run, 1), &client).await.unwrap();
+    let delivery = tasks.next().await.unwrap();
+    assert_eq!(delivery.result.as_ref().unwrap(), &task(&run, 1));
+    assert_eq!((delivery.measured, delivery.deliveries), (sent, 1));
+    assert!(sent.payload > 4 && sent.total > sent.payload);
+    delivery.progress().await.unwrap();
+    delivery.ack().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_newer_task_replaces_the_older_one_and_other_clients_see_none() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let (run, client) = (run_id("r"), client_id("c"));
+    for round in 1..=3 {
+        bus.publish_task(&task(&run, round), &client).await.unwrap();
+    }
+    bus.publish_task(&task(&run, 9), &client_id("other")).await.unwrap();
+    let mut tasks = bus.tasks(&client).await.unwrap();
+    assert_eq!(tasks.next().await.unwrap().result.unwrap().round, 3);
+}
+
+#[tokio::test]
+async fn a_task_that_is_put_back_comes_again_and_survives_the_broker() {
+    let mut server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let (run, client) = (run_id("r"), client_id("c"));
+    let mut tasks = bus.tasks(&client).await.unwrap();
+    bus.publish_task(&task(&run, 1), &client).await.unwrap();
+    let first = tasks.next().await.unwrap();
+    first.retry(Duration::from_millis(10)).await.unwrap();
+    let again = tasks.next().await.unwrap();
+    assert_eq!(again.deliveries, 2);
+    again.ack().await.unwrap();
+    server.restart().await;
+    bus.publish_task(&task(&run, 2), &client).await.unwrap();
+    assert_eq!(tasks.next().await.unwrap().result.unwrap().round, 2);
+}
+
+#[tokio::test]
+async fn purged_tasks_are_not_delivered() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let client = client_id("c");
+    bus.publish_task(&task(&run_id("gone"), 1), &client).await.unwrap();
+    bus.publish_task(&task(&run_id("kept"), 1), &client).await.unwrap();
+    bus.purge_tasks(&run_id("gone")).await.unwrap();
+    let mut tasks = bus.tasks(&client).await.unwrap();
+    assert_eq!(tasks.next().await.unwrap().result.unwrap().run, run_id("kept"));
+}
+
+#[tokio::test]
+async fn an_update_published_twice_is_stored_once() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let run = run_id("r");
+    let mut updates = bus.updates(&run).await.unwrap();
+    for _ in 0..2 {
+        bus.publish_update(&run, 1, &client_id("a"), &update("t", 8)).await.unwrap();
+    }
+    bus.publish_update(&run, 1, &client_id("b"), &update("t", 8)).await.unwrap();
+    let first = updates.next().await;
+    assert_eq!((first.run, first.round, first.client), (run.clone(), 1, client_id("a")));
+    assert_eq!(first.update.unwrap(), update("t", 8));
+    is_next(&mut updates, "b").await;
+}
+
+#[tokio::test]
+async fn updates_are_replayed_from_the_first_until_their_round_is_purged() {
+    let mut server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let run = run_id("r");
+    for client in ["a", "b", "c"] {
+        bus.publish_update(&run, 1, &client_id(client), &update("t", 100)).await.unwrap();
+    }
+    bus.publish_update(&run_id("other"), 1, &client_id("x"), &update("t", 100)).await.unwrap();
+    for _ in 0..2 {
+        let mut updates = bus.updates(&run).await.unwrap();
+        for client in ["a", "b", "c"] {
+            is_next(&mut updates, client).await;
+        }
+        server.restart().await;
+    }
+    bus.purge_updates(&run, 1).await.unwrap();
+    bus.publish_update(&run, 2, &client_id("d"), &update("t", 100)).await.unwrap();
+    is_next(&mut bus.updates(&run).await.unwrap(), "d").await;
+}
+
+#[tokio::test]
+async fn an_open_reader_misses_and_repeats_nothing_when_the_broker_crashes() {
+    let mut server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let run = run_id("r");
+    let mut updates = bus.updates(&run).await.unwrap();
+    bus.publish_update(&run, 1, &client_id("a"), &update("t", 8)).await.unwrap();
+    is_next(&mut updates, "a").await;
+    server.crash().await;
+    // Published into the outage: the bus keeps trying until the broker has stored it.
+    let late = {
+        let (bus, run) = (bus.clone(), run.clone());
+        tokio::spawn(async move { bus.publish_update(&run, 1, &client_id("b"), &update("t", 8)).await })
+    };
+    server.resume().await;
+    late.await.unwrap().unwrap();
+    is_next(&mut updates, "b").await;
+    bus.publish_update(&run, 1, &client_id("c"), &update("t", 8)).await.unwrap();
+    is_next(&mut updates, "c").await;
+}
+
+#[tokio::test]
+async fn events_are_replayed_or_followed() {
+    let mut server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let run = run_id("r");
+    bus.publish_event(&event(&run, 1)).await.unwrap();
+    let mut all = bus.events(None, true).await.unwrap();
+    let mut live = bus.events(Some(&run), false).await.unwrap();
+    bus.publish_event(&event(&run_id("other"), 7)).await.unwrap();
+    bus.publish_event(&event(&run, 2)).await.unwrap();
+    let expected = [event(&run, 1), event(&run_id("other"), 7), event(&run, 2)];
+    for (sequence, expected) in (1..).zip(expected) {
+        assert_eq!(all.next().await.unwrap(), expected);
+        assert_eq!(all.sequence(), sequence);
+    }
+    assert_eq!(all.pending(), Some(0));
+    assert_eq!(live.next().await.unwrap(), event(&run, 2));
+    server.restart().await;
+    bus.publish_event(&event(&run, 3)).await.unwrap();
+    assert_eq!(all.next().await.unwrap(), event(&run, 3));
+    assert_eq!(live.next().await.unwrap(), event(&run, 3));
+}
+
+async fn publish_raw(server: &NatsServer, subject: String, headers: &[(&str, &str)], body: &'static [u8]) {
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let mut map = async_nats::HeaderMap::new();
+    for (name, value) in headers {
+        map.insert(*name, *value);
+    }
+    let jetstream = async_nats::jetstream::new(client);
+    jetstream.publish_with_headers(subject, map, body.into()).await.unwrap().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_strangers_send_is_refused_by_name_and_stops_nothing() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let run = run_id("r");
+    let subject_of = |client: &str| subject::update(&run, 1, &client_id(client));
+    publish_raw(&server, subject_of("a"), &[], b"\xc1garbage").await;
+    publish_raw(&server, subject_of("b"), &[("Fedpeft-Version", "99")], b"").await;
+    publish_raw(&server, subject_of("c"), &[("Content-Type", "text/html")], b"<p>").await;
+    publish_raw(&server, "fedpeft.v1.update.r.not-a-round.c".into(), &[], b"").await;
+    bus.publish_update(&run, 1, &client_id("d"), &update("t", 8)).await.unwrap();
+    let mut updates = bus.updates(&run).await.unwrap();
+    assert!(matches!(updates.next().await.update, Err(WireError::Decode(_))));
+    assert_eq!(updates.next().await.update, Err(WireError::Version { got: 99 }));
+    assert!(matches!(updates.next().await.update, Err(WireError::ContentType(_))));
+    assert!(updates.next().await.update.is_ok());
+
+    publish_raw(&server, subject::event(&run, "odd"), &[], b"?").await;
+    bus.publish_event(&event(&run, 4)).await.unwrap();
+    assert_eq!(bus.events(None, true).await.unwrap().next().await.unwrap(), event(&run, 4));
+
+    publish_raw(&server, subject::task(&run, &client_id("c")), &[], b"?").await;
+    let delivery = bus.tasks(&client_id("c")).await.unwrap().next().await.unwrap();
+    assert!(delivery.result.is_err());
+}
+
+#[tokio::test]
+async fn a_message_over_the_brokers_limit_is_refused_and_the_connection_lives() {
+    let server = NatsServer::start_with_config("max_payload: 64KB").await;
+    let bus: Bus = server.bus().await;
+    let run = run_id("r");
+    assert_eq!(bus.max_payload(), 64 * 1024);
+    let error = bus.publish_update(&run, 1, &client_id("a"), &update("t", 70_000)).await.unwrap_err();
+    assert!(matches!(error, BusError::MessageTooLarge { limit: 65_536, .. }), "{error}");
+    bus.publish_update(&run, 1, &client_id("a"), &update("t", 60_000)).await.unwrap();
+}
