@@ -1,7 +1,13 @@
 //! The fedpeft command line: thin commands over the libraries, one file per group in [`commands`].
 
 mod commands;
+mod config;
+mod connect;
+mod follow;
 mod output;
+mod records;
+mod report;
+mod view;
 
 use std::{io::Write as _, process::ExitCode};
 
@@ -19,6 +25,8 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   fedpeft artifacts inspect artifacts
+  fedpeft data partition --clients 10 --alpha 0.1
+  fedpeft run submit run.toml --watch
   fedpeft completions bash > /etc/bash_completion.d/fedpeft";
 
 #[derive(Debug, Subcommand)]
@@ -26,6 +34,12 @@ enum Command {
     /// Build and inspect training artifacts.
     #[command(subcommand)]
     Artifacts(commands::artifacts::Command),
+    /// Show how data is dealt out to clients.
+    #[command(subcommand)]
+    Data(commands::data::Command),
+    /// Submit and follow runs.
+    #[command(subcommand)]
+    Run(commands::run::Command),
     /// Print a completion script for a shell.
     Completions(commands::completions::Args),
 }
@@ -34,6 +48,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Artifacts(command) => commands::artifacts::run(command),
+        Command::Data(command) => commands::data::run(command),
+        Command::Run(command) => commands::run::run(command),
         Command::Completions(args) => commands::completions::run::<Cli>(&args),
     };
     match result {

@@ -15,6 +15,11 @@ pub struct Output {
 }
 
 impl Output {
+    /// Whether a program reads the output.
+    pub fn is_json(self) -> bool {
+        self.json
+    }
+
     /// Prints `value` as JSON, or what `human` makes of it.
     pub fn show<T: Serialize, H: fmt::Display>(self, value: &T, human: impl FnOnce(&T) -> H) -> Result<()> {
         if self.json { print(serde_json::to_string_pretty(value)?) } else { print(human(value)) }

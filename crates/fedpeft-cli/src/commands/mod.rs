@@ -2,3 +2,5 @@
 
 pub mod artifacts;
 pub mod completions;
+pub mod data;
+pub mod run;

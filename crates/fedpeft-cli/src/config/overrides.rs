@@ -1,0 +1,298 @@
+//! Flags that take precedence over `run.toml`.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use toml::{Table, Value};
+
+use super::Document;
+
+/// Names the four files have in the Fashion-MNIST and MNIST distributions.
+const IDX_FILES: [(&str, &str); 4] = [
+    ("data.train_images", "train-images-idx3-ubyte.gz"),
+    ("data.train_labels", "train-labels-idx1-ubyte.gz"),
+    ("data.test_images", "t10k-images-idx3-ubyte.gz"),
+    ("data.test_labels", "t10k-labels-idx1-ubyte.gz"),
+];
+
+/// Overrides of `[data]`.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Overrides of [data]")]
+pub struct DataOverrides {
+    /// Clients to deal training images out to.
+    #[arg(long, value_name = "N")]
+    clients: Option<u32>,
+    /// Training images of each client; 0 deals all of them out.
+    #[arg(long, value_name = "N")]
+    samples: Option<u32>,
+    /// Concentration of the Dirichlet partition: the smaller, the fewer classes a client sees.
+    #[arg(long, value_name = "A", allow_negative_numbers = true, conflicts_with = "partition")]
+    alpha: Option<f64>,
+    /// How images are dealt out; `--alpha` says `dirichlet`.
+    #[arg(long, value_enum)]
+    partition: Option<PartitionKind>,
+    /// Shards of each client in a partition by shards.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    shards_per_client: u32,
+    /// Held-out images; 0 takes the whole test file.
+    #[arg(long, value_name = "N")]
+    eval: Option<u32>,
+    /// Classes of the data and of the head.
+    #[arg(long, value_name = "C")]
+    classes: Option<u32>,
+    /// Folder with {train,t10k}-{images-idx3,labels-idx1}-ubyte.gz.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Seed of the partition, of cohort sampling and of every client's shuffling.
+    #[arg(long, value_name = "S")]
+    seed: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PartitionKind {
+    /// Uniformly at random.
+    Iid,
+    /// A few classes per client, see `--shards-per-client`.
+    Shards,
+}
+
+impl DataOverrides {
+    /// Edits the document.
+    pub fn apply(&self, document: &mut Document) -> Result<()> {
+        set(document, "data.clients", self.clients)?;
+        set(document, "data.samples_per_client", self.samples)?;
+        set(document, "data.eval_examples", self.eval)?;
+        set(document, "data.classes", self.classes)?;
+        set(document, "data.seed", self.seed)?;
+        // A model section that repeats the number of classes must not contradict the flag.
+        if document.get("model.classes").is_some() {
+            set(document, "model.classes", self.classes)?;
+        }
+        if let Some(alpha) = self.alpha {
+            document.set("data.partition", kind("dirichlet", [("alpha", alpha.into())]))?;
+        }
+        match self.partition {
+            None => {}
+            Some(PartitionKind::Iid) => document.set("data.partition", kind("iid", []))?,
+            Some(PartitionKind::Shards) => {
+                let shards = Value::from(i64::from(self.shards_per_client));
+                document.set("data.partition", kind("shards", [("per_client", shards)]))?;
+            }
+        }
+        if let Some(folder) = &self.data_dir {
+            // Flags are relative to where the command runs, the file's paths to the file.
+            let folder = std::path::absolute(folder)?;
+            for (key, name) in IDX_FILES {
+                document.set(key, folder.join(name).to_string_lossy().into_owned())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The seed, which `[run]` has one of as well.
+    pub fn seed(&self) -> Option<u32> {
+        self.seed
+    }
+}
+
+/// Overrides of `[run]` and `[model]`.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Overrides of [run] and [model]")]
+pub struct RunOverrides {
+    /// Clients sampled for each round.
+    #[arg(long, value_name = "M")]
+    cohort: Option<u32>,
+    /// Rounds.
+    #[arg(long, value_name = "R")]
+    rounds: Option<u32>,
+    /// Passes over a client's images per round.
+    #[arg(long, value_name = "E")]
+    local_epochs: Option<u32>,
+    /// Images per optimizer step.
+    #[arg(long, value_name = "B")]
+    batch_size: Option<u32>,
+    /// Optimizer.
+    #[arg(long, value_enum)]
+    optimizer: Option<Optimizer>,
+    /// Learning rate.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    lr: Option<f64>,
+    /// Momentum of SGD.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    momentum: Option<f64>,
+    /// Weight decay.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    weight_decay: Option<f64>,
+    /// Seconds after which a round closes with the updates it has.
+    #[arg(long, value_name = "SECONDS")]
+    deadline: Option<f64>,
+    /// Updates without which a round fails.
+    #[arg(long, value_name = "N")]
+    quorum: Option<u32>,
+    /// PEFT method: head, bias or full.
+    #[arg(long)]
+    method: Option<String>,
+    /// ONNX file to build artifacts from.
+    #[arg(long, value_name = "FILE")]
+    onnx: Option<PathBuf>,
+    /// Height and width of the images the model sees.
+    #[arg(long, value_name = "PX")]
+    input_size: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+enum Optimizer {
+    /// Stochastic gradient descent.
+    Sgd,
+    /// Adam with decoupled weight decay.
+    Adamw,
+}
+
+impl Optimizer {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Sgd => "sgd",
+            Self::Adamw => "adamw",
+        }
+    }
+}
+
+impl RunOverrides {
+    /// Edits the document; `seed` comes from the overrides of the data.
+    pub fn apply(&self, document: &mut Document, seed: Option<u32>) -> Result<()> {
+        set(document, "run.cohort", self.cohort)?;
+        set(document, "run.rounds", self.rounds)?;
+        set(document, "run.quorum", self.quorum)?;
+        set(document, "run.seed", seed)?;
+        set(document, "run.training.local_epochs", self.local_epochs)?;
+        set(document, "run.training.batch_size", self.batch_size)?;
+        if let Some(rate) = self.lr {
+            document.set("run.training.learning_rate", rate)?;
+        }
+        if let Some(seconds) = self.deadline {
+            document.set("run.round_deadline_seconds", seconds)?;
+        }
+        self.apply_optimizer(document)?;
+        if let Some(method) = &self.method {
+            document.set("model.method", method.as_str())?;
+        }
+        if let Some(onnx) = &self.onnx {
+            document.set("model.onnx", std::path::absolute(onnx)?.to_string_lossy().into_owned())?;
+        }
+        set(document, "model.input_size", self.input_size)
+    }
+
+    /// Another optimizer drops the constants of the one in the file.
+    fn apply_optimizer(&self, document: &mut Document) -> Result<()> {
+        const PATH: &str = "run.training.optimizer";
+        let current =
+            document.get("run.training.optimizer.kind").and_then(Value::as_str).unwrap_or("adamw").to_owned();
+        let word = self.optimizer.map_or_else(|| current.clone(), |kind| kind.word().to_owned());
+        if word != current {
+            document.set(PATH, kind(&word, []))?;
+        }
+        if self.momentum.is_some() && word != "sgd" {
+            bail!("--momentum belongs to --optimizer sgd, the optimizer is {word}");
+        }
+        for (key, value) in [("momentum", self.momentum), ("weight_decay", self.weight_decay)] {
+            if let Some(value) = value {
+                document.set(&format!("{PATH}.kind"), word.as_str())?;
+                document.set(&format!("{PATH}.{key}"), value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Overrides of `[simulate]`.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Overrides of [simulate]")]
+pub struct SimulationOverrides {
+    /// Worker processes that share the clients.
+    #[arg(long, value_name = "W")]
+    workers: Option<u32>,
+    /// Threads of each worker.
+    #[arg(long, value_name = "T")]
+    threads: Option<u32>,
+    /// Device: auto, cpu, cuda or cuda:N.
+    #[arg(long)]
+    device: Option<String>,
+    /// Address of the exporter's /metrics [default: a free port of 127.0.0.1].
+    #[arg(long, value_name = "ADDRESS")]
+    exporter: Option<SocketAddr>,
+}
+
+impl SimulationOverrides {
+    /// Edits the document.
+    pub fn apply(&self, document: &mut Document) -> Result<()> {
+        set(document, "simulate.workers", self.workers)?;
+        set(document, "simulate.threads", self.threads)?;
+        if let Some(device) = &self.device {
+            document.set("simulate.device", device.as_str())?;
+        }
+        if let Some(address) = self.exporter {
+            document.set("simulate.exporter", address.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+fn set(document: &mut Document, path: &str, value: Option<u32>) -> Result<()> {
+    value.map_or(Ok(()), |value| document.set(path, i64::from(value)))
+}
+
+fn kind<const N: usize>(name: &str, fields: [(&str, Value); N]) -> Table {
+    let mut table: Table = fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    table.insert("kind".to_owned(), name.into());
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fedpeft_data::PartitionSpec;
+    use fedpeft_protocol::run::OptimizerSpec;
+
+    fn document() -> Document {
+        let text = "[run]\nrounds = 1\ncohort = 1\n[model]\nname = 'm'\n[data]\npartition = { kind = 'iid' }";
+        Document { name: "run.toml".into(), folder: "".into(), table: text.parse().unwrap() }
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let mut file = document();
+        let data = DataOverrides { clients: Some(7), alpha: Some(0.1), seed: Some(5), ..Default::default() };
+        data.apply(&mut file).unwrap();
+        let run = RunOverrides {
+            optimizer: Some(Optimizer::Sgd),
+            momentum: Some(0.9),
+            lr: Some(0.5),
+            ..Default::default()
+        };
+        run.apply(&mut file, data.seed()).unwrap();
+        let config = file.config(None).unwrap();
+        assert_eq!((config.data.clients, config.data.seed, config.run.seed), (7, 5, 5));
+        assert!(
+            matches!(config.data.partition, PartitionSpec::Dirichlet { alpha } if alpha.get() == 0.1),
+            "{:?}",
+            config.data.partition
+        );
+        let sgd = OptimizerSpec::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
+        assert_eq!((config.run.training.optimizer, config.run.training.learning_rate), (sgd, 0.5));
+    }
+
+    #[test]
+    fn momentum_needs_sgd() {
+        let run = RunOverrides { momentum: Some(0.9), ..Default::default() };
+        assert!(run.apply(&mut document(), None).unwrap_err().to_string().contains("sgd"));
+    }
+
+    #[test]
+    fn bad_values_from_flags_meet_the_checks_of_the_file() {
+        let mut file = document();
+        DataOverrides { alpha: Some(0.0), ..Default::default() }.apply(&mut file).unwrap();
+        let error = crate::output::one_line(&file.config(None).unwrap_err());
+        assert!(error.contains("alpha"), "{error}");
+    }
+}

@@ -1,0 +1,41 @@
+//! Following a run to its end.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use fedpeft_bus::Bus;
+use fedpeft_protocol::{RunId, event::EventKind, run::RunView};
+
+use crate::{records, view::View};
+
+/// How often the durable state is looked at: events may be lost with an aggregator that dies, state is not.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Shows a run from its first round until it is final, and returns what became of it.
+pub async fn to_the_end(bus: &Bus, run: &RunId, view: &mut View) -> Result<RunView> {
+    let mut events = bus.events(Some(run), true).await?;
+    let mut look = tokio::time::interval(LOOK);
+    let (mut final_before, mut caught_up) = (false, false);
+    loop {
+        let look_now = tokio::select! {
+            event = events.next() => {
+                let event = event?;
+                view.show(&event);
+                caught_up = events.pending() == Some(0);
+                matches!(event.kind, EventKind::Status { status, .. } if status.is_final()) && caught_up
+            }
+            _ = look.tick() => true,
+        };
+        if look_now && records::record(bus, run).await?.status.is_final() {
+            // The last events may still be on their way; one more look's time is enough for them.
+            if caught_up || final_before {
+                break;
+            }
+            final_before = true;
+        }
+    }
+    let finished = records::view(bus, run).await?;
+    finished.rounds.iter().for_each(|report| view.row(report));
+    view.finish();
+    Ok(finished)
+}
