@@ -1,1 +1,22 @@
 //! Shape inference, constant folding and operator fusion on ONNX graphs.
+//!
+//! An export carries arithmetic on shapes, operators decomposed into elementwise pieces and constants
+//! computed again at every step. [`prepare`] turns it into the graph that differentiation wants: every size
+//! but the batch known, `LayerNormalization` and `Gelu` whole, linear layers as one two-dimensional `Gemm`.
+//!
+//! The batch size stays symbolic: every dimension is a number or a multiple of the batch ([`Extent`]).
+
+mod builder;
+mod error;
+mod extent;
+mod fold;
+mod fuse;
+mod infer;
+mod lower;
+mod prepare;
+
+pub use builder::Builder;
+pub use error::PassError;
+pub use extent::{Extent, Type};
+pub use infer::{Types, infer_graph};
+pub use prepare::{PrepareOptions, Prepared, prepare};
