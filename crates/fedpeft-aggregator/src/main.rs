@@ -1,3 +1,66 @@
-//! Round orchestration service.
+//! The `fedpeft-aggregator` program.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use fedpeft_aggregator::Aggregator;
+use fedpeft_service::{Common, CommonArgs, Program};
+use serde::{Deserialize, Serialize};
+
+/// Runs the rounds of federated fine-tuning.
+///
+/// The aggregator samples a cohort of clients for each round, sends them the global adapter, folds their
+/// updates into the next one and stores it. It keeps everything in the NATS server: stop it at any moment,
+/// start it again, and every run goes on where it stood. Several may run side by side; each run is driven by
+/// one of them, and taken over by another within seconds of its death.
+#[derive(Parser, Serialize)]
+#[command(name = "fedpeft-aggregator", version, after_long_help = AFTER_HELP)]
+struct Args {
+    #[command(flatten)]
+    #[serde(flatten)]
+    common: CommonArgs,
+}
+
+const AFTER_HELP: &str = "\
+It needs a NATS server with JetStream and answers on these subjects, in JSON or MessagePack:
+
+  fedpeft.v1.api.runs.create   {\"run\": \"demo\", \"spec\": {\"model\": {\"name\": \"vit\"}, \"rounds\": 10, \"cohort\": 4}}
+  fedpeft.v1.api.runs.get      {\"run\": \"demo\"}
+  fedpeft.v1.api.runs.list     {}
+  fedpeft.v1.api.runs.cancel   {\"run\": \"demo\"}
+  fedpeft.v1.api.runs.resume   {\"run\": \"demo\"}
+
+Examples:
+  nats-server -js &
+  fedpeft-aggregator --server nats://127.0.0.1:4222 --http 127.0.0.1:9465
+  fedpeft run submit run.toml
+  nats req fedpeft.v1.api.runs.list '{}'
+
+Exit status: 0 after SIGTERM or SIGINT, 1 if it cannot start, 2 for wrong arguments.";
+
+#[derive(Deserialize)]
+struct Config {
+    #[serde(flatten)]
+    common: Common,
+}
+
+impl AsRef<CommonArgs> for Args {
+    fn as_ref(&self) -> &CommonArgs {
+        &self.common
+    }
+}
+
+impl AsRef<Common> for Config {
+    fn as_ref(&self) -> &Common {
+        &self.common
+    }
+}
+
+fn main() -> ExitCode {
+    Program::new("fedpeft-aggregator").run::<Args, Config, _>(async |_, context| {
+        let aggregator = Aggregator::start(&context.bus).await?;
+        context.set_ready(true);
+        aggregator.run(context.shutdown).await;
+        Ok(())
+    })
+}

@@ -1,0 +1,152 @@
+//! One run in the hands of its owner: from where it stands to its end.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fedpeft_bus::{Bus, Records, Updates};
+use fedpeft_protocol::{
+    ClientId, Epoch, PROTOCOL_VERSION, Round, RunId,
+    event::EventKind,
+    presence::Presence,
+    round::{Payload, RoundReport, Task, Work},
+    run::RunStatus,
+    subject,
+};
+use fedpeft_strategy::{Strategy, of_spec};
+
+use crate::{
+    events::EventLog,
+    model::{self, Model},
+    phase::{Phase, broadcast, collect, commit, complete, evaluate, select},
+    record::OwnedRecord,
+    stop::Stop,
+    takeover,
+};
+
+/// Room that a message needs besides the adapter in it.
+const ENVELOPE: usize = 8 << 10;
+
+/// What the phases work with.
+pub(crate) struct Drive<'a> {
+    pub bus: &'a Bus,
+    pub record: &'a mut OwnedRecord,
+    pub events: &'a EventLog,
+    pub clients: Records<Presence>,
+    pub reports: Records<RoundReport>,
+    pub updates: Updates,
+    pub model: Model,
+    pub strategy: Arc<dyn Strategy>,
+    /// The global adapter, encoded.
+    pub adapter: Bytes,
+}
+
+/// Drives a run until it ends, or until it may or can not be driven any more.
+pub(crate) async fn to_the_end(bus: &Bus, run: &RunId) -> Result<(), Stop> {
+    let Some(mut record) = OwnedRecord::take(bus, run).await? else { return Ok(()) };
+    tracing::info!(%run, epoch = record.epoch, round = record.round, "driving run");
+    let events = EventLog::start(bus, run);
+    let ended = match Box::pin(rounds(bus, &mut record, &events)).await {
+        Err(Stop::Failed(reason)) => fail(bus, &mut record, &events, reason).await,
+        other => other,
+    };
+    if ended.is_ok() {
+        events.finish().await;
+    }
+    ended
+}
+
+async fn rounds(bus: &Bus, record: &mut OwnedRecord, events: &EventLog) -> Result<(), Stop> {
+    let model = Model::load(bus, &record.manifest).await?;
+    let (adapter, _) = bus.get_blob(&record.adapter, model.layout.bytes()).await?;
+    let mut drive = Drive {
+        bus,
+        events,
+        clients: bus.clients().await?,
+        reports: bus.round_reports().await?,
+        updates: bus.updates(&record.run).await?,
+        strategy: of_spec(&record.spec.strategy).into(),
+        record,
+        model,
+        adapter,
+    };
+    let mut phase = takeover::phase(&drive).await?;
+    loop {
+        phase = match phase {
+            Phase::Select => select::run(&mut drive).await?,
+            Phase::Broadcast(round) => broadcast::run(&mut drive, round).await?,
+            Phase::Collect(round) => collect::run(&mut drive, round).await?,
+            Phase::Commit(round) => commit::run(&mut drive, round).await?,
+            Phase::Evaluate(committed) => evaluate::run(&mut drive, committed).await?,
+            Phase::Complete => return complete::run(&mut drive).await,
+        };
+    }
+}
+
+/// Ends a run that cannot go on. Its open round is given up; `resume` begins it anew.
+async fn fail(bus: &Bus, record: &mut OwnedRecord, events: &EventLog, reason: String) -> Result<(), Stop> {
+    tracing::warn!(run = %record.run, reason, "run failed");
+    let open = record.open.clone();
+    record.end(RunStatus::Failed { reason }).await?;
+    bus.purge_tasks(&record.run).await?;
+    if let Some(open) = open {
+        bus.purge_updates(&record.run, open.round).await?;
+    }
+    let model = Model::load(bus, &record.manifest).await.ok();
+    events.emit(model::status_event(record, model.as_ref()));
+    Ok(())
+}
+
+impl Drive<'_> {
+    /// A task on the present global adapter.
+    pub fn task(&self, round: Round, epoch: Epoch, client: &ClientId, work: Work, deadline_ms: u64) -> Task {
+        let run = &self.record.run;
+        Task {
+            version: PROTOCOL_VERSION,
+            run: run.clone(),
+            round,
+            epoch,
+            task: subject::task_id(run, round, client, work.name(), epoch),
+            manifest: self.record.manifest,
+            adapter: self.payload(),
+            work,
+            deadline_ms,
+        }
+    }
+
+    /// The global adapter: in the message where it fits, else by the name of its blob.
+    fn payload(&self) -> Payload {
+        let (digest, size) = (self.record.adapter, self.adapter.len());
+        if size + ENVELOPE <= self.bus.max_payload() {
+            Payload::Message { digest, data: self.adapter.clone() }
+        } else {
+            Payload::Blob { digest, size: size as u64 }
+        }
+    }
+
+    /// Present clients that speak our protocol, sorted by name.
+    pub async fn present(&self) -> Result<Vec<Presence>, Stop> {
+        let entries = self.clients.list("").await?;
+        let valid = entries.into_iter().filter(|entry| {
+            entry.value.version == PROTOCOL_VERSION && entry.key == entry.value.client.as_str()
+        });
+        Ok(valid.map(|entry| entry.value).collect())
+    }
+
+    /// Says that an update was refused, and why.
+    pub fn refuse(&self, round: Round, client: &ClientId, reason: String) {
+        tracing::warn!(run = %self.record.run, round, %client, reason, "update refused");
+        self.events.emit(EventKind::UpdateRejected { round, client: client.clone(), reason });
+    }
+
+    /// Refuses an update of a round that is not open, and forgets what is stored of that round.
+    pub async fn refuse_closed(&self, round: Round, client: &ClientId) -> Result<(), Stop> {
+        let reason = match (&self.record.open, round <= self.record.round) {
+            (_, true) => format!("round {round} is closed, the update came too late"),
+            (Some(open), false) => format!("round {round} is not open, round {} is", open.round),
+            (None, false) => format!("round {round} is not open"),
+        };
+        self.refuse(round, client, reason);
+        self.bus.purge_updates(&self.record.run, round).await?;
+        Ok(())
+    }
+}

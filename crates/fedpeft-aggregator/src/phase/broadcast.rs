@@ -1,0 +1,74 @@
+//! Broadcast: sends every client of the cohort its task.
+//!
+//! | then | because |
+//! | --- | --- |
+//! | collect | the tasks are stored by the broker |
+//!
+//! An owner that took the round over first folds what is stored, and then sends tasks only to clients that
+//! have not answered: the same tasks under the same names, which the broker and the clients recognise.
+
+use std::time::Instant;
+
+use fedpeft_bus::Measured;
+use fedpeft_protocol::{
+    ClientId,
+    event::EventKind,
+    round::{Direction, Task, Work},
+};
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::{Phase, collect};
+use crate::{drive::Drive, round::RoundState, stop::Stop};
+
+/// Tasks on their way at once.
+const IN_FLIGHT: usize = 16;
+
+pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Result<Phase, Stop> {
+    let started = Instant::now();
+    if round.taken_over {
+        collect::stored(drive, &mut round).await?;
+        tracing::info!(
+            run = %drive.record.run,
+            round = round.open.round,
+            answers = round.answers.len(),
+            cohort = round.open.cohort.len(),
+            "round taken over"
+        );
+    }
+    let sent: Vec<(ClientId, Task, Measured)> = {
+        let (drive, round) = (&*drive, &*round);
+        let sending: Vec<_> = round.open.cohort.iter().map(|client| send(drive, round, client)).collect();
+        stream::iter(sending).buffer_unordered(IN_FLIGHT).try_collect().await?
+    };
+    for (client, task, measured) in sent {
+        round.ledger.message(&client, Direction::Down, measured, Some(&task.adapter));
+    }
+    let opened = EventKind::RoundOpened { round: round.open.round, cohort: round.open.cohort.clone() };
+    if !round.taken_over {
+        drive.events.emit(opened);
+    }
+    round.sent = Instant::now();
+    round.seconds.broadcast = started.elapsed().as_secs_f64();
+    Ok(Phase::Collect(round))
+}
+
+/// Sends a client its task; measures it only, where the client has answered.
+async fn send(
+    drive: &Drive<'_>,
+    round: &RoundState,
+    client: &ClientId,
+) -> Result<(ClientId, Task, Measured), Stop> {
+    let task = train_task(drive, round, client);
+    let measured = if round.answers.contains_key(client) {
+        drive.bus.measure_task(&task, client)?
+    } else {
+        drive.bus.publish_task(&task, client).await?
+    };
+    Ok((client.clone(), task, measured))
+}
+
+fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Task {
+    let spec = &drive.record.spec;
+    let work = Work::Train { training: spec.training.clone(), seed: spec.seed };
+    drive.task(round.open.round, round.open.epoch, client, work, round.deadline_ms(spec))
+}

@@ -1,0 +1,182 @@
+//! Evaluate: has a client measure the new global adapter, where that is due, and announces the round.
+//!
+//! | then | because |
+//! | --- | --- |
+//! | select | the round is announced, with or without an evaluation |
+//!
+//! A run does not fail for want of an evaluation: without an evaluator, after its failure or its deadline, the
+//! report has no loss and no accuracy. When an evaluator goes away, the next one is asked.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use fedpeft_bus::{Revision, UpdateDelivery};
+use fedpeft_protocol::{
+    ClientId,
+    event::EventKind,
+    round::{Outcome, RoundReport, Task, Work},
+};
+use fedpeft_service::now_ms;
+use tokio::time::{self, interval_at, sleep};
+
+use super::Phase;
+use crate::{admit::one_line, drive::Drive, round::report_key, stop::Stop};
+
+/// How often the evaluator's presence is looked up.
+const PRESENCE_CHECK: Duration = Duration::from_secs(3);
+
+/// A round that is committed but not announced.
+pub(crate) struct Committed {
+    pub report: RoundReport,
+    /// Revision of the stored report.
+    pub revision: Revision,
+}
+
+/// What came of asking one evaluator.
+enum Answer {
+    Measured { loss: f64, accuracy: f64 },
+    Useless,
+    Gone,
+    TimedOut,
+}
+
+pub(crate) async fn run(drive: &mut Drive<'_>, mut committed: Box<Committed>) -> Result<Phase, Stop> {
+    let (round, started) = (committed.report.round, Instant::now());
+    if committed.report.loss.is_none() && is_due(drive, round) {
+        if let Some((loss, accuracy)) = evaluation(drive, round).await? {
+            committed.report.loss = Some(loss);
+            committed.report.accuracy = Some(accuracy);
+        }
+        drive.bus.purge_updates(&drive.record.run, round).await?;
+    }
+    let seconds = &mut committed.report.seconds;
+    seconds.evaluate = started.elapsed().as_secs_f64();
+    seconds.total += seconds.evaluate;
+    let Committed { report, revision } = *committed;
+    drive.reports.update(&report_key(&drive.record.run, round), &report, revision).await?;
+    tracing::info!(
+        run = %drive.record.run,
+        round,
+        loss = report.loss,
+        accuracy = report.accuracy,
+        seconds = report.seconds.total,
+        "round closed"
+    );
+    drive.events.emit(EventKind::RoundClosed { report });
+    Ok(Phase::Select)
+}
+
+fn is_due(drive: &Drive<'_>, round: u32) -> bool {
+    let spec = &drive.record.spec;
+    let every = spec.evaluation.every;
+    every > 0 && (round.is_multiple_of(every) || round == spec.rounds)
+}
+
+/// Asks evaluators one after another until one answers or none is left.
+async fn evaluation(drive: &mut Drive<'_>, round: u32) -> Result<Option<(f64, f64)>, Stop> {
+    let patience = Duration::try_from_secs_f64(drive.record.spec.evaluation.deadline_seconds)
+        .map_err(|error| Stop::Failed(format!("evaluation.deadline_seconds: {error}")))?;
+    let deadline_ms = now_ms().saturating_add(patience.as_millis() as u64);
+    let mut asked = BTreeSet::new();
+    loop {
+        let present = drive.present().await?.into_iter();
+        let mut evaluators = present.filter(|presence| presence.capabilities.evaluates).map(|p| p.client);
+        let Some(evaluator) = evaluators.find(|client| !asked.contains(client)) else {
+            tracing::warn!(run = %drive.record.run, round, "no client evaluates the global adapter");
+            return Ok(None);
+        };
+        match ask(drive, round, &evaluator, deadline_ms).await? {
+            Answer::Measured { loss, accuracy } => return Ok(Some((loss, accuracy))),
+            Answer::TimedOut => {
+                tracing::warn!(run = %drive.record.run, round, client = %evaluator, "evaluation came to its deadline");
+                return Ok(None);
+            }
+            Answer::Useless | Answer::Gone => asked.insert(evaluator),
+        };
+    }
+}
+
+async fn ask(
+    drive: &mut Drive<'_>,
+    round: u32,
+    evaluator: &ClientId,
+    deadline_ms: u64,
+) -> Result<Answer, Stop> {
+    let task = drive.task(round, drive.record.epoch, evaluator, Work::Evaluate, deadline_ms);
+    drive.bus.publish_task(&task, evaluator).await?;
+    let deadline = sleep(Duration::from_millis(deadline_ms.saturating_sub(now_ms())));
+    tokio::pin!(deadline);
+    let mut presence_check = interval_at(time::Instant::now() + PRESENCE_CHECK, PRESENCE_CHECK);
+    let mut missed = 0;
+    loop {
+        tokio::select! {
+            biased;
+            delivery = drive.updates.next() => {
+                if let Some(answer) = judge(drive, &task, evaluator, delivery).await? {
+                    return Ok(answer);
+                }
+            }
+            _ = presence_check.tick() => {
+                let is_present = drive.present().await?.iter().any(|presence| presence.client == *evaluator);
+                missed = if is_present { 0 } else { missed + 1 };
+                if missed >= 2 {
+                    tracing::warn!(run = %drive.record.run, round, client = %evaluator, "evaluator is gone");
+                    return Ok(Answer::Gone);
+                }
+            }
+            () = &mut deadline => return Ok(Answer::TimedOut),
+        }
+    }
+}
+
+/// What an update means while an evaluation is awaited; nothing if it is not the evaluator's answer.
+async fn judge(
+    drive: &Drive<'_>,
+    task: &Task,
+    evaluator: &ClientId,
+    delivery: UpdateDelivery,
+) -> Result<Option<Answer>, Stop> {
+    let UpdateDelivery { round, client, update, .. } = delivery;
+    let ours = round == task.round && client == *evaluator;
+    let update = match update {
+        Ok(update) if ours && update.task == task.task => update,
+        Err(error) if ours => {
+            drive.refuse(round, &client, error.to_string());
+            return Ok(Some(Answer::Useless));
+        }
+        // Not purged: the answer we wait for may be stored right behind it.
+        Ok(update) if round == task.round => {
+            let outcome = update.outcome.name();
+            let reason = format!("round {round} is closed, the update ({outcome}) came too late");
+            drive.refuse(round, &client, reason);
+            return Ok(None);
+        }
+        Err(error) if round == task.round => {
+            drive.refuse(round, &client, error.to_string());
+            return Ok(None);
+        }
+        _ => {
+            drive.refuse_closed(round, &client).await?;
+            return Ok(None);
+        }
+    };
+    match update.outcome {
+        Outcome::Evaluated { loss, accuracy, .. } if loss.is_finite() && (0.0..=1.0).contains(&accuracy) => {
+            Ok(Some(Answer::Measured { loss, accuracy }))
+        }
+        Outcome::Evaluated { loss, accuracy, .. } => {
+            drive.refuse(round, &client, format!("evaluation has loss {loss} and accuracy {accuracy}"));
+            Ok(Some(Answer::Useless))
+        }
+        Outcome::Failed { reason } => {
+            drive.refuse(round, &client, format!("evaluation failed: {}", one_line(&reason)));
+            Ok(Some(Answer::Useless))
+        }
+        Outcome::Trained { .. } => {
+            drive.refuse(round, &client, "the task was to evaluate, the update is a training".into());
+            Ok(Some(Answer::Useless))
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Select: samples the cohort of the next round among the present clients and opens the round.
+//!
+//! | then | because |
+//! | --- | --- |
+//! | broadcast | the round is open |
+//! | complete | no rounds are left |
+//! | stays, for ever | too few clients are present; `waiting` events say so |
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use fedpeft_protocol::{
+    ClientId,
+    event::EventKind,
+    run::{OpenRound, RunStatus},
+};
+use fedpeft_service::now_ms;
+use fedpeft_strategy::cohort;
+use tokio::time::sleep;
+
+use super::Phase;
+use crate::{drive::Drive, model, round::RoundState, stop::Stop};
+
+/// Expiry of a client announces itself nowhere, so presence is polled.
+const POLL: Duration = Duration::from_millis(500);
+
+pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<Phase, Stop> {
+    let round = drive.record.round + 1;
+    if drive.record.round >= drive.record.spec.rounds {
+        return Ok(Phase::Complete);
+    }
+    let (present, started) = enough_clients(drive).await?;
+    let names: Vec<&ClientId> = present.keys().collect();
+    let spec = &drive.record.spec;
+    let cohort = cohort::sample(&names, spec.cohort as usize, spec.seed, round);
+    let open = OpenRound {
+        round,
+        epoch: drive.record.epoch,
+        examples: cohort.iter().map(|client| present[*client]).collect(),
+        cohort: cohort.into_iter().cloned().collect(),
+        opened_ms: now_ms(),
+    };
+    let begins = drive.record.status == RunStatus::Pending;
+    drive
+        .record
+        .write(|record| {
+            record.status = RunStatus::Running;
+            record.open = Some(open.clone());
+        })
+        .await?;
+    if begins {
+        drive.events.emit(model::status_event(drive.record, Some(&drive.model)));
+    }
+    let mut state = RoundState::new(drive, open, started).await?;
+    state.seconds.select = started.elapsed().as_secs_f64();
+    Ok(Phase::Broadcast(Box::new(state)))
+}
+
+/// Waits until enough clients are present; returns their declared examples, and when the last look at them began.
+async fn enough_clients(drive: &Drive<'_>) -> Result<(BTreeMap<ClientId, u64>, Instant), Stop> {
+    let needed = drive.record.spec.min_clients();
+    let mut announced = None;
+    loop {
+        let started = Instant::now();
+        let present = trainers(drive).await?;
+        let count = u32::try_from(present.len()).unwrap_or(u32::MAX);
+        // A cohort of nobody is never enough.
+        if count >= needed.max(1) {
+            return Ok((present, started));
+        }
+        if announced != Some(count) {
+            announced = Some(count);
+            tracing::info!(run = %drive.record.run, present = count, needed, "waiting for clients");
+            drive.events.emit(EventKind::Waiting { present: count, needed });
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// Present clients that train, with the examples they declare.
+async fn trainers(drive: &Drive<'_>) -> Result<BTreeMap<ClientId, u64>, Stop> {
+    let present = drive.present().await?.into_iter().filter(|presence| presence.capabilities.trains);
+    let declared = present.map(|presence| (presence.client, presence.capabilities.examples));
+    Ok(declared.filter(|(_, examples)| drive.strategy.weight(*examples).is_ok()).collect())
+}

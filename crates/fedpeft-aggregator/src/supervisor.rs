@@ -1,0 +1,151 @@
+//! The aggregator process: serves the control API, and drives every run that nobody else drives.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use fedpeft_bus::{Bus, BusError, Service};
+use fedpeft_protocol::{Digest, RunId, run::RunStatus};
+use fedpeft_service::{CancellationToken, now_ms};
+use tokio::{sync::Notify, task::JoinSet, time::sleep};
+
+use crate::{api, drive, lease::Lease, stop::Stop};
+
+/// How often runs without an owner are looked for: the longest that a run waits beyond the end of its last
+/// owner's lease.
+const SCAN: Duration = Duration::from_secs(2);
+
+/// The aggregator service. Dropping it ends it as a crash would.
+pub struct Aggregator {
+    bus: Bus,
+    /// Name in leases, unique per process and start.
+    owner: String,
+    /// The control API changed a run.
+    changed: Arc<Notify>,
+    service: Service,
+    driven: BTreeMap<RunId, CancellationToken>,
+    drivers: JoinSet<RunId>,
+}
+
+impl Aggregator {
+    /// Puts the control API on the bus.
+    pub async fn start(bus: &Bus) -> Result<Self, BusError> {
+        let changed = Arc::new(Notify::new());
+        let service = api::serve(bus, &changed).await?;
+        Ok(Self {
+            bus: bus.clone(),
+            owner: owner(),
+            changed,
+            service,
+            driven: BTreeMap::new(),
+            drivers: JoinSet::new(),
+        })
+    }
+
+    /// Drives runs until `shutdown` is cancelled, then gives their leases back.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        while !shutdown.is_cancelled() {
+            if let Err(error) = self.scan(&shutdown).await {
+                tracing::warn!(%error, "runs not listed, trying again");
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = self.changed.notified() => {}
+                Some(ended) = self.drivers.join_next() => self.forget(ended),
+                () = sleep(SCAN) => {}
+            }
+        }
+        self.service.stop().await;
+        while let Some(ended) = self.drivers.join_next().await {
+            self.forget(ended);
+        }
+    }
+
+    /// Starts to drive the active runs that are not driven here, and stops those that were cancelled.
+    async fn scan(&mut self, shutdown: &CancellationToken) -> Result<(), BusError> {
+        for entry in self.bus.runs().await?.list_top().await? {
+            let record = entry.value;
+            match self.driven.get(&record.run) {
+                Some(driver) if record.status == RunStatus::Cancelled => driver.cancel(),
+                None if !record.status.is_final() => {
+                    let stop = shutdown.child_token();
+                    self.driven.insert(record.run.clone(), stop.clone());
+                    let (bus, owner) = (self.bus.clone(), self.owner.clone());
+                    self.drivers.spawn(async move {
+                        own(&bus, &record.run, &owner, &stop).await;
+                        record.run
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, ended: Result<RunId, tokio::task::JoinError>) {
+        match ended {
+            Ok(run) => {
+                self.driven.remove(&run);
+            }
+            Err(error) => tracing::error!(%error, "driver broke off"),
+        }
+    }
+}
+
+/// Drives a run for as long as its lease can be held.
+async fn own(bus: &Bus, run: &RunId, owner: &str, stop: &CancellationToken) {
+    let mut lease = match Lease::acquire(bus, run, owner).await {
+        Ok(Some(lease)) => lease,
+        // Another aggregator drives it, or the last one has just died; the pause keeps the next look away.
+        Ok(None) => return sleep(SCAN).await,
+        Err(error) => {
+            tracing::warn!(%run, %error, "lease not acquired, trying again");
+            return sleep(SCAN).await;
+        }
+    };
+    let ended = tokio::select! {
+        ended = Box::pin(drive::to_the_end(bus, run)) => Some(ended),
+        () = lease.keep() => {
+            tracing::warn!(%run, "lease lost, run left to its next owner");
+            None
+        }
+        () = stop.cancelled() => {
+            tracing::info!(%run, "run no longer driven here");
+            None
+        }
+    };
+    if let Err(error) = tidy(bus, run).await {
+        tracing::debug!(%run, %error, "tasks not purged");
+    }
+    lease.release().await;
+    match ended {
+        None | Some(Ok(())) => {}
+        Some(Err(Stop::Fenced)) => tracing::info!(%run, "run changed by another process, left to it"),
+        Some(Err(error)) => {
+            tracing::warn!(%run, %error, "run interrupted, going on from its durable state");
+            sleep(SCAN).await;
+        }
+    }
+}
+
+/// A run that was ended by somebody else may have sent tasks since.
+async fn tidy(bus: &Bus, run: &RunId) -> Result<(), BusError> {
+    match bus.runs().await?.get(run.as_str()).await? {
+        Some((record, _)) if record.status.is_final() => bus.purge_tasks(run).await,
+        _ => Ok(()),
+    }
+}
+
+/// A name that no other process or start has.
+fn owner() -> String {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let host = std::env::var("HOSTNAME").unwrap_or_default();
+    let unique = Digest::of(format!("{host}/{}/{}/{count}", std::process::id(), now_ms()));
+    format!("aggregator-{}", unique.short())
+}

@@ -1,0 +1,52 @@
+//! Where a new owner begins.
+//!
+//! The record tells whether a round is open. If none is, the last committed round may still lack its
+//! evaluation or its announcement; the events of the run tell.
+
+use std::time::{Duration, Instant};
+
+use fedpeft_protocol::{Round, event::EventKind};
+use tokio::time::timeout;
+
+use crate::{
+    drive::Drive,
+    phase::{Phase, evaluate::Committed},
+    round::{RoundState, report_key},
+    stop::Stop,
+};
+
+/// The broker sends stored events at once; when none has come for so long, there are none.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// The phase in which the last owner left the run; the first one of a new run.
+pub(crate) async fn phase(drive: &Drive<'_>) -> Result<Phase, Stop> {
+    if let Some(open) = drive.record.open.clone() {
+        let mut round = RoundState::new(drive, open, Instant::now()).await?;
+        round.taken_over = true;
+        return Ok(Phase::Broadcast(Box::new(round)));
+    }
+    let round = drive.record.round;
+    if round == 0 || announced(drive, round).await? {
+        return Ok(Phase::Select);
+    }
+    let report = drive.reports.get(&report_key(&drive.record.run, round)).await?;
+    Ok(report.map_or(Phase::Select, |(report, revision)| {
+        Phase::Evaluate(Box::new(Committed { report, revision }))
+    }))
+}
+
+/// Whether [`EventKind::RoundClosed`] was published for `round`.
+async fn announced(drive: &Drive<'_>, round: Round) -> Result<bool, Stop> {
+    let mut events = drive.bus.events(Some(&drive.record.run), true).await?;
+    while events.pending() != Some(0) {
+        match timeout(SILENCE, events.next()).await {
+            Ok(event) => {
+                if matches!(event?.kind, EventKind::RoundClosed { report } if report.round == round) {
+                    return Ok(true);
+                }
+            }
+            Err(_) => break,
+        }
+    }
+    Ok(false)
+}
