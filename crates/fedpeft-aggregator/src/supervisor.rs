@@ -61,9 +61,8 @@ impl Aggregator {
             }
         }
         self.service.stop().await;
-        while let Some(ended) = self.drivers.join_next().await {
-            self.forget(ended);
-        }
+        // Drivers hear of the shutdown themselves and give their leases back.
+        while self.drivers.join_next().await.is_some() {}
     }
 
     /// Starts to drive the active runs that are not driven here, and stops those that were cancelled.
