@@ -169,3 +169,96 @@ fn needed<'n>(nodes: &'n [Node], given: &HashMap<&str, &Value>, wanted: &[&str])
     needed.reverse();
     needed
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fedpeft_onnx::{DType, Data, Dim, Graph, Tensor, ValueInfo};
+    use ndarray::{ArrayD, IxDyn};
+
+    fn model(nodes: Vec<Node>, functions: Vec<Function>) -> Model {
+        let mut graph = Graph { nodes, ..Graph::default() };
+        graph.inputs.push(ValueInfo::new("x", DType::F32, Dim::fixed(&[2])));
+        graph.outputs.push(ValueInfo::new("y", DType::F32, Dim::fixed(&[2])));
+        graph.initializers.insert("w".into(), Tensor::f32([], &[3.0]));
+        Model { functions, ..Model::new(graph) }
+    }
+
+    fn function(name: &str, nodes: Vec<Node>) -> Function {
+        let own = |name: &str| vec![name.to_owned()];
+        Function {
+            domain: "local".into(),
+            name: name.into(),
+            inputs: own("a"),
+            outputs: own("b"),
+            nodes,
+            opset: 20,
+        }
+    }
+
+    fn call(name: &str, input: &str, output: &str) -> Node {
+        Node { domain: "local".into(), ..Node::new(name, &[input], &[output]) }
+    }
+
+    fn value(numbers: &[f64]) -> Value {
+        Value::Float(ArrayD::from_shape_vec(IxDyn(&[numbers.len()]), numbers.to_vec()).unwrap())
+    }
+
+    fn given(name: &str, numbers: &[f64]) -> HashMap<String, Value> {
+        HashMap::from([(name.to_owned(), value(numbers))])
+    }
+
+    #[test]
+    fn functions_are_called() {
+        let body = vec![Node::new("Neg", &["a"], &["c"]), Node::new("Exp", &["c"], &["b"])];
+        let nodes = vec![Node::new("Mul", &["x", "w"], &["c"]), call("ExpNeg", "c", "y")];
+        let model = model(nodes, vec![function("ExpNeg", body)]);
+        let outputs = eval_graph(&model, &given("x", &[0.0, 1.0])).unwrap();
+        assert_eq!(outputs["y"], value(&[1.0, (-3.0f64).exp()]));
+    }
+
+    #[test]
+    fn anything_can_be_replaced_and_asked_for() {
+        let nodes = vec![Node::new("Mul", &["x", "w"], &["c"]), Node::new("Neg", &["c"], &["y"])];
+        let model = model(nodes, vec![]);
+        let interpreter = Interpreter::new(&model).unwrap();
+        let mut inputs = given("x", &[1.0, 2.0]);
+        assert_eq!(
+            interpreter.values(&inputs, &["c", "y"]).unwrap(),
+            [value(&[3.0, 6.0]), value(&[-3.0, -6.0])]
+        );
+        inputs.extend(given("w", &[5.0]));
+        assert_eq!(interpreter.run(&inputs).unwrap()["y"], value(&[-5.0, -10.0]));
+        assert_eq!(interpreter.run(&given("c", &[4.0])).unwrap()["y"], value(&[-4.0]));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let model = model(vec![Node::new("Neg", &["x"], &["y"]).named("negate")], vec![]);
+        let error = eval_graph(&model, &HashMap::new()).unwrap_err().to_string();
+        assert_eq!(error, "Neg \"negate\": the value \"x\" is not given, and no earlier node computes it");
+        let mut external = model;
+        let data = Data::External { location: "w.bin".into(), offset: 0 };
+        external.graph.initializers.get_mut("w").unwrap().data = data;
+        assert!(Interpreter::new(&external).unwrap_err().to_string().starts_with("initializer \"w\": "));
+    }
+
+    #[test]
+    fn endless_functions_end() {
+        let recursive = model(vec![call("F", "x", "y")], vec![function("F", vec![call("F", "a", "b")])]);
+        assert!(eval_graph(&recursive, &given("x", &[1.0, 1.0])).unwrap_err().is_unsupported());
+        let doubling = |i: usize| {
+            let next = format!("F{}", i + 1);
+            let body = (0..8).map(|step| {
+                let names: Vec<String> = (0..=8).map(|n| format!("v{n}")).collect();
+                let input = if step == 0 { "a" } else { &names[step] };
+                call(&next, input, if step == 7 { "b" } else { &names[step + 1] })
+            });
+            function(&format!("F{i}"), body.collect())
+        };
+        let mut functions: Vec<Function> = (0..12).map(doubling).collect();
+        functions.push(function("F12", vec![Node::new("Neg", &["a"], &["b"])]));
+        let bomb = model(vec![call("F0", "x", "y")], functions);
+        assert!(eval_graph(&bomb, &given("x", &[1.0, 1.0])).unwrap_err().is_unsupported());
+    }
+}

@@ -6,15 +6,22 @@ use crate::error::{Result, invalid};
 
 /// The most elements any value may have.
 pub const MAX_ELEMENTS: usize = 1 << 28;
+/// The most dimensions any value may have: checks of axes against each other are quadratic in them.
+const MAX_RANK: usize = 64;
 
 /// Refuses shapes that need too much memory. Empty dimensions count as one, so that the strides of an empty
 /// array stay in bounds as well.
 pub(crate) fn bounded(shape: &[usize]) -> Result<()> {
+    check_rank(shape.len())?;
     let elements = shape.iter().try_fold(1usize, |product, dim| product.checked_mul((*dim).max(1)));
     match elements {
         Some(elements) if elements <= MAX_ELEMENTS => Ok(()),
         _ => invalid!("shape {shape:?} has more than {MAX_ELEMENTS} elements"),
     }
+}
+
+fn check_rank(rank: usize) -> Result<()> {
+    if rank > MAX_RANK { invalid!("{rank} dimensions are more than {MAX_RANK}") } else { Ok(()) }
 }
 
 /// Non-negative sizes.
@@ -35,6 +42,7 @@ pub(crate) fn axis(axis: i64, rank: usize) -> Result<usize> {
 
 /// Different axes of `rank` dimensions, in the given order.
 pub(crate) fn axes(values: &[i64], rank: usize) -> Result<Vec<usize>> {
+    check_rank(rank)?;
     let mut seen = vec![false; rank];
     let mut axes = Vec::new();
     for value in values {

@@ -5,7 +5,7 @@ use ndarray::{ArrayD, Axis, IxDyn, arr0};
 
 use crate::{
     Value,
-    call::Call,
+    call::{Call, scalar},
     error::{Result, invalid, unsupported},
     shape::{MAX_ELEMENTS, axis, bounded, filled, index, sizes},
     value::with_array,
@@ -33,7 +33,7 @@ pub(super) fn constant_of_shape(call: &Call<'_>) -> Result<Value> {
         Some(tensor) => Value::from_tensor(tensor)?,
         None => Value::Float(arr0(0.0).into_dyn()),
     };
-    Ok(with_array!(value, value => ArrayD::from_elem(IxDyn(&shape), crate::call::scalar(&value)?)))
+    Ok(with_array!(value, value => ArrayD::from_elem(IxDyn(&shape), scalar(&value)?)))
 }
 
 pub(super) fn shape(call: &Call<'_>) -> Result<Value> {

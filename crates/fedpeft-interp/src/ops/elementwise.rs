@@ -69,19 +69,16 @@ pub(super) fn div(call: &Call<'_>) -> Result<Value> {
     arithmetic(call, |a, b| a / b, i64::wrapping_div)
 }
 
+/// The result has the sign of the dividend with `fmod`, of the divisor without.
 pub(super) fn modulo(call: &Call<'_>) -> Result<Value> {
     refuse_zero_divisors(call)?;
-    // With `fmod` the result has the sign of the dividend, without it that of the divisor.
     if call.attr_flag("fmod", false)? {
         return arithmetic(call, |a, b| a % b, i64::wrapping_rem);
     }
-    if matches!(call.value(0)?, Value::Float(_)) {
-        invalid!("real numbers need attribute \"fmod\"");
-    }
-    arithmetic(call, f64::rem_euclid, |a, b| {
+    Ok(Value::Int(zip(call.int(0)?, call.int(1)?, |a, b| {
         let rest = a.wrapping_rem(b);
         if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }
-    })
+    })?))
 }
 
 fn refuse_zero_divisors(call: &Call<'_>) -> Result<()> {

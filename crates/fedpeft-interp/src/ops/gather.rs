@@ -36,27 +36,19 @@ fn positions(len: usize, start: i64, end: i64, step: i64) -> Result<Vec<usize>> 
     if step == 0 {
         invalid!("a step is zero");
     }
-    let len = len as i128;
-    let clamped = |bound: i64, low: i128, high: i128| {
-        let bound = i128::from(bound);
-        (if bound < 0 { bound + len } else { bound }).clamp(low, high)
-    };
-    let (mut at, step) = (0, i128::from(step));
+    if len == 0 {
+        return Ok(Vec::new());
+    }
+    let (len, step) = (len as i128, i128::from(step));
+    // Where the first position and the end may lie; backwards, the end lies before the first entry.
+    let ((first, last), (low, high)) =
+        if step > 0 { ((0, len), (0, len)) } else { ((0, len - 1), (-1, len - 1)) };
+    let from_start = |bound: i64| i128::from(bound) + if bound < 0 { len } else { 0 };
+    let (mut at, end) = (from_start(start).clamp(first, last), from_start(end).clamp(low, high));
     let mut positions = Vec::new();
-    if step > 0 {
-        at += clamped(start, 0, len);
-        let end = clamped(end, 0, len);
-        while at < end {
-            positions.push(at as usize);
-            at += step;
-        }
-    } else {
-        at += clamped(start, -1, len - 1);
-        let end = clamped(end, -1, len - 1);
-        while at > end {
-            positions.push(at as usize);
-            at += step;
-        }
+    while (step > 0 && at < end) || (step < 0 && at > end) {
+        positions.push(at as usize);
+        at += step;
     }
     Ok(positions)
 }

@@ -7,7 +7,7 @@ use crate::{
     Value,
     call::Call,
     error::{Result, invalid, unsupported},
-    shape::{axes, axis, filled, reshape},
+    shape::{axes, axis, filled, reshape, standard},
 };
 
 type Real = fn(ArrayView1<'_, f64>) -> f64;
@@ -155,7 +155,7 @@ pub(super) fn cum_sum(call: &Call<'_>) -> Result<Value> {
         if reverse {
             sums.slice_axis_inplace(Axis(axis), Slice::new(0, None, -1));
         }
-        crate::shape::standard(sums)
+        standard(sums)
     }
     let value = call.value(0)?;
     let axis = axis(call.scalar_int(1)?, value.shape().len())?;

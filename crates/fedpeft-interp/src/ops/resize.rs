@@ -51,14 +51,17 @@ pub enum Coordinates {
 }
 
 impl Coordinates {
-    fn source(self, at: usize, input: usize, output: usize, scale: f64) -> f64 {
+    fn source(self, at: usize, input: usize, output: usize, scale: f64, round: fn(f64) -> f64) -> f64 {
         let at = at as f64;
+        let half_pixel = || round(round((at + 0.5) / scale) - 0.5);
         match self {
-            Self::HalfPixel => (at + 0.5) / scale - 0.5,
-            Self::PytorchHalfPixel if output > 1 => (at + 0.5) / scale - 0.5,
-            Self::AlignCorners if output > 1 => at * (input as f64 - 1.0) / (output as f64 - 1.0),
+            Self::HalfPixel => half_pixel(),
+            Self::PytorchHalfPixel if output > 1 => half_pixel(),
+            Self::AlignCorners if output > 1 => {
+                round(round(at * (input as f64 - 1.0)) / (output as f64 - 1.0))
+            }
             Self::PytorchHalfPixel | Self::AlignCorners => 0.0,
-            Self::Asymmetric => at / scale,
+            Self::Asymmetric => round(at / scale),
         }
     }
 }
@@ -79,9 +82,16 @@ pub fn resize_matrix(
         invalid!("{input} entries do not resize to {output} by {scale}");
     }
     bounded(&[output, input])?;
+    // Which entry is nearest may hang on a rounding error: the same one as in runtimes, which compute
+    // coordinates in single precision. Elsewhere coordinates are exact.
+    let round: fn(f64) -> f64 = match interpolation {
+        Interpolation::Nearest(_) => |x| f64::from(x as f32),
+        Interpolation::Linear | Interpolation::Cubic { .. } => |x| x,
+    };
+    let scale = round(scale);
     let mut matrix = Array2::zeros((output, input));
     for (at, mut row) in matrix.outer_iter_mut().enumerate() {
-        for (entry, weight) in taps(coordinates.source(at, input, output, scale), interpolation) {
+        for (entry, weight) in taps(coordinates.source(at, input, output, scale, round), interpolation) {
             // Beyond the edges, the outermost entries continue.
             row[entry.clamp(0, input as i64 - 1) as usize] += weight;
         }
@@ -95,8 +105,6 @@ fn taps(source: f64, interpolation: Interpolation) -> Vec<(i64, f64)> {
     let (first, t) = (below as i64, source - below);
     match interpolation {
         Interpolation::Nearest(nearest) => {
-            // Rounding errors must not push a whole number over the edge.
-            let source = f64::from(source as f32);
             let entry = match nearest {
                 Nearest::RoundPreferFloor => (source - 0.5).ceil(),
                 Nearest::RoundPreferCeil => (source + 0.5).floor(),
@@ -122,8 +130,13 @@ fn taps(source: f64, interpolation: Interpolation) -> Vec<(i64, f64)> {
 pub(super) fn resize(call: &Call<'_>) -> Result<Value> {
     let x = call.float(0)?;
     let (interpolation, coordinates) = method(call)?;
+    let targets = targets(call, x.shape())?;
     let mut y = standard(x.clone());
-    for (axis, (output, scale)) in targets(call, x.shape())?.into_iter().enumerate() {
+    // As in runtimes: what keeps its shape is kept, whatever the scales.
+    if targets.iter().map(|(output, _)| output).eq(x.shape()) {
+        return Ok(Value::Float(y));
+    }
+    for (axis, (output, scale)) in targets.into_iter().enumerate() {
         let input = x.shape()[axis];
         if scale == 1.0 && input == output {
             continue;
