@@ -17,7 +17,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Continues `graph`, whose nodes are in order. `prefix` must begin no name in it.
+    /// Continues `graph`, whose nodes are in order.
     pub fn new(graph: Graph, prefix: &str) -> Result<Self, PassError> {
         let types = crate::infer_graph(&graph)?;
         Ok(Self { graph, types, prefix: prefix.to_owned(), next: 0 })
@@ -51,8 +51,14 @@ impl Builder {
 
     /// A name that nothing has yet.
     pub fn fresh(&mut self, hint: &str) -> String {
-        self.next += 1;
-        format!("{}{hint}.{}", self.prefix, self.next)
+        loop {
+            self.next += 1;
+            let name = format!("{}{hint}.{}", self.prefix, self.next);
+            // An earlier builder with the same prefix may have been here.
+            if self.types.get(&name).is_none() {
+                return name;
+            }
+        }
     }
 
     /// Appends `node` as it is.

@@ -37,7 +37,7 @@ pub(crate) fn fold(graph: &mut Graph, parameters: &BTreeSet<String>) -> Result<(
         let constant = |name: &String| {
             name.is_empty() || (builder.graph().initializers.contains_key(name) && !parameters.contains(name))
         };
-        if node.domain.is_empty() && node.inputs.iter().all(constant) {
+        if node.domain.is_empty() && node.inputs.iter().all(constant) && !reshapes_weight(&node, &builder) {
             for name in node.inputs.iter().filter(|name| !name.is_empty()) {
                 if !values.contains_key(name) {
                     values.insert(name.clone(), Value::from_tensor(&builder.graph().initializers[name])?);
@@ -82,6 +82,14 @@ fn is_copy(node: &Node, builder: &Builder) -> bool {
         "Cast" => node.int("to") == Some(input.dtype.code().into()),
         _ => false,
     }
+}
+
+/// Whether `node` only gives a large weight another shape. Folding it would store the weight a second time;
+/// the runtime reshapes it for nothing.
+fn reshapes_weight(node: &Node, builder: &Builder) -> bool {
+    const LARGE: usize = 1 << 16;
+    node.is("Reshape")
+        && builder.graph().initializers.get(&node.inputs[0]).is_some_and(|t| t.byte_len() > LARGE)
 }
 
 fn int_tensor(dtype: DType, shape: Option<Vec<usize>>, values: &[i64]) -> Option<Tensor> {

@@ -24,8 +24,8 @@ pub(crate) struct Fact {
     pub ints: Option<Vec<Extent>>,
 }
 
-/// Shape tensors longer than this are data, not shapes.
-const MAX_INTS: usize = 64;
+/// Integer tensors longer than this are data. Shapes are short; the sizes of a `Split` are as many as its outputs.
+const MAX_INTS: usize = 4096;
 
 impl Types {
     /// Type of `name`.

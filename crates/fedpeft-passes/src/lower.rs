@@ -19,7 +19,7 @@ pub(crate) fn lower(graph: &mut Graph) -> Result<(), PassError> {
             _ if !node.domain.is_empty() => builder.push(node.clone())?,
             "Add" if absorbed.contains(node.outputs[0].as_str()) => {}
             "MatMul" if is_matrix(graph, node.input(1)) => {
-                linear(&mut builder, node, biases.get(&node.outputs[0]))?
+                linear(&mut builder, node, biases.get(&node.outputs[0]))?;
             }
             "Conv" if is_patch_embedding(&builder, node)? => patch_embedding(&mut builder, node)?,
             "Resize" => resize(&mut builder, node)?,
