@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use fedpeft_artifacts::FolderError;
+
 use crate::{ChosenDevice, Device};
 
 /// A session that cannot be made or run.
@@ -44,14 +46,9 @@ pub enum RuntimeError {
         /// Why.
         reason: String,
     },
-    /// A file of the artifact folder is missing, or is not what the manifest says.
-    #[error("artifact file {path}: {reason}", path = path.display())]
-    Artifact {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
+    /// The artifact folder is incomplete or damaged.
+    #[error(transparent)]
+    Artifacts(#[from] FolderError),
     /// ONNX Runtime refused a graph.
     #[error("{graph} cannot be used on {device}: {reason}")]
     Graph {

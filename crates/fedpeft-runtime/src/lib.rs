@@ -1,11 +1,10 @@
 //! Training and evaluation sessions on ONNX Runtime.
 //!
-//! [`Runtime`] loads the library, [`ArtifactFolder`] checks a folder against its manifest, and [`Trainer`]
-//! trains and evaluates the adapter of that folder on one [`Device`]. On the processor, gradients and
+//! [`Runtime`] loads the library, and [`Trainer`] trains and evaluates the adapter of an artifact folder on one
+//! [`Device`]. On the processor, gradients and
 //! optimizer steps run on the fused [`kernels`]. This crate knows no network.
 
 mod adapter;
-mod artifacts;
 mod device;
 mod error;
 mod examples;
@@ -16,9 +15,10 @@ mod operators;
 mod optimizer;
 mod order;
 mod session;
+#[cfg(test)]
+mod toy;
 mod trainer;
 
-pub use artifacts::ArtifactFolder;
 pub use device::{ChosenDevice, Device, UnknownDevice};
 pub use error::RuntimeError;
 pub use examples::{Examples, InMemory};

@@ -1,10 +1,10 @@
 //! Making a session from a graph of the artifact folder.
 
-use fedpeft_artifacts::manifest::FileRef;
+use fedpeft_artifacts::{ArtifactFolder, manifest::FileRef};
 use fedpeft_onnx::Model;
 use ort::session::{Session, builder::GraphOptimizationLevel};
 
-use crate::{ArtifactFolder, ChosenDevice, Device, Runtime, RuntimeError, error::one_line, operators};
+use crate::{ChosenDevice, Device, Runtime, RuntimeError, error::one_line, operators};
 
 /// Which kernels compute gradients on the processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

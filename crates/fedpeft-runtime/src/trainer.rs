@@ -2,6 +2,7 @@
 
 use std::{num::NonZeroUsize, time::Instant};
 
+use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_codec::Layout;
 use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
 use ort::{
@@ -10,7 +11,7 @@ use ort::{
 };
 
 use crate::{
-    ArtifactFolder, ChosenDevice, Examples, OrderSeed, Runtime, RuntimeError, SessionOptions,
+    ChosenDevice, Examples, OrderSeed, Runtime, RuntimeError, SessionOptions,
     adapter::Adapter,
     graph::{Graph, Residence, tensors},
     optimizer::{GraphOptimizer, HostOptimizer},
@@ -95,17 +96,21 @@ pub struct Optimizer(Kind);
 
 enum Kind {
     Host(HostOptimizer),
-    Graph(GraphOptimizer),
+    Graph(Box<GraphOptimizer>),
 }
 
 impl Trainer {
     /// Prepares the artifacts for the device of `options`. The adapter is all zeros until
     /// [`Self::set_adapter`].
+    ///
+    /// # Errors
+    /// [`RuntimeError`] naming the file that is missing or damaged, or the device that cannot be used.
     pub fn new(
         runtime: &Runtime,
         folder: ArtifactFolder,
         options: SessionOptions,
     ) -> Result<Self, RuntimeError> {
+        folder.verify()?;
         let device = runtime.choose(options.device)?;
         let memory = Memory::of(runtime, device)?;
         Self::in_memory(runtime, folder, options, device, memory)
@@ -172,7 +177,7 @@ impl Trainer {
             &training.gradients,
             &memory.allocator,
         )?;
-        Ok(Optimizer(Kind::Graph(optimizer)))
+        Ok(Optimizer(Kind::Graph(Box::new(optimizer))))
     }
 
     /// One step on the examples at `indices`.
@@ -317,5 +322,166 @@ impl Trainer {
             self.evaluation = Some(Graph::new(session, manifest, Vec::new(), self.memory.residence)?);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, Kernels, toy};
+
+    fn trainer(kernels: Kernels) -> (Trainer, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        toy::write(folder.path());
+        let options = SessionOptions { device: Device::Cpu, threads: 2, kernels };
+        let artifacts = ArtifactFolder::open(folder.path()).unwrap();
+        (Trainer::new(&toy::runtime(), artifacts, options).unwrap(), folder)
+    }
+
+    fn spec(optimizer: OptimizerSpec) -> TrainingSpec {
+        TrainingSpec { local_epochs: 3, batch_size: 16, learning_rate: 0.05, optimizer }
+    }
+
+    const SEED: OrderSeed<'_> = OrderSeed { run: 1, round: 1, client: "c" };
+    const SGD: OptimizerSpec = OptimizerSpec::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 };
+
+    fn start() -> Vec<f32> {
+        (0..18).map(|i| (i as f32 * 0.7).sin() * 0.3).collect()
+    }
+
+    #[test]
+    fn training_lowers_the_loss_and_evaluation_sees_it() {
+        for optimizer in [SGD, OptimizerSpec::default()] {
+            let (mut trainer, _folder) = trainer(Kernels::Fused);
+            let examples = toy::examples(90);
+            trainer.set_adapter(&start()).unwrap();
+            let before = trainer.evaluate(&examples, &mut || true).unwrap();
+            let trained = trainer.train(&spec(optimizer), &examples, SEED, &mut || true).unwrap();
+            let after = trainer.evaluate(&examples, &mut || true).unwrap();
+            assert_eq!((trained.examples, trained.steps), (90, 18));
+            assert!(after.loss < before.loss && after.accuracy > 0.9, "{before:?} {after:?}");
+        }
+    }
+
+    #[test]
+    fn fused_kernels_agree_with_the_portable_bodies() {
+        let results = [Kernels::Fused, Kernels::Portable].map(|kernels| {
+            let (mut trainer, _folder) = trainer(kernels);
+            trainer.set_adapter(&start()).unwrap();
+            trainer.train(&spec(SGD), &toy::examples(50), SEED, &mut || true).unwrap();
+            let mut values = Vec::new();
+            trainer.adapter_into(&mut values).unwrap();
+            values
+        });
+        for (fused, portable) in results[0].iter().zip(&results[1]) {
+            assert!((fused - portable).abs() < 1e-5, "{fused} is not {portable}");
+        }
+    }
+
+    #[test]
+    fn equal_seeds_give_equal_bits_and_adapters_do_not_leak_between_clients() {
+        let (mut trainer, _folder) = trainer(Kernels::Fused);
+        let examples = toy::examples(50);
+        let mut run = |seed: OrderSeed<'_>| {
+            trainer.set_adapter(&start()).unwrap();
+            trainer.train(&spec(SGD), &examples, seed, &mut || true).unwrap();
+            let mut values = Vec::new();
+            trainer.adapter_into(&mut values).unwrap();
+            values
+        };
+        let first = run(SEED);
+        let other = run(OrderSeed { client: "d", ..SEED });
+        assert_ne!(first, other);
+        assert_eq!(first, run(SEED));
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let (mut trainer, _folder) = trainer(Kernels::Fused);
+        let examples = toy::examples(7);
+        let all: Vec<usize> = (0..7).collect();
+        trainer.set_adapter(&start()).unwrap();
+        trainer.gradients(&examples, &all).unwrap();
+        let gradients: Vec<f32> = trainer
+            .training
+            .as_ref()
+            .unwrap()
+            .gradients
+            .iter()
+            .flat_map(|tensor| tensor.extract_tensor().1.to_vec())
+            .collect();
+        for (index, gradient) in gradients.iter().enumerate() {
+            let mut loss_at = |delta: f32| {
+                let mut values = start();
+                values[index] += delta;
+                trainer.set_adapter(&values).unwrap();
+                trainer.evaluate(&examples, &mut || true).unwrap().loss
+            };
+            let want = (loss_at(1e-2) - loss_at(-1e-2)) / 2e-2;
+            assert!((f64::from(*gradient) - want).abs() < 2e-4, "{index}: {gradient} is not {want}");
+        }
+    }
+
+    #[test]
+    fn nothing_to_train_on_and_wrong_adapters_are_errors() {
+        let (mut trainer, _folder) = trainer(Kernels::Fused);
+        assert!(matches!(
+            trainer.set_adapter(&[0.0; 3]),
+            Err(RuntimeError::Adapter { got: 3, expected: 18 })
+        ));
+        struct Nothing;
+        impl Examples for Nothing {
+            fn len(&self) -> usize {
+                0
+            }
+            fn fill(&self, _: &[usize], _: &mut [f32], _: &mut [i64]) -> Result<(), String> {
+                Ok(())
+            }
+        }
+        let trained = trainer.train(&spec(SGD), &Nothing, SEED, &mut || true);
+        assert!(matches!(trained, Err(RuntimeError::NoExamples)));
+        assert!(matches!(trainer.evaluate(&Nothing, &mut || true), Err(RuntimeError::NoExamples)));
+    }
+
+    #[test]
+    fn divergence_and_stopping_are_reported() {
+        let (mut trainer, _folder) = trainer(Kernels::Fused);
+        let wild = TrainingSpec { learning_rate: 1e38, ..spec(SGD) };
+        trainer.set_adapter(&start()).unwrap();
+        let trained = trainer.train(&wild, &toy::examples(90), SEED, &mut || true);
+        assert!(matches!(trained, Err(RuntimeError::Diverged { .. })), "{trained:?}");
+        trainer.set_adapter(&start()).unwrap();
+        let trained = trainer.train(&spec(SGD), &toy::examples(90), SEED, &mut || false);
+        assert!(matches!(trained, Err(RuntimeError::Stopped)));
+    }
+
+    #[test]
+    fn cuda_where_there_is_none_is_one_clear_line() {
+        let runtime = toy::runtime();
+        if runtime.probe(0).is_ok() {
+            return;
+        }
+        let error = runtime.choose(Device::Cuda(0)).unwrap_err().to_string();
+        assert!(
+            error.contains("cuda:0") && error.contains("--device cpu") && !error.contains('\n'),
+            "{error}"
+        );
+        assert_eq!(runtime.choose(Device::Auto).unwrap(), ChosenDevice::Cpu);
+    }
+
+    #[test]
+    fn damaged_artifacts_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        toy::write(folder.path());
+        let backbone = folder.path().join("backbone.bin");
+        let mut bytes = std::fs::read(&backbone).unwrap();
+        bytes[0] ^= 1;
+        std::fs::write(&backbone, &bytes).unwrap();
+        let options = || SessionOptions { device: Device::Cpu, ..SessionOptions::default() };
+        let open = || Trainer::new(&toy::runtime(), ArtifactFolder::open(folder.path())?, options());
+        let error = open().err().unwrap().to_string();
+        assert!(error.contains("backbone.bin") && error.contains("digest"), "{error}");
+        std::fs::remove_file(&backbone).unwrap();
+        assert!(open().err().unwrap().to_string().contains("backbone.bin"));
     }
 }

@@ -1,3 +1,10 @@
-//! Client worker: trains and evaluates adapters on local data.
+//! `fedpeft-worker`: hosts clients that train and evaluate on local data.
 
-fn main() {}
+use std::process::ExitCode;
+
+use fedpeft_service::Program;
+use fedpeft_worker::{Args, Config, serve};
+
+fn main() -> ExitCode {
+    Program::new("fedpeft-worker").run::<Args, Config, _>(serve)
+}

@@ -9,6 +9,8 @@ mod layer_norm_grad;
 mod reduce_rows;
 mod softmax_grad;
 mod split;
+#[cfg(test)]
+mod tests;
 
 use fedpeft_onnx::Model;
 use ort::operator::OperatorDomain;

@@ -58,15 +58,12 @@ impl GraphOptimizer {
     /// Steps from the adapter's set `side` to the other one.
     pub fn step(&mut self, side: Side) -> Result<(), RuntimeError> {
         let binding = &mut self.bindings[side];
-        let first = self.schedule.steps == 0;
-        let flag = |set: bool| if set { 1.0 } else { 0.0 };
         let scalars: Vec<(&str, f32)> = match self.schedule.next() {
             Step::Sgd(step) => vec![
                 ("lr", step.learning_rate),
                 ("momentum_factor", step.momentum),
                 ("weight_decay", step.weight_decay),
-                ("nesterov", flag(step.nesterov)),
-                ("first", flag(first)),
+                ("nesterov", if step.nesterov { 1.0 } else { 0.0 }),
             ],
             Step::Adamw(step) => vec![
                 ("lr", step.learning_rate),

@@ -1,0 +1,230 @@
+//! A small model for tests: logistic regression whose weight gradient takes a detour through every operator
+//! of our domain. Graphs as the artifact builder writes them: functions with portable bodies.
+
+use std::path::Path;
+
+use fedpeft_artifacts::manifest::{
+    BackboneSpec, FORMAT_VERSION, FileRef, Files, InputSpec, MANIFEST_FILE, Manifest,
+};
+use fedpeft_codec::{Layout, TensorSpec};
+use fedpeft_onnx::{DType, Data, Dim, Function, Graph, Model, Node, Tensor, ValueInfo};
+use fedpeft_protocol::Digest;
+
+use crate::{InMemory, Runtime, operators::DOMAIN};
+
+pub const FEATURES: usize = 5;
+pub const CLASSES: usize = 3;
+
+pub fn runtime() -> Runtime {
+    Runtime::load(None).unwrap()
+}
+
+/// Three noisy clusters.
+pub fn examples(count: usize) -> InMemory {
+    let noise = |i: usize| ((i * 2_654_435_761 % 1_000) as f32 / 500.0 - 1.0) * 0.4;
+    let labels: Vec<i64> = (0..count).map(|i| (i % CLASSES) as i64).collect();
+    let value = |i: usize| noise(i) + if i % FEATURES == (i / FEATURES) % CLASSES { 1.5 } else { 0.0 };
+    InMemory::new((0..count * FEATURES).map(value).collect(), labels).unwrap()
+}
+
+/// Bodies in standard operators.
+pub fn functions() -> Vec<Function> {
+    let function = |name: &str, inputs: &[&str], output: &str, nodes: Vec<Node>| Function {
+        domain: DOMAIN.into(),
+        name: name.into(),
+        inputs: inputs.iter().map(|s| (*s).into()).collect(),
+        outputs: vec![output.into()],
+        nodes,
+        opset: fedpeft_onnx::OPSET,
+    };
+    let constant =
+        |name: &str, value: f32| Node::new("Constant", &[], &[name]).with("value", Tensor::scalar(value));
+    let last = || Node::new("Constant", &[], &["last"]).with("value", Tensor::i64([1], &[-1]));
+    vec![
+        function(
+            "GeluGrad",
+            &["dy", "x"],
+            "dx",
+            vec![
+                constant("sqrt_half", std::f32::consts::FRAC_1_SQRT_2),
+                constant("half", 0.5),
+                constant("minus_half", -0.5),
+                constant("one", 1.0),
+                constant("norm", 0.398_942_3),
+                Node::new("Mul", &["x", "sqrt_half"], &["z"]),
+                Node::new("Erf", &["z"], &["erf"]),
+                Node::new("Add", &["erf", "one"], &["erf1"]),
+                Node::new("Mul", &["erf1", "half"], &["cdf"]),
+                Node::new("Mul", &["x", "x"], &["xx"]),
+                Node::new("Mul", &["xx", "minus_half"], &["exponent"]),
+                Node::new("Exp", &["exponent"], &["bell"]),
+                Node::new("Mul", &["bell", "norm"], &["pdf"]),
+                Node::new("Mul", &["x", "pdf"], &["xpdf"]),
+                Node::new("Add", &["cdf", "xpdf"], &["derivative"]),
+                Node::new("Mul", &["dy", "derivative"], &["dx"]),
+            ],
+        ),
+        function(
+            "LayerNormGrad",
+            &["dy", "x", "scale", "mean", "inv"],
+            "dx",
+            vec![
+                last(),
+                Node::new("Mul", &["dy", "scale"], &["g"]),
+                Node::new("Sub", &["x", "mean"], &["centred"]),
+                Node::new("Mul", &["centred", "inv"], &["xhat"]),
+                Node::new("Mul", &["g", "xhat"], &["gx"]),
+                Node::new("ReduceMean", &["g", "last"], &["mg"]),
+                Node::new("ReduceMean", &["gx", "last"], &["mgx"]),
+                Node::new("Sub", &["g", "mg"], &["d"]),
+                Node::new("Mul", &["xhat", "mgx"], &["e"]),
+                Node::new("Sub", &["d", "e"], &["f"]),
+                Node::new("Mul", &["f", "inv"], &["dx"]),
+            ],
+        ),
+        function(
+            "SoftmaxGrad",
+            &["dy", "y"],
+            "dx",
+            vec![
+                last(),
+                Node::new("Mul", &["dy", "y"], &["p"]),
+                Node::new("ReduceSum", &["p", "last"], &["s"]),
+                Node::new("Sub", &["dy", "s"], &["d"]),
+                Node::new("Mul", &["y", "d"], &["dx"]),
+            ],
+        ),
+        function(
+            "ReduceRows",
+            &["x"],
+            "sums",
+            vec![
+                Node::new("Constant", &[], &["rows"]).with("value", Tensor::i64([2], &[0, 1])),
+                Node::new("ReduceSum", &["x", "rows"], &["sums"]).with("keepdims", 0i64),
+            ],
+        ),
+    ]
+}
+
+/// A node of our domain.
+pub fn fused(op: &str, inputs: &[&str], output: &str) -> Node {
+    Node { domain: DOMAIN.into(), ..Node::new(op, inputs, &[output]) }
+}
+
+/// A model whose functions are [`functions`].
+pub fn model(graph: Graph) -> Model {
+    let mut model = Model::new(graph);
+    model.domains.insert(DOMAIN.into(), 1);
+    model.functions = functions();
+    model
+}
+
+pub fn value(name: &str, shape: &[usize]) -> ValueInfo {
+    let mut dims = vec![Dim::Symbol("N".into())];
+    dims.extend(Dim::fixed(shape));
+    ValueInfo::new(name, DType::F32, dims)
+}
+
+fn layout() -> Layout {
+    let spec = |name: &str, shape: &[u64]| TensorSpec { name: name.into(), shape: shape.into() };
+    Layout::new(vec![spec("weight", &[CLASSES as u64, FEATURES as u64]), spec("bias", &[CLASSES as u64])])
+        .unwrap()
+}
+
+/// `logits = (x * frozen) weightᵀ + bias`, with softmax cross-entropy; gradients if `train`.
+fn graph(train: bool) -> Graph {
+    let mut graph = Graph { name: "toy".into(), ..Graph::default() };
+    let fixed = |name: &str, shape: &[usize]| ValueInfo::new(name, DType::F32, Dim::fixed(shape));
+    graph.inputs = vec![
+        value("x", &[FEATURES]),
+        ValueInfo::new("labels", DType::I64, vec![Dim::Symbol("N".into())]),
+        fixed("weight", &[CLASSES, FEATURES]),
+        fixed("bias", &[CLASSES]),
+    ];
+    let scalar = |name: &str, dtype| ValueInfo::new(name, dtype, vec![]);
+    graph.outputs = vec![scalar("loss", DType::F32), scalar("correct", DType::I64)];
+    let frozen = Tensor { dtype: DType::F32, shape: vec![FEATURES], data: external(0) };
+    graph.initializers.insert("frozen".into(), frozen);
+    graph.initializers.insert("ones".into(), Tensor::f32([FEATURES], &[1.0; FEATURES]));
+    graph.initializers.insert("classes".into(), Tensor::i64([], &[CLASSES as i64]));
+    graph.initializers.insert("onoff".into(), Tensor::f32([2], &[0.0, 1.0]));
+    graph.nodes = vec![
+        Node::new("Mul", &["x", "frozen"], &["scaled"]),
+        Node::new("LayerNormalization", &["scaled", "ones"], &["normed", "mean", "inv"]).with("axis", -1i64),
+        Node::new("Gelu", &["normed"], &["features"]),
+        Node::new("Gemm", &["features", "weight", "bias"], &["logits"]).with("transB", 1i64),
+        Node::new("SoftmaxCrossEntropyLoss", &["logits", "labels"], &["loss", "log_prob"])
+            .with("reduction", "mean"),
+        Node::new("ArgMax", &["logits"], &["predicted"]).with("axis", 1i64).with("keepdims", 0i64),
+        Node::new("Equal", &["predicted", "labels"], &["hit"]),
+        Node::new("Cast", &["hit"], &["hits"]).with("to", 7i64),
+        Node::new("ReduceSum", &["hits"], &["correct"]).with("keepdims", 0i64),
+    ];
+    if !train {
+        graph.outputs.push(value("logits", &[CLASSES]));
+        return graph;
+    }
+    graph.outputs.push(fixed("weight.grad", &[CLASSES, FEATURES]));
+    graph.outputs.push(fixed("bias.grad", &[CLASSES]));
+    graph.outputs.push(value("x.grad", &[FEATURES]));
+    graph.initializers.insert("dim0".into(), Tensor::i64([1], &[0]));
+    graph.initializers.insert("three".into(), Tensor::i64([3], &[1, -1, CLASSES as i64]));
+    graph.initializers.insert("zero".into(), Tensor::i64([1], &[0]));
+    graph.nodes.extend([
+        Node::new("Softmax", &["logits"], &["prob"]).with("axis", -1i64),
+        Node::new("OneHot", &["labels", "classes", "onoff"], &["target"]).with("axis", -1i64),
+        Node::new("Shape", &["labels"], &["count"]),
+        Node::new("Cast", &["count"], &["count_f"]).with("to", 1i64),
+        // -target / prob / N through softmax's gradient is (prob - target) / N.
+        Node::new("Div", &["target", "prob"], &["ratio"]),
+        Node::new("Div", &["ratio", "count_f"], &["ratio_n"]),
+        Node::new("Neg", &["ratio_n"], &["dprob"]),
+        fused("SoftmaxGrad", &["dprob", "prob"], "dlogits"),
+        Node::new("Gemm", &["dlogits", "features"], &["weight.grad"]).with("transA", 1i64),
+        Node::new("Reshape", &["dlogits", "three"], &["dlogits3"]),
+        fused("ReduceRows", &["dlogits3"], "bias.grad"),
+        Node::new("MatMul", &["dlogits", "weight"], &["dfeatures"]),
+        fused("GeluGrad", &["dfeatures", "normed"], "dnormed"),
+        fused("LayerNormGrad", &["dnormed", "scaled", "ones", "mean", "inv"], "dscaled"),
+        Node::new("Mul", &["dscaled", "frozen"], &["x.grad"]),
+    ]);
+    graph
+}
+
+fn external(offset: u64) -> Data {
+    Data::External { location: "backbone.bin".into(), offset }
+}
+
+/// Writes the artifact folder of the toy.
+pub fn write(path: &Path) {
+    let frozen: Vec<u8> = (0..FEATURES).flat_map(|i| (1.0 + i as f32 * 0.1).to_le_bytes()).collect();
+    std::fs::write(path.join("backbone.bin"), frozen).unwrap();
+    model(graph(true)).save(path.join("training_model.onnx")).unwrap();
+    model(graph(false)).save(path.join("eval_model.onnx")).unwrap();
+    for name in ["optimizer_sgd.onnx", "optimizer_adamw.onnx", "checkpoint.safetensors"] {
+        std::fs::write(path.join(name), name).unwrap();
+    }
+    let file = |name: &str| {
+        let bytes = std::fs::read(path.join(name)).unwrap();
+        FileRef { name: name.into(), digest: Digest::of(&bytes), size: bytes.len() as u64 }
+    };
+    let manifest = Manifest {
+        format: FORMAT_VERSION,
+        method: "head".into(),
+        adapter: layout(),
+        excluded: Default::default(),
+        input: InputSpec { name: "x".into(), shape: vec![FEATURES as u64], mean: vec![], std: vec![] },
+        classes: CLASSES as u32,
+        backbone: BackboneSpec { values: FEATURES as u64, source: Digest::of("toy") },
+        opset: fedpeft_onnx::OPSET,
+        files: Files {
+            training: file("training_model.onnx"),
+            eval: file("eval_model.onnx"),
+            optimizer_sgd: file("optimizer_sgd.onnx"),
+            optimizer_adamw: file("optimizer_adamw.onnx"),
+            checkpoint: file("checkpoint.safetensors"),
+            backbone: file("backbone.bin"),
+        },
+    };
+    std::fs::write(path.join(MANIFEST_FILE), manifest.to_json().unwrap()).unwrap();
+}

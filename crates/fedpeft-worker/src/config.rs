@@ -1,0 +1,308 @@
+//! Options of the worker.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use clap::{Parser, ValueEnum, ValueHint};
+use fedpeft_data::DataSpec;
+use fedpeft_runtime::Device;
+use fedpeft_service::{Common, CommonArgs};
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Host clients: wait for tasks, train or evaluate the adapter on local data, send updates.
+///
+/// Training examples never leave this process; only adapters do.
+///
+/// Examples:
+///   fedpeft-worker --clients 5                       clients client-000 to client-004
+///   fedpeft-worker --clients 5 --first 5             client-005 to client-009
+///   fedpeft-worker --client hospital-a --first 3     one client with part 3 of the data
+///   fedpeft-worker --evaluate                        only an evaluator, on the held-out images
+#[derive(Debug, Parser, Serialize)]
+#[command(version, verbatim_doc_comment)]
+pub struct Args {
+    #[command(flatten)]
+    #[serde(flatten)]
+    common: CommonArgs,
+    /// Clients to host, named <prefix><number>; client number i holds part i of the data
+    #[arg(long, env = "FEDPEFT_CLIENTS", value_name = "N", conflicts_with = "client")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clients: Option<u32>,
+    /// What names of numbered clients begin with [default: client-]
+    #[arg(long, env = "FEDPEFT_CLIENTS_PREFIX", value_name = "TEXT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clients_prefix: Option<String>,
+    /// Clients to host, by name
+    #[arg(long, env = "FEDPEFT_CLIENT", value_name = "NAME", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    client: Vec<String>,
+    /// Part of the data that the first client holds; each other holds the next [default: 0]
+    #[arg(long, env = "FEDPEFT_FIRST", value_name = "PART")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first: Option<u32>,
+    /// Also host a client that evaluates on held-out data, of this name [default name: evaluator]
+    #[arg(long, env = "FEDPEFT_EVALUATE", value_name = "NAME", num_args = 0..=1, default_missing_value = "evaluator")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    evaluate: Option<String>,
+    /// What the evaluator evaluates on [default: held-out]
+    #[arg(long, env = "FEDPEFT_EVALUATE_ON", value_name = "SPLIT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    evaluate_on: Option<Split>,
+    /// TOML file describing the data, at its top level or under [data]; in the configuration file, a [data]
+    /// table may stand here [default: Fashion-MNIST of the asset cache]
+    #[arg(long, env = "FEDPEFT_DATA", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<PathBuf>,
+    /// Folder for artifacts, kept between runs and shared by workers [default: ~/.cache/fedpeft/worker]
+    #[arg(long, env = "FEDPEFT_CACHE", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<PathBuf>,
+    /// Device to compute on: auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long, env = "FEDPEFT_DEVICE", value_name = "DEVICE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
+    /// Threads to compute with; 0 means one per core [default: 0]
+    #[arg(long, env = "FEDPEFT_THREADS", value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    threads: Option<u16>,
+    /// ONNX Runtime library, version 1.22 or newer [default: looked for in the asset cache and the system]
+    #[arg(long, env = "FEDPEFT_ORT_LIB", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ort_lib: Option<PathBuf>,
+    /// Name of this process, for people [default: <host>-<process id>]
+    #[arg(long, env = "FEDPEFT_WORKER", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worker: Option<String>,
+    /// Seconds that the task in progress may take after SIGTERM before it is handed back [default: 20]
+    #[arg(long, env = "FEDPEFT_DRAIN_SECONDS", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drain_seconds: Option<u32>,
+}
+
+impl AsRef<CommonArgs> for Args {
+    fn as_ref(&self) -> &CommonArgs {
+        &self.common
+    }
+}
+
+/// The options, settled.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Config {
+    /// Options of every service.
+    #[serde(flatten)]
+    pub common: Common,
+    /// Numbered clients.
+    #[serde(default)]
+    pub clients: u32,
+    /// Prefix of their names.
+    #[serde(default = "prefix")]
+    pub clients_prefix: String,
+    /// Named clients.
+    #[serde(default)]
+    pub client: Vec<String>,
+    /// Part of the data that the first client holds.
+    #[serde(default)]
+    pub first: u32,
+    /// Name of the evaluator.
+    #[serde(default)]
+    pub evaluate: Option<String>,
+    /// Its data.
+    #[serde(default)]
+    pub evaluate_on: Split,
+    /// The data.
+    #[serde(default)]
+    pub data: DataSource,
+    /// Folder for artifacts.
+    #[serde(default)]
+    pub cache: Option<PathBuf>,
+    /// Device.
+    #[serde(default, deserialize_with = "device")]
+    pub device: Device,
+    /// Threads; 0 means one per core.
+    #[serde(default)]
+    pub threads: u16,
+    /// ONNX Runtime library.
+    #[serde(default)]
+    pub ort_lib: Option<PathBuf>,
+    /// Name of this process.
+    #[serde(default)]
+    pub worker: Option<String>,
+    /// Seconds for the task in progress after SIGTERM.
+    #[serde(default = "drain_seconds")]
+    pub drain_seconds: u32,
+}
+
+impl AsRef<Common> for Config {
+    fn as_ref(&self) -> &Common {
+        &self.common
+    }
+}
+
+fn prefix() -> String {
+    "client-".to_owned()
+}
+
+fn drain_seconds() -> u32 {
+    20
+}
+
+fn device<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Device, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+}
+
+/// Data to evaluate on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Split {
+    /// Images of the held-out file.
+    #[default]
+    HeldOut,
+    /// Training images that no client holds.
+    Validation,
+}
+
+/// Where the description of the data is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum DataSource {
+    /// Here.
+    Inline(Box<DataSpec>),
+    /// In a TOML file, at its top level or under `[data]`.
+    File(PathBuf),
+}
+
+impl Default for DataSource {
+    fn default() -> Self {
+        Self::Inline(Box::default())
+    }
+}
+
+impl<'de> Deserialize<'de> for DataSource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::String(path) => Ok(Self::File(path.into())),
+            table => table.try_into().map(|spec| Self::Inline(Box::new(spec))).map_err(D::Error::custom),
+        }
+    }
+}
+
+/// Options that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The description of the data cannot be read.
+    #[error("data file {path}: {reason}", path = path.display())]
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// There is no folder for the cache.
+    #[error("there is no home folder to keep artifacts in: give --cache")]
+    NoCache,
+}
+
+impl DataSource {
+    /// The description, read from its file. Relative paths in a file are relative to it.
+    pub fn read(&self) -> Result<DataSpec, ConfigError> {
+        match self {
+            Self::Inline(spec) => Ok((**spec).clone()),
+            Self::File(path) => {
+                let fail = |reason: String| ConfigError::Data { path: path.clone(), reason };
+                let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+                let one_line =
+                    |error: toml::de::Error| fail(error.message().lines().collect::<Vec<_>>().join(" "));
+                let mut table: toml::Table = toml::from_str(&text).map_err(one_line)?;
+                let section = table.remove("data").unwrap_or(toml::Value::Table(table));
+                let mut spec: DataSpec = section.try_into().map_err(one_line)?;
+                let folder = path.parent().unwrap_or(Path::new(""));
+                let files = [
+                    &mut spec.train_images,
+                    &mut spec.train_labels,
+                    &mut spec.test_images,
+                    &mut spec.test_labels,
+                ];
+                for file in files.into_iter().flatten() {
+                    *file = folder.join(&file);
+                }
+                Ok(spec)
+            }
+        }
+    }
+}
+
+impl Config {
+    /// Folder for artifacts.
+    pub fn cache(&self) -> Result<PathBuf, ConfigError> {
+        let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let default = || {
+            let base = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+            Some(base.join("fedpeft/worker"))
+        };
+        self.cache.clone().or_else(default).ok_or(ConfigError::NoCache)
+    }
+
+    /// Name of this process.
+    pub fn worker(&self) -> String {
+        self.worker.clone().unwrap_or_else(|| {
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            let host = host.trim();
+            format!("{}-{}", if host.is_empty() { "worker" } else { host }, std::process::id())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fedpeft_service::config::load;
+
+    fn parse(arguments: &[&str]) -> Config {
+        let args = Args::parse_from([&["fedpeft-worker"], arguments].concat());
+        load(&args, None).unwrap()
+    }
+
+    #[test]
+    fn defaults_and_flags() {
+        let config = parse(&["--clients", "3"]);
+        assert_eq!(
+            (config.clients, config.clients_prefix.as_str(), config.device),
+            (3, "client-", Device::Auto)
+        );
+        assert_eq!(config.evaluate, None);
+        assert_eq!(config.data, DataSource::default());
+        let config =
+            parse(&["--client", "a,b", "--evaluate", "--device", "cuda:1", "--evaluate-on", "validation"]);
+        assert_eq!(config.client, ["a", "b"]);
+        assert_eq!(config.evaluate.as_deref(), Some("evaluator"));
+        assert_eq!((config.device, config.evaluate_on), (Device::Cuda(1), Split::Validation));
+    }
+
+    #[test]
+    fn data_comes_from_a_file_or_a_table() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("run.toml");
+        std::fs::write(&file, "[run]\nrounds = 3\n[data]\nclients = 4\ntrain_images = \"x.gz\"").unwrap();
+        let config = parse(&["--data", file.to_str().unwrap()]);
+        let spec = config.data.read().unwrap();
+        assert_eq!((spec.clients, spec.train_images), (4, Some(folder.path().join("x.gz"))));
+
+        std::fs::write(&file, "clients = 2\n[data]\nclients = 7").unwrap();
+        let args = Args::parse_from(["fedpeft-worker"]);
+        let config: Config = load(&args, Some(&file)).unwrap();
+        assert_eq!((config.clients, config.data.read().unwrap().clients), (2, 7));
+
+        std::fs::write(&file, "[data]\nclinets = 7").unwrap();
+        let error = parse(&["--data", file.to_str().unwrap()]).data.read().unwrap_err().to_string();
+        assert!(error.contains("clinets") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn bad_devices_are_one_line() {
+        let args = Args::parse_from(["fedpeft-worker", "--device", "gpu"]);
+        let error = load::<_, Config>(&args, None).unwrap_err().to_string();
+        assert!(error.contains("cuda:N"), "{error}");
+    }
+}
