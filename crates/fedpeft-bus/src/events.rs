@@ -28,7 +28,8 @@ impl Bus {
         let filter = run.map_or_else(|| subject::EVENT_SUBJECTS.to_owned(), subject::events_of);
         let from = if from_start { follow::From::First } else { follow::From::Now };
         let follow = Follow::start(self, subject::EVENT_STREAM, filter, from, BATCH).await?;
-        Ok(Events { follow, sequence: 0, pending: None })
+        let pending = follow.stored();
+        Ok(Events { follow, sequence: 0, pending })
     }
 }
 
@@ -36,7 +37,7 @@ impl Bus {
 pub struct Events {
     follow: Follow,
     sequence: u64,
-    pending: Option<u64>,
+    pending: u64,
 }
 
 impl Events {
@@ -46,7 +47,7 @@ impl Events {
         loop {
             let next = self.follow.next().await;
             let message = &next.message;
-            (self.sequence, self.pending) = (next.sequence, Some(next.pending));
+            (self.sequence, self.pending) = (next.sequence, next.pending);
             let decoded = publish::decode::<Event>(message.headers.as_ref(), &message.payload)
                 .and_then(|event| wire::check_version(event.version).map(|()| event));
             match decoded {
@@ -63,8 +64,8 @@ impl Events {
         self.sequence
     }
 
-    /// Events stored after the one last returned; nothing before the first.
-    pub fn pending(&self) -> Option<u64> {
+    /// Stored events that are still to come, as of the last one returned.
+    pub fn pending(&self) -> u64 {
         self.pending
     }
 }

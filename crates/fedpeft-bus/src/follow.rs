@@ -50,6 +50,7 @@ struct Open {
     messages: pull::Stream,
     connections: watch::Receiver<u64>,
     delivered: u64,
+    stored: u64,
 }
 
 /// One message and its place.
@@ -81,6 +82,11 @@ impl Follow {
         };
         follow.open = Some(follow.open().await?);
         Ok(follow)
+    }
+
+    /// Messages that were to come when the consumer was opened.
+    pub fn stored(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.stored)
     }
 
     /// The next message. Waits for ever; safe to cancel.
@@ -163,6 +169,7 @@ impl Follow {
             // Without this, a consumer lost before its first message would come back after messages it missed.
             self.position = Some(consumer.cached_info().delivered.stream_sequence);
         }
+        let stored = consumer.cached_info().num_pending;
         let messages = consumer
             .stream()
             .max_messages_per_batch(self.batch)
@@ -171,6 +178,6 @@ impl Follow {
             .messages()
             .await
             .map_err(|error| BusError::broker(what(), error))?;
-        Ok(Open { messages, connections, delivered: 0 })
+        Ok(Open { messages, connections, delivered: 0, stored })
     }
 }

@@ -42,7 +42,8 @@ impl Bus {
     pub async fn updates(&self, run: &RunId) -> Result<Updates, BusError> {
         let filter = subject::updates_of(run);
         let follow = Follow::start(self, subject::UPDATE_STREAM, filter, follow::From::First, BATCH).await?;
-        Ok(Updates(follow))
+        let pending = follow.stored();
+        Ok(Updates { follow, pending })
     }
 
     /// Forgets the updates of a round: it is committed, or nobody will.
@@ -52,13 +53,17 @@ impl Bus {
 }
 
 /// Updates of one run in the order in which the broker stored them.
-pub struct Updates(Follow);
+pub struct Updates {
+    follow: Follow,
+    pending: u64,
+}
 
 impl Updates {
     /// The next update. Waits for ever, through lost connections and restarted brokers. Safe to cancel.
     pub async fn next(&mut self) -> UpdateDelivery {
         loop {
-            let next = self.0.next().await;
+            let next = self.follow.next().await;
+            self.pending = next.pending;
             let message = &next.message;
             // Only the stream's own subjects arrive here, but their tokens may be no identifiers.
             let Some((run, round, client)) = subject::parse_update(&message.subject) else {
@@ -71,6 +76,11 @@ impl Updates {
             let measured = Measured::of(&message.subject, headers, message.payload.len());
             return UpdateDelivery { run, round, client, update, measured, sequence: next.sequence };
         }
+    }
+
+    /// Stored updates that are still to come, as of the last one returned.
+    pub fn pending(&self) -> u64 {
+        self.pending
     }
 }
 

@@ -18,7 +18,6 @@ use std::path::PathBuf;
 
 use fedpeft_artifacts::manifest::ManifestError;
 use fedpeft_bus::BusError;
-use fedpeft_protocol::Digest;
 
 /// A push or pull that failed.
 #[derive(Debug, thiserror::Error)]
@@ -44,14 +43,12 @@ pub enum RegistryError {
         source: std::io::Error,
     },
     /// A file is not the one that the manifest names.
-    #[error("{} has the digest {found}, its manifest says {expected}: rebuild the artifacts", path.display())]
+    #[error("{} is not the file its manifest names: {reason}; rebuild the artifacts", path.display())]
     Mismatch {
         /// The file.
         path: PathBuf,
-        /// Digest of the manifest.
-        expected: Digest,
-        /// Digest of the file.
-        found: Digest,
+        /// What differs.
+        reason: String,
     },
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use fedpeft_artifacts::{Manifest, manifest::MANIFEST_FILE};
-use fedpeft_bus::Bus;
+use fedpeft_bus::{Bus, BusError};
 use fedpeft_protocol::{
     Digest, ModelName,
     api::PublishModel,
@@ -42,9 +42,11 @@ pub async fn push_folder(
     }
     for entry in &files[1..] {
         let path = folder.join(&entry.name);
-        let stored = bus.put_blob_file(&path, |done| progress(&entry.name, done, entry.size)).await?;
-        if stored.digest != entry.digest {
-            return Err(RegistryError::Mismatch { path, expected: entry.digest, found: stored.digest });
+        let report = |done| progress(&entry.name, done, entry.size);
+        match bus.put_blob_file_as(entry.digest, entry.size, &path, report).await {
+            Ok(_) => {}
+            Err(BusError::Corrupt { reason, .. }) => return Err(RegistryError::Mismatch { path, reason }),
+            Err(error) => return Err(error.into()),
         }
     }
     let stored = bus.put_blob(bytes).await?;

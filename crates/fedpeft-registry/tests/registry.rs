@@ -217,7 +217,8 @@ async fn what_cannot_be_pulled_is_not_published() {
         change(&mut request);
         request
     };
-    let cases: [(&str, fn(&mut PublishModel)); 8] = [
+    type Case = (&'static str, fn(&mut PublishModel));
+    let cases: [Case; 8] = [
         ("not a file name", |r| r.files[1].name = "../x".into()),
         ("given twice", |r| r.files.push(r.files[1].clone())),
         ("missing", |r| drop(r.files.remove(2))),

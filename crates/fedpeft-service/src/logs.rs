@@ -14,9 +14,12 @@ pub struct InvalidFilter {
     reason: String,
 }
 
+/// The client library announces every connection, as we do; a filter that names it overrides this.
+const QUIET: &str = "async_nats=warn";
+
 /// Starts logging. A second call in one process changes nothing.
 pub fn init(filter: &str, format: LogFormat) -> Result<(), InvalidFilter> {
-    let parsed = EnvFilter::try_new(filter)
+    let parsed = EnvFilter::try_new(format!("{QUIET},{filter}"))
         .map_err(|error| InvalidFilter { filter: filter.into(), reason: error.to_string() })?;
     let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
     let started = match format {

@@ -38,6 +38,18 @@ impl Bus {
         self.put(digest, size, progress, &Source::File(path)).await
     }
 
+    /// Stores a file whose digest and size are known, unless they are stored already; what turns out to have
+    /// other bytes is [`BusError::Corrupt`] and not stored.
+    pub async fn put_blob_file_as(
+        &self,
+        digest: Digest,
+        size: u64,
+        path: &Path,
+        progress: impl FnMut(u64),
+    ) -> Result<Stored, BusError> {
+        self.put(digest, size, progress, &Source::File(path)).await
+    }
+
     async fn put(
         &self,
         digest: Digest,
@@ -160,7 +172,7 @@ impl Upload<'_> {
         }
         let got = Digest::from_bytes(hasher.finalize().into());
         if got != self.digest || sent != size {
-            let reason = "the file changed while it was being stored".to_owned();
+            let reason = format!("the {sent} bytes to store have the digest {got}");
             return Err(BusError::Corrupt { digest: self.digest, reason });
         }
         self.commit(size, chunks, meta_before, measured).await
