@@ -7,12 +7,13 @@ mod follow;
 mod output;
 mod records;
 mod report;
+mod simulate;
 mod view;
 
-use std::{io::Write as _, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use output::one_line;
+use output::{Interrupted, one_line};
 
 /// Federated parameter-efficient fine-tuning of frozen backbones.
 #[derive(Debug, Parser)]
@@ -24,8 +25,11 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  fedpeft artifacts inspect artifacts
+  fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method bias -o vit-bias
+  fedpeft artifacts inspect vit-bias
+  fedpeft models push vit-bias --name vit-bias
   fedpeft data partition --clients 10 --alpha 0.1
+  fedpeft simulate --config run.toml
   fedpeft run submit run.toml --watch
   fedpeft completions bash > /etc/bash_completion.d/fedpeft";
 
@@ -37,9 +41,14 @@ enum Command {
     /// Show how data is dealt out to clients.
     #[command(subcommand)]
     Data(commands::data::Command),
+    /// Publish, list and fetch artifacts.
+    #[command(subcommand)]
+    Models(commands::models::Command),
     /// Submit and follow runs.
     #[command(subcommand)]
     Run(commands::run::Command),
+    /// Run a whole federation on this machine.
+    Simulate(Box<simulate::Args>),
     /// Print a completion script for a shell.
     Completions(commands::completions::Args),
 }
@@ -49,7 +58,9 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Artifacts(command) => commands::artifacts::run(command),
         Command::Data(command) => commands::data::run(command),
+        Command::Models(command) => commands::models::run(command),
         Command::Run(command) => commands::run::run(command),
+        Command::Simulate(args) => simulate::run(*args),
         Command::Completions(args) => commands::completions::run::<Cli>(&args),
     };
     match result {
@@ -57,8 +68,9 @@ fn main() -> ExitCode {
         // The reader of a pipe went away (`fedpeft ... | head`): nobody is left to tell.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {}", one_line(&error));
-            ExitCode::FAILURE
+            let code = if error.is::<Interrupted>() { ExitCode::from(130) } else { ExitCode::FAILURE };
+            output::remark(format!("error: {}", one_line(&error)));
+            code
         }
     }
 }

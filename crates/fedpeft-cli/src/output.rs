@@ -31,6 +31,16 @@ pub fn print(text: impl fmt::Display) -> Result<()> {
     Ok(writeln!(std::io::stdout().lock(), "{text}")?)
 }
 
+/// Prints one line to the standard error; nobody minds if it cannot be read.
+pub fn remark(text: impl fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// The user ended the command.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
 /// The error and its causes on one line. A cause that its parent already quotes is not repeated.
 pub fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();

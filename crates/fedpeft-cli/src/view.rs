@@ -96,9 +96,12 @@ impl View {
 
     /// Prints a remark beside the table.
     pub fn note(&self, text: &str) {
-        self.bar.suspend(|| {
-            let _ = writeln!(std::io::stderr(), "{text}");
-        });
+        self.notes().say(text);
+    }
+
+    /// A way to print remarks while the view is busy.
+    pub fn notes(&self) -> Notes {
+        Notes { bar: self.bar.clone() }
     }
 
     /// Takes the bar away.
@@ -122,6 +125,19 @@ impl View {
                 Sink::Stderr => writeln!(std::io::stderr(), "{text}"),
             };
         });
+    }
+}
+
+/// Prints remarks beside the table.
+#[derive(Debug, Clone)]
+pub struct Notes {
+    bar: ProgressBar,
+}
+
+impl Notes {
+    /// Prints one.
+    pub fn say(&self, text: &str) {
+        self.bar.suspend(|| output::remark(text));
     }
 }
 

@@ -2,14 +2,13 @@
 
 use std::{
     fmt::Write as _,
-    fs::File,
-    io::Read as _,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail};
-use clap::Subcommand;
-use fedpeft_artifacts::manifest::{FileRef, MANIFEST_FILE, Manifest};
+use anyhow::{Context as _, Result};
+use clap::{Subcommand, ValueEnum};
+use fedpeft_artifacts::{ArtifactFolder, BuildOptions, Manifest, build};
+use fedpeft_peft::{Method, Pooling};
 use fedpeft_protocol::Digest;
 use serde::Serialize;
 
@@ -18,6 +17,15 @@ use crate::output::{self, Output};
 /// What to do with artifacts.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Build training artifacts from an ONNX model.
+    #[command(after_help = "\
+The model is cut at a value that holds tokens [N, T, C] or features [N, C]; a classification head is put on it.
+The folder trains on any stock ONNX Runtime: its graphs have standard operators only.
+
+Examples:
+  fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method bias -o vit-bias
+  fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method full -o vit-full")]
+    Build(BuildArgs),
     /// Print the adapter's tensors, their size and the files of an artifact folder.
     #[command(after_help = "\
 Examples:
@@ -34,67 +42,83 @@ Examples:
     },
 }
 
+/// What to build.
+#[derive(Debug, clap::Args)]
+pub struct BuildArgs {
+    /// ONNX model, as exported.
+    #[arg(long, value_name = "FILE")]
+    model: PathBuf,
+    /// Value at which the backbone ends.
+    #[arg(long, value_name = "NAME")]
+    output: String,
+    /// Height and width of the input images.
+    #[arg(long, value_name = "PX")]
+    input_size: u32,
+    /// Classes of the head.
+    #[arg(long, value_name = "C")]
+    classes: u32,
+    /// PEFT method: head, bias or full.
+    #[arg(long)]
+    method: Method,
+    /// How tokens become features.
+    #[arg(long, value_enum, default_value_t = PoolingArg::Cls)]
+    pooling: PoolingArg,
+    /// Folder to write; an artifact folder that is there is replaced.
+    #[arg(short, long = "out", value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    format: Output,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PoolingArg {
+    /// The first token.
+    Cls,
+    /// The mean of all tokens.
+    Mean,
+}
+
+impl From<PoolingArg> for Pooling {
+    fn from(pooling: PoolingArg) -> Self {
+        match pooling {
+            PoolingArg::Cls => Self::Cls,
+            PoolingArg::Mean => Self::Mean,
+        }
+    }
+}
+
 /// Runs one of them.
 pub fn run(command: Command) -> Result<()> {
     match command {
+        Command::Build(args) => build_folder(args),
         Command::Inspect { folder, no_verify, output } => inspect(&folder, !no_verify, output),
     }
 }
 
+fn build_folder(args: BuildArgs) -> Result<()> {
+    let side = args.input_size as usize;
+    let options = BuildOptions {
+        model: args.model,
+        output: args.output,
+        input_shape: vec![BuildOptions::IMAGENET_MEAN.len(), side, side],
+        classes: args.classes,
+        method: args.method,
+        pooling: args.pooling.into(),
+        mean: BuildOptions::IMAGENET_MEAN.to_vec(),
+        std: BuildOptions::IMAGENET_STD.to_vec(),
+    };
+    build(&options, &args.out)?;
+    // What was written is what is shown: the folder is read back.
+    inspect(&args.out, false, args.format)
+}
+
 fn inspect(folder: &Path, verify: bool, output: Output) -> Result<()> {
-    let (digest, manifest) = read_manifest(folder)?;
+    let folder = ArtifactFolder::open(folder)
+        .with_context(|| format!("{} cannot be read as an artifact folder", folder.display()))?;
     if verify {
-        verify_files(folder, &manifest)?;
+        folder.verify()?;
     }
-    output.show(&Inspection::new(digest, &manifest), human)
-}
-
-/// Largest `manifest.json` read: a thousand times what the largest of ours takes.
-const MAX_MANIFEST: u64 = 64 << 20;
-
-/// Reads and checks the manifest of an artifact folder.
-pub fn read_manifest(folder: &Path) -> Result<(Digest, Manifest)> {
-    let path = folder.join(MANIFEST_FILE);
-    let file = File::open(&path)
-        .with_context(|| format!("{} is no artifact folder: no {MANIFEST_FILE} in it", folder.display()))?;
-    let mut bytes = Vec::new();
-    file.take(MAX_MANIFEST + 1)
-        .read_to_end(&mut bytes)
-        .with_context(|| format!("{} cannot be read", path.display()))?;
-    if bytes.len() as u64 > MAX_MANIFEST {
-        bail!("{} is larger than {}: it is no manifest", path.display(), output::bytes(MAX_MANIFEST));
-    }
-    let manifest = Manifest::from_json(&bytes).with_context(|| path.display().to_string())?;
-    Ok((Digest::of(&bytes), manifest))
-}
-
-/// Compares every file of the folder with the size and digest the manifest gives it.
-pub fn verify_files(folder: &Path, manifest: &Manifest) -> Result<()> {
-    manifest.files.all().into_iter().try_for_each(|(file, _)| verify_file(folder, file))
-}
-
-fn verify_file(folder: &Path, expected: &FileRef) -> Result<()> {
-    let path = folder.join(&expected.name);
-    let context = || format!("{} cannot be read", path.display());
-    let file = File::open(&path).with_context(context)?;
-    let size = file.metadata().with_context(context)?.len();
-    if size != expected.size {
-        bail!(
-            "{} has {size} bytes, the manifest says {}: rebuild the artifacts or fetch them again",
-            path.display(),
-            expected.size
-        );
-    }
-    let digest = Digest::of_reader(file).with_context(context)?;
-    if digest != expected.digest {
-        bail!(
-            "{} has digest {}, the manifest says {}: rebuild the artifacts or fetch them again",
-            path.display(),
-            digest.short(),
-            expected.digest.short()
-        );
-    }
-    Ok(())
+    output.show(&Inspection::new(folder.digest(), folder.manifest()), human)
 }
 
 /// What `inspect` says of a folder.

@@ -3,4 +3,5 @@
 pub mod artifacts;
 pub mod completions;
 pub mod data;
+pub mod models;
 pub mod run;

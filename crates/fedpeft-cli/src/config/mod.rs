@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use clap::ValueEnum;
 use fedpeft_data::DataSpec;
 use fedpeft_protocol::run::{ModelRef, RunSpec};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -47,13 +48,42 @@ pub struct Simulation {
     pub threads: Option<u32>,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: String,
+    /// What the evaluator evaluates on.
+    pub evaluate_on: EvaluateOn,
     /// Where the exporter serves `/metrics`. Default: a free port of 127.0.0.1.
     pub exporter: Option<std::net::SocketAddr>,
 }
 
 impl Default for Simulation {
     fn default() -> Self {
-        Self { workers: None, threads: None, device: "auto".to_owned(), exporter: None }
+        Self {
+            workers: None,
+            threads: None,
+            device: "auto".to_owned(),
+            evaluate_on: EvaluateOn::default(),
+            exporter: None,
+        }
+    }
+}
+
+/// Images that the global adapter is evaluated on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum EvaluateOn {
+    /// Those of the test file.
+    #[default]
+    HeldOut,
+    /// Those set aside from the train file: choose settings on these.
+    Validation,
+}
+
+impl EvaluateOn {
+    /// The word for it in files and flags.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::HeldOut => "held-out",
+            Self::Validation => "validation",
+        }
     }
 }
 
@@ -72,12 +102,18 @@ impl Document {
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let text = fs::read_to_string(path).with_context(|| format!("{name} cannot be read"))?;
+        let document = Self::parse(&name, &text)?;
+        Ok(Self { folder: path.parent().unwrap_or(Path::new("")).to_owned(), ..document })
+    }
+
+    /// Parses the text of the file `name`.
+    pub fn parse(name: &str, text: &str) -> Result<Self> {
         let table = text.parse::<Table>().map_err(|error| {
             let start = error.span().map_or(0, |span| span.start.min(text.len()));
             let line = text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
             anyhow!("{name} line {line}: {}", error.message())
         })?;
-        Ok(Self { name, folder: path.parent().unwrap_or(Path::new("")).to_owned(), table })
+        Ok(Self { name: name.to_owned(), folder: PathBuf::new(), table })
     }
 
     /// A file without a line: everything comes from flags.
@@ -148,11 +184,12 @@ impl Document {
 
     fn data_section(&mut self, assets: Option<&Path>) -> Result<DataSpec> {
         let mut data: DataSpec = self.section("data")?;
-        for path in
-            [&mut data.train_images, &mut data.train_labels, &mut data.test_images, &mut data.test_labels]
-        {
-            if let Some(path) = path {
+        for (given, name) in files(&mut data) {
+            if let Some(path) = given {
                 *path = self.locate(path, assets)?;
+            } else if let Some(assets) = assets {
+                // Workers are told where the files are and need not know the cache.
+                *given = Some(assets.join(DEFAULT_DATA).join(name));
             }
         }
         for (field, value) in [("clients", data.clients), ("classes", data.classes)] {
@@ -208,6 +245,20 @@ impl Document {
             }),
         }
     }
+}
+
+/// The data used where none is named, in the asset cache.
+const DEFAULT_DATA: &str = "data/fashion-mnist";
+
+/// The four paths of a data section, and what the files are called in a folder of their own.
+fn files(data: &mut DataSpec) -> [(&mut Option<PathBuf>, &'static str); 4] {
+    let DataSpec { train_images, train_labels, test_images, test_labels, .. } = data;
+    [
+        (train_images, "train-images-idx3-ubyte.gz"),
+        (train_labels, "train-labels-idx1-ubyte.gz"),
+        (test_images, "t10k-images-idx3-ubyte.gz"),
+        (test_labels, "t10k-labels-idx1-ubyte.gz"),
+    ]
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use toml::{Table, Value};
 
-use super::Document;
+use super::{Document, EvaluateOn};
 
 /// Names the four files have in the Fashion-MNIST and MNIST distributions.
 const IDX_FILES: [(&str, &str); 4] = [
@@ -38,6 +38,9 @@ pub struct DataOverrides {
     /// Held-out images; 0 takes the whole test file.
     #[arg(long, value_name = "N")]
     eval: Option<u32>,
+    /// Training images set aside for validation.
+    #[arg(long, value_name = "N")]
+    validation: Option<u32>,
     /// Classes of the data and of the head.
     #[arg(long, value_name = "C")]
     classes: Option<u32>,
@@ -63,6 +66,7 @@ impl DataOverrides {
         set(document, "data.clients", self.clients)?;
         set(document, "data.samples_per_client", self.samples)?;
         set(document, "data.eval_examples", self.eval)?;
+        set(document, "data.validation_examples", self.validation)?;
         set(document, "data.classes", self.classes)?;
         set(document, "data.seed", self.seed)?;
         // A model section that repeats the number of classes must not contradict the flag.
@@ -218,6 +222,9 @@ pub struct SimulationOverrides {
     /// Device: auto, cpu, cuda or cuda:N.
     #[arg(long)]
     device: Option<String>,
+    /// Images to evaluate on; choose settings on the validation images.
+    #[arg(long, value_enum, value_name = "SPLIT")]
+    evaluate_on: Option<EvaluateOn>,
     /// Address of the exporter's /metrics [default: a free port of 127.0.0.1].
     #[arg(long, value_name = "ADDRESS")]
     exporter: Option<SocketAddr>,
@@ -230,6 +237,9 @@ impl SimulationOverrides {
         set(document, "simulate.threads", self.threads)?;
         if let Some(device) = &self.device {
             document.set("simulate.device", device.as_str())?;
+        }
+        if let Some(split) = self.evaluate_on {
+            document.set("simulate.evaluate_on", split.word())?;
         }
         if let Some(address) = self.exporter {
             document.set("simulate.exporter", address.to_string())?;
