@@ -282,6 +282,10 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
             }
             pending = left;
         }
+        // It would vanish by itself, but whoever lists often should not pile consumers up.
+        if let Err(error) = self.store.stream.delete_consumer(&consumer.cached_info().name).await {
+            tracing::debug!(%error, bucket = self.bucket, "listing consumer left to expire");
+        }
         found.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(found)
     }

@@ -21,8 +21,9 @@ use crate::{Bus, BusError, Measured};
 
 /// Chunks on their way at once: 2 MiB keeps a fast link busy and no broker's buffers full.
 const WINDOW: usize = 16;
-/// An upload that a lost connection broke begins anew: chunks may be missing in its middle.
-const ATTEMPTS: u32 = 5;
+/// An upload that a lost connection broke begins anew, so often: chunks may be missing in its middle.
+const RETRIES: usize = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 impl Bus {
     /// Stores `bytes` under their digest, unless they are stored already.
@@ -57,33 +58,66 @@ impl Bus {
         mut progress: impl FnMut(u64),
         source: &Source<'_>,
     ) -> Result<Stored, BusError> {
-        let mut measured = Measured::default();
-        let mut pause = Duration::from_millis(200);
-        for attempt in 1.. {
-            if self.blob_info(&digest).await?.is_some() {
-                progress(size);
-                break;
-            }
-            let upload =
-                Upload { bus: self, digest, nuid: new_nuid(self), stream: self.blob_stream().await? };
-            match upload.run(source.open().await?, size, &mut progress, &mut measured).await {
-                Ok(()) => break,
-                Err(error @ (BusError::Corrupt { .. } | BusError::File { .. })) => {
-                    upload.discard().await;
-                    return Err(error);
-                }
-                Err(error) => {
-                    upload.discard().await;
-                    if attempt == ATTEMPTS {
-                        return Err(error);
-                    }
-                    tracing::warn!(%error, %digest, attempt, "blob upload broken, beginning anew");
+        let (mut measured, mut broken) = (Measured::default(), Vec::new());
+        let mut pause = FIRST_PAUSE;
+        let result = loop {
+            let nuid = new_nuid(self);
+            let attempt = self.attempt(digest, size, &nuid, source, &mut progress, &mut measured).await;
+            match attempt {
+                Ok(false) => break Ok(Stored { digest, size, measured }),
+                Ok(true) => {}
+                Err(error @ (BusError::Timeout { .. } | BusError::Broker { .. }))
+                    if broken.len() < RETRIES =>
+                {
+                    tracing::warn!(%error, %digest, "blob upload broken, beginning anew");
                     tokio::time::sleep(pause).await;
                     pause *= 2;
                 }
+                Err(error) => {
+                    broken.push(nuid);
+                    break Err(error);
+                }
+            }
+            broken.push(nuid);
+        };
+        self.take_back(&digest, &broken).await;
+        result
+    }
+
+    /// One upload. Says whether its chunks are in the way now: another upload of the blob was faster.
+    async fn attempt(
+        &self,
+        digest: Digest,
+        size: u64,
+        nuid: &str,
+        source: &Source<'_>,
+        progress: &mut impl FnMut(u64),
+        measured: &mut Measured,
+    ) -> Result<bool, BusError> {
+        if self.blob_info(&digest).await?.is_some() {
+            progress(size);
+            return Ok(false);
+        }
+        let upload = Upload { bus: self, digest, nuid, stream: self.blob_stream().await? };
+        upload.run(source.open().await?, size, progress, measured).await
+    }
+
+    /// Frees the chunks of broken uploads, save one that turns out to have been committed after all.
+    async fn take_back(&self, digest: &Digest, broken: &[String]) {
+        if broken.is_empty() {
+            return;
+        }
+        let (Ok(info), Ok(stream)) = (self.blob_info(digest).await, self.blob_stream().await) else {
+            // Not knowing is no licence to delete: orphaned chunks cost space, lost ones cost a blob.
+            tracing::warn!(%digest, "chunks of a broken upload stay behind in the blob store");
+            return;
+        };
+        let committed = info.map(|info| info.nuid);
+        for nuid in broken.iter().filter(|nuid| committed.as_ref() != Some(nuid)) {
+            if let Err(error) = stream.purge().filter(chunk_subject(nuid)).await {
+                tracing::warn!(%error, %digest, "chunks of a broken upload stay behind in the blob store");
             }
         }
-        Ok(Stored { digest, size, measured })
     }
 
     pub(super) async fn blob_stream(&self) -> Result<Stream, BusError> {
@@ -131,7 +165,7 @@ async fn digest_of_file(path: &Path) -> std::io::Result<(Digest, u64)> {
 struct Upload<'a> {
     bus: &'a Bus,
     digest: Digest,
-    nuid: String,
+    nuid: &'a str,
     stream: Stream,
 }
 
@@ -142,10 +176,10 @@ impl Upload<'_> {
         size: u64,
         progress: &mut impl FnMut(u64),
         measured: &mut Measured,
-    ) -> Result<(), BusError> {
+    ) -> Result<bool, BusError> {
         let meta_before = meta_sequence(&self.stream, &self.digest).await?;
         let chunk_size = CHUNK.min(self.bus.max_payload());
-        let subject = chunk_subject(&self.nuid);
+        let subject = chunk_subject(self.nuid);
         let mut hasher = Sha256::new();
         let mut in_flight: VecDeque<(PublishAckFuture, usize)> = VecDeque::with_capacity(WINDOW);
         let (mut sent, mut safe, mut chunks) = (0u64, 0u64, 0u64);
@@ -178,15 +212,15 @@ impl Upload<'_> {
         self.commit(size, chunks, meta_before, measured).await
     }
 
-    /// Writes the metadata, which makes the blob visible. Of two concurrent uploads of one blob, one wins,
-    /// and the other takes its own chunks back.
+    /// Writes the metadata, which makes the blob visible. Of two concurrent uploads of one blob one wins;
+    /// says whether this is the other.
     async fn commit(
         &self,
         size: u64,
         chunks: u64,
         meta_before: u64,
         measured: &mut Measured,
-    ) -> Result<(), BusError> {
+    ) -> Result<bool, BusError> {
         let meta = serde_json::json!({
             "name": self.digest.to_string(),
             "bucket": subject::BLOB_BUCKET,
@@ -207,27 +241,9 @@ impl Upload<'_> {
             Err(error) => Err(error),
         };
         match acknowledged {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
-                self.discard().await;
-                Ok(())
-            }
+            Ok(()) => Ok(false),
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(true),
             Err(error) => Err(self.failed(&error)),
-        }
-    }
-
-    /// Takes back the chunks of an upload, unless it turns out to have been committed after all.
-    async fn discard(&self) {
-        let ours = match self.bus.blob_info(&self.digest).await {
-            Ok(info) => info.is_some_and(|info| info.nuid == self.nuid),
-            // Not knowing is no licence to delete: orphaned chunks cost space, lost ones cost a blob.
-            Err(_) => true,
-        };
-        if ours {
-            return;
-        }
-        if let Err(error) = self.stream.purge().filter(chunk_subject(&self.nuid)).await {
-            tracing::warn!(%error, digest = %self.digest, "chunks of a broken upload stay behind");
         }
     }
 

@@ -156,3 +156,34 @@ async fn a_download_goes_on_after_the_broker_crashed() {
     download.await.unwrap().unwrap();
     assert!(std::fs::read(&dest).unwrap() == bytes);
 }
+
+#[tokio::test]
+async fn an_upload_begins_anew_after_the_broker_crashed_and_leaves_nothing_behind() {
+    let mut server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let bytes = noise(30_000_000);
+    let source = server.folder().join("source");
+    std::fs::write(&source, &bytes).unwrap();
+    let (started, first_chunk) = tokio::sync::oneshot::channel();
+    let upload = {
+        let bus = bus.clone();
+        let mut started = Some(started);
+        tokio::spawn(async move {
+            let progress = |_| {
+                if let Some(started) = started.take() {
+                    started.send(()).unwrap();
+                }
+            };
+            bus.put_blob_file(&source, progress).await
+        })
+    };
+    first_chunk.await.unwrap();
+    server.crash().await;
+    server.resume().await;
+    let stored = upload.await.unwrap().unwrap();
+    assert!(stored.measured.payload > 30_000_000);
+    assert!(bus.get_blob(&stored.digest, stored.size).await.unwrap().0 == bytes);
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let stream = jetstream.get_stream(format!("OBJ_{}", subject::BLOB_BUCKET)).await.unwrap();
+    assert_eq!(stream.get_info().await.unwrap().state.messages, 30_000_000_u64.div_ceil(128 * 1024) + 1);
+}
