@@ -46,6 +46,8 @@ pub(crate) async fn serve(bus: &Bus, changed: &Arc<Notify>) -> Result<Service, B
         .await?
         .endpoint("runs.resume", move |request| resume.clone().resume(request))
         .await?;
+    // The broker handles a connection's messages in order: once it answers this, it knows the endpoints.
+    bus.runs().await?;
     Ok(service)
 }
 

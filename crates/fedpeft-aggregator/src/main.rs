@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 /// The aggregator samples a cohort of clients for each round, sends them the global adapter, folds their
 /// updates into the next one and stores it. It keeps everything in the NATS server: stop it at any moment,
 /// start it again, and every run goes on where it stood. Several may run side by side; each run is driven by
-/// one of them, and taken over by another within seconds of its death.
+/// one of them, and taken over by another about ten seconds after its death.
 #[derive(Parser, Serialize)]
 #[command(name = "fedpeft-aggregator", version, after_long_help = AFTER_HELP)]
 struct Args {

@@ -15,7 +15,7 @@ use crate::{
     stop::Stop,
 };
 
-/// The broker sends stored events at once; when none has come for so long, there are none.
+/// Events counted as stored may expire before they are read; when none has come for so long, there are none.
 const SILENCE: Duration = Duration::from_secs(2);
 
 /// The phase in which the last owner left the run; the first one of a new run.
@@ -38,7 +38,7 @@ pub(crate) async fn phase(drive: &Drive<'_>) -> Result<Phase, Stop> {
 /// Whether [`EventKind::RoundClosed`] was published for `round`.
 async fn announced(drive: &Drive<'_>, round: Round) -> Result<bool, Stop> {
     let mut events = drive.bus.events(Some(&drive.record.run), true).await?;
-    while events.pending() != Some(0) {
+    while events.pending() > 0 {
         match timeout(SILENCE, events.next()).await {
             Ok(event) => {
                 if matches!(event?.kind, EventKind::RoundClosed { report } if report.round == round) {

@@ -29,8 +29,8 @@ use crate::{
 const PRESENCE_CHECK: Duration = Duration::from_secs(3);
 /// A client is absent once it was missing this often in a row: one look may fall into a gap between heartbeats.
 const MISSED_CHECKS: u32 = 2;
-/// The broker sends stored updates at once; when none has come for so long, there are none left.
-const SILENCE: Duration = Duration::from_millis(500);
+/// Updates counted as stored may be purged before they are read; when none has come for so long, there are none.
+const SILENCE: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Result<Phase, Stop> {
     let quorum = drive.record.spec.quorum() as usize;
@@ -77,8 +77,11 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
 
 /// Folds the updates that are stored already.
 pub(crate) async fn stored(drive: &mut Drive<'_>, round: &mut RoundState) -> Result<(), Stop> {
-    while let Ok(delivery) = timeout(SILENCE, drive.updates.next()).await {
-        take(drive, round, delivery).await?;
+    while drive.updates.pending() > 0 {
+        match timeout(SILENCE, drive.updates.next()).await {
+            Ok(delivery) => take(drive, round, delivery).await?,
+            Err(_) => break,
+        }
     }
     Ok(())
 }

@@ -1,0 +1,368 @@
+//! A broker with a published model, aggregators to start and kill, and clients to play.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+use fedpeft_aggregator::Aggregator;
+use fedpeft_artifacts::manifest::{BackboneSpec, FORMAT_VERSION, FileRef, Files, InputSpec, Manifest};
+use fedpeft_bus::{Bus, BusError, Tasks};
+use fedpeft_codec::{Layout, TensorSpec, decode, encode};
+use fedpeft_protocol::{
+    ClientId, Digest, ModelName, PROTOCOL_VERSION, Round, RunId,
+    api::{CreateRun, RunRequest},
+    event::{Event, EventKind},
+    model::ModelVersion,
+    presence::{Capabilities, Presence},
+    round::{Outcome, Payload, Task, Update, Work},
+    run::{EvaluationSpec, ModelRef, RunRecord, RunSpec, RunStatus, RunView},
+};
+use fedpeft_service::CancellationToken;
+use fedpeft_testkit::NatsServer;
+use safetensors::{Dtype, tensor::TensorView};
+use tokio::{task::JoinHandle, time::timeout};
+
+/// Nothing in these tests takes longer, a lease's end included.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Federation {
+    pub nats: NatsServer,
+    pub bus: Bus,
+    pub layout: Layout,
+    heartbeats: BTreeMap<ClientId, JoinHandle<()>>,
+}
+
+/// An aggregator in this process.
+pub struct Service {
+    task: JoinHandle<()>,
+    shutdown: CancellationToken,
+}
+
+impl Service {
+    /// Ends it as a crash would.
+    pub async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+
+    /// Ends it as a signal would.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+pub fn client(name: &str) -> ClientId {
+    ClientId::new(name).unwrap()
+}
+
+pub fn run_id(name: &str) -> RunId {
+    RunId::new(name).unwrap()
+}
+
+pub fn spec(rounds: Round, cohort: u32) -> RunSpec {
+    RunSpec {
+        model: ModelRef { name: ModelName::new("tiny").unwrap(), version: None },
+        rounds,
+        cohort,
+        min_clients: None,
+        quorum: None,
+        round_deadline_seconds: 60.0,
+        training: Default::default(),
+        strategy: Default::default(),
+        evaluation: EvaluationSpec { every: 0, deadline_seconds: 20.0 },
+        seed: 7,
+    }
+}
+
+impl Federation {
+    /// A broker with version 1 of the model `tiny`, whose adapter has `values` values.
+    pub async fn start(values: u64) -> Self {
+        let nats = NatsServer::start().await;
+        let bus = nats.bus().await;
+        let spec = |name: &str, shape: Vec<u64>| TensorSpec { name: name.into(), shape };
+        let layout =
+            Layout::new(vec![spec("head.weight", vec![values - 1]), spec("head.bias", vec![1])]).unwrap();
+        let federation = Self { nats, bus, layout, heartbeats: BTreeMap::new() };
+        federation.publish_model().await;
+        federation
+    }
+
+    async fn publish_model(&self) {
+        let initial = self.initial();
+        let (weight, bias) = initial.split_at(initial.len() - 4);
+        let view = |shape, data| TensorView::new(Dtype::F32, shape, data).unwrap();
+        let checkpoint = safetensors::serialize(
+            [
+                ("head.bias", view(vec![1], bias)),
+                ("head.weight", view(vec![self.layout.values() - 1], weight)),
+            ],
+            None,
+        )
+        .unwrap();
+        let file = |name: &str, bytes: &[u8]| FileRef {
+            name: name.into(),
+            digest: Digest::of(bytes),
+            size: bytes.len() as u64,
+        };
+        let manifest = Manifest {
+            format: FORMAT_VERSION,
+            method: "head".into(),
+            adapter: self.layout.clone(),
+            excluded: BTreeMap::new(),
+            input: InputSpec { name: "pixels".into(), shape: vec![1, 2, 2], mean: vec![0.0], std: vec![1.0] },
+            classes: 2,
+            backbone: BackboneSpec { values: 1000, source: Digest::of("source") },
+            opset: 17,
+            files: Files {
+                training: file("training.onnx", b"t"),
+                eval: file("eval.onnx", b"e"),
+                optimizer_sgd: file("sgd.onnx", b"s"),
+                optimizer_adamw: file("adamw.onnx", b"a"),
+                checkpoint: file("checkpoint.safetensors", &checkpoint),
+                backbone: file("backbone.bin", b"b"),
+            },
+        };
+        self.bus.put_blob(checkpoint.into()).await.unwrap();
+        let manifest = self.bus.put_blob(manifest.to_json().unwrap().into()).await.unwrap().digest;
+        let version = ModelVersion {
+            version: PROTOCOL_VERSION,
+            name: ModelName::new("tiny").unwrap(),
+            number: 1,
+            method: "head".into(),
+            manifest,
+            files: vec![],
+            published_ms: 1,
+        };
+        self.bus.models().await.unwrap().put("tiny.1", &version).await.unwrap();
+    }
+
+    /// The adapter of the checkpoint.
+    pub fn initial(&self) -> Bytes {
+        encode(&(0..self.layout.values()).map(|at| (at as f32).cos()).collect::<Vec<_>>())
+    }
+
+    pub async fn aggregator(&self) -> Service {
+        // A connection of its own, as another process has.
+        let bus = self.nats.bus().await;
+        let aggregator = Aggregator::start(&bus).await.unwrap();
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(aggregator.run(shutdown.clone()));
+        Service { task, shutdown }
+    }
+
+    /// Makes a client present, and keeps it so.
+    pub async fn join(&mut self, name: &str, examples: u64) {
+        self.present(name, examples, true, false).await;
+    }
+
+    pub async fn join_evaluator(&mut self, name: &str) {
+        self.present(name, 0, false, true).await;
+    }
+
+    async fn present(&mut self, name: &str, examples: u64, trains: bool, evaluates: bool) {
+        let presence = Presence {
+            version: PROTOCOL_VERSION,
+            client: client(name),
+            worker: "test".into(),
+            capabilities: Capabilities { trains, evaluates, examples, device: "cpu".into() },
+        };
+        let records = self.bus.clients().await.unwrap();
+        records.put(name, &presence).await.unwrap();
+        let key = name.to_owned();
+        let heartbeat = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                let _ = records.put(&key, &presence).await;
+            }
+        });
+        self.heartbeats.insert(client(name), heartbeat);
+    }
+
+    /// Ends a client's presence.
+    pub async fn leave(&mut self, name: &str) {
+        self.heartbeats.remove(&client(name)).unwrap().abort();
+        self.bus.clients().await.unwrap().delete(name).await.unwrap();
+    }
+
+    pub async fn create(&self, run: &str, spec: RunSpec) -> Result<RunRecord, BusError> {
+        self.bus.request("runs.create", &CreateRun { run: Some(run_id(run)), spec }).await
+    }
+
+    pub async fn ask<T: serde::de::DeserializeOwned>(
+        &self,
+        endpoint: &str,
+        run: &str,
+    ) -> Result<T, BusError> {
+        self.bus.request(endpoint, &RunRequest { run: run_id(run) }).await
+    }
+
+    pub async fn view(&self, run: &str) -> RunView {
+        self.ask("runs.get", run).await.unwrap()
+    }
+
+    /// Waits until the run has ended.
+    pub async fn ended(&self, run: &str) -> RunView {
+        self.until(run, |record| record.status.is_final()).await;
+        self.view(run).await
+    }
+
+    pub async fn completed(&self, run: &str) -> RunView {
+        let view = self.ended(run).await;
+        assert_eq!(view.record.status, RunStatus::Completed);
+        view
+    }
+
+    /// Waits until the record is as `wanted`.
+    pub async fn until(&self, run: &str, wanted: impl Fn(&RunRecord) -> bool) -> RunRecord {
+        let records = self.bus.runs().await.unwrap();
+        let waiting = async {
+            loop {
+                if let Ok(Some((record, _))) = records.get(run).await
+                    && wanted(&record)
+                {
+                    return record;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, waiting).await.expect("the run gets there in time")
+    }
+
+    /// The adapter of a blob.
+    pub async fn adapter(&self, digest: &Digest) -> Bytes {
+        self.bus.get_blob(digest, self.layout.bytes()).await.unwrap().0
+    }
+
+    /// Events of the run, up to the first that is `last`.
+    pub async fn events_until(&self, run: &str, last: impl Fn(&EventKind) -> bool) -> Vec<EventKind> {
+        let mut events = self.bus.events(Some(&run_id(run)), true).await.unwrap();
+        let mut seen = Vec::new();
+        let reading = async {
+            loop {
+                let Event { kind, .. } = events.next().await.unwrap();
+                let ends = last(&kind);
+                seen.push(kind);
+                if ends {
+                    return;
+                }
+            }
+        };
+        timeout(PATIENCE, reading).await.expect("the event comes in time");
+        seen
+    }
+
+    /// Events of a run that has ended.
+    pub async fn events(&self, run: &str) -> Vec<EventKind> {
+        self.events_until(run, |kind| matches!(kind, EventKind::Status { status, .. } if status.is_final()))
+            .await
+    }
+
+    /// The refusal of an update of `name`, as announced.
+    pub async fn refusal(&self, run: &str, name: &str) -> String {
+        let is_it = |kind: &EventKind| matches!(kind, EventKind::UpdateRejected { client, .. } if client.as_str() == name);
+        match self.events_until(run, is_it).await.pop() {
+            Some(EventKind::UpdateRejected { reason, .. }) => reason,
+            other => panic!("{other:?} is no refusal"),
+        }
+    }
+
+    pub async fn player(&self, name: &str) -> Player {
+        let id = client(name);
+        let tasks = self.bus.tasks(&id).await.unwrap();
+        Player { id, tasks, bus: self.bus.clone(), layout: self.layout.clone() }
+    }
+
+    /// Players that train every task they get, with these examples each.
+    pub async fn trainers(&mut self, clients: &[(&str, u64)]) {
+        for (name, examples) in clients {
+            self.join(name, *examples).await;
+            let (mut player, examples) = (self.player(name).await, *examples);
+            tokio::spawn(async move {
+                loop {
+                    let task = player.task().await;
+                    player.send(&task, &player.trained(&task, examples).await).await;
+                }
+            });
+        }
+    }
+}
+
+/// A client, played by hand.
+pub struct Player {
+    pub id: ClientId,
+    tasks: Tasks,
+    bus: Bus,
+    layout: Layout,
+}
+
+impl Player {
+    /// Its next task, acknowledged.
+    pub async fn task(&mut self) -> Task {
+        let delivery = timeout(PATIENCE, self.tasks.next()).await.expect("a task comes in time").unwrap();
+        delivery.ack().await.unwrap();
+        delivery.result.unwrap()
+    }
+
+    /// Whether a task is waiting for it.
+    pub async fn has_task(&mut self) -> bool {
+        timeout(Duration::from_millis(700), self.tasks.next()).await.is_ok()
+    }
+
+    /// What this client makes of the global adapter: a step that depends on the client and the values.
+    pub fn train(&self, global: &[f32]) -> Vec<f32> {
+        let pull = self.id.as_str().bytes().map(f32::from).sum::<f32>() / 997.0;
+        global.iter().enumerate().map(|(at, v)| v * 0.9 + pull * (at as f32 * 0.37).sin()).collect()
+    }
+
+    pub async fn global(&self, task: &Task) -> Vec<f32> {
+        let bytes = match &task.adapter {
+            Payload::Message { data, .. } => data.clone(),
+            Payload::Blob { digest, size } => self.bus.get_blob(digest, *size).await.unwrap().0,
+        };
+        decode(&bytes, &self.layout).unwrap()
+    }
+
+    /// An honest update.
+    pub async fn trained(&self, task: &Task, examples: u64) -> Update {
+        assert!(matches!(task.work, Work::Train { seed: 7, .. }));
+        let values = self.train(&self.global(task).await);
+        self.update_with(task, examples, Payload::inline(encode(&values)))
+    }
+
+    pub fn update_with(&self, task: &Task, examples: u64, adapter: Payload) -> Update {
+        let loss = 1.0 / f64::from(task.round) + examples as f64 / 1000.0;
+        let outcome = Outcome::Trained { examples, steps: 3, loss, seconds: 0.25, adapter };
+        self.outcome(task, outcome)
+    }
+
+    pub fn outcome(&self, task: &Task, outcome: Outcome) -> Update {
+        let (epoch, task) = (task.epoch, task.task.clone());
+        Update { version: PROTOCOL_VERSION, epoch, task, outcome, fetched: vec![] }
+    }
+
+    /// Publishes an update for the round of `task`; its size on the wire.
+    pub async fn send(&self, task: &Task, update: &Update) -> u64 {
+        self.bus.publish_update(&task.run, task.round, &self.id, update).await.unwrap().total
+    }
+}
+
+/// The mean of what these clients, with these examples, make of `global`.
+pub fn mean(players: &[(&Player, u64)], global: &[f32]) -> Vec<f32> {
+    let total: u64 = players.iter().map(|(_, examples)| examples).sum();
+    let trained: Vec<_> =
+        players.iter().map(|(player, examples)| (player.train(global), *examples as f64)).collect();
+    (0..global.len())
+        .map(|at| {
+            let sum: f64 = trained.iter().map(|(values, weight)| f64::from(values[at]) * weight).sum();
+            (sum / total as f64) as f32
+        })
+        .collect()
+}
+
+/// Adapters that are equal but for the last bit of a mean.
+pub fn assert_close(found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert!((found - expected).abs() <= expected.abs() * 1.2e-7 + 1e-12, "{found} is not {expected}");
+    }
+}

@@ -1,0 +1,10 @@
+//! The aggregator against a real broker. Clients are played by the tests: they take tasks and publish updates
+//! as any program that speaks the protocol may.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod api;
+mod federation;
+mod owners;
+mod rounds;
+mod trouble;
+mod updates;
