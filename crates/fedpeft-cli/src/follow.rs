@@ -21,7 +21,7 @@ pub async fn to_the_end(bus: &Bus, run: &RunId, view: &mut View) -> Result<RunVi
             event = events.next() => {
                 let event = event?;
                 view.show(&event);
-                caught_up = events.pending() == Some(0);
+                caught_up = events.pending() == 0;
                 matches!(event.kind, EventKind::Status { status, .. } if status.is_final()) && caught_up
             }
             _ = look.tick() => true,
