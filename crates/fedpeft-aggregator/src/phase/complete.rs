@@ -1,13 +1,30 @@
 //! Complete: writes that all rounds are done. There is no phase after it.
+//!
+//! Clients that were too late for the last round still learn so by name, for a while.
+
+use std::time::Duration;
 
 use fedpeft_protocol::run::RunStatus;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{drive::Drive, model, stop::Stop};
+
+/// How long updates are still refused by name; later ones are left to the stream's age limit.
+const LINGER: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<(), Stop> {
     drive.record.end(RunStatus::Completed).await?;
     drive.bus.purge_tasks(&drive.record.run).await?;
-    tracing::info!(run = %drive.record.run, rounds = drive.record.round, adapter = %drive.record.adapter, "run completed");
+    tracing::info!(
+        run = %drive.record.run,
+        rounds = drive.record.round,
+        adapter = %drive.record.adapter,
+        "run completed"
+    );
     drive.events.emit(model::status_event(drive.record, Some(&drive.model)));
+    let until = Instant::now() + LINGER;
+    while let Ok(late) = timeout_at(until, drive.updates.next()).await {
+        drive.refuse_closed(late.round, &late.client).await?;
+    }
     Ok(())
 }

@@ -15,15 +15,20 @@ async fn a_round_closes_at_its_deadline_with_a_quorum() {
     let mut federation = Federation::start(20).await;
     federation.trainers(&[("a", 10), ("b", 20)]).await;
     federation.join("silent", 30).await;
+    let mut silent = federation.player("silent").await;
     let _service = federation.aggregator().await;
     let mut wanted = spec(1, 3);
-    wanted.round_deadline_seconds = 2.0;
+    wanted.round_deadline_seconds = 4.0;
     federation.create("r", wanted).await.unwrap();
+    let task = silent.task().await;
     let report = federation.completed("r").await.rounds.remove(0);
     assert_eq!(report.clients[2].client.as_str(), "silent");
     assert_eq!(report.clients[2].outcome, ClientOutcome::Dropped);
     assert_eq!((report.clients[2].examples, report.clients[2].bytes_up), (0, 0));
     assert!(report.clients[2].bytes_down > 0, "its task was sent");
+    // Too late for the run, and told so.
+    silent.send(&task, &silent.trained(&task, 30).await).await;
+    assert!(federation.refusal("r", "silent").await.contains("round 1 is closed"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

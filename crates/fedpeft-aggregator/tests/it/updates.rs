@@ -5,6 +5,7 @@ use fedpeft_protocol::{
     Digest,
     event::EventKind,
     round::{ClientOutcome, Outcome, Payload, Update},
+    subject,
 };
 
 use crate::federation::{Federation, Player, assert_close, mean, run_id, spec};
@@ -12,8 +13,11 @@ use crate::federation::{Federation, Player, assert_close, mean, run_id, spec};
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_updates_are_refused_by_name_and_change_nothing() {
     let mut federation = Federation::start(20).await;
-    let names =
-        ["digest", "examples", "failed", "good-1", "good-2", "length", "lost", "loss", "nan", "none", "huge"];
+    let broker = async_nats::connect(federation.nats.url()).await.unwrap();
+    let names = [
+        "digest", "examples", "failed", "good-1", "good-2", "length", "lost", "loss", "nan", "none", "huge",
+        "garbage",
+    ];
     for name in names {
         federation.join(name, 40).await;
     }
@@ -62,6 +66,12 @@ async fn bad_updates_are_refused_by_name_and_change_nothing() {
             }
             _ => honest,
         };
+        if name == "garbage" {
+            let subject = subject::update(&task.run, task.round, &player.id);
+            broker.publish(subject, "\u{81}no update".into()).await.unwrap();
+            broker.flush().await.unwrap();
+            continue;
+        }
         player.send(&task, &update).await;
         if name.starts_with("good") {
             good.push((player, 40, global));
@@ -80,6 +90,7 @@ async fn bad_updates_are_refused_by_name_and_change_nothing() {
         ("loss", "NaN"),
         ("nan", "value 4 of tensor head.weight is NaN"),
         ("huge", "value 0 of tensor head.bias"),
+        ("garbage", "cannot be decoded"),
         ("none", "0 examples"),
     ] {
         let reason = federation.refusal("r", name).await;
