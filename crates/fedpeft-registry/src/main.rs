@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// Model registry: keeps names and versions of training artifacts whose files lie in the NATS object store
 ///
-/// Artifacts get here by `fedpeft model push` and are fetched by workers, both through the NATS server; the
+/// Artifacts get here by `fedpeft models push` and are fetched by workers, both through the NATS server; the
 /// registry itself holds no state, and any number of them may run. Try `nats req fedpeft.v1.api.models.list ''`.
 #[derive(Debug, Parser, Serialize)]
 #[command(version, max_term_width = 110)]
