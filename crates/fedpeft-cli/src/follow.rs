@@ -11,11 +11,14 @@ use crate::{records, view::View};
 /// How often the durable state is looked at: events may be lost with an aggregator that dies, state is not.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// Looks that may fail one after another before the broker is given up.
+const MAX_FAILURES: u32 = 10;
+
 /// Shows a run from its first round until it is final, and returns what became of it.
 pub async fn to_the_end(bus: &Bus, run: &RunId, view: &mut View) -> Result<RunView> {
     let mut events = bus.events(Some(run), true).await?;
     let mut look = tokio::time::interval(LOOK);
-    let (mut final_before, mut caught_up) = (false, false);
+    let (mut final_before, mut caught_up, mut failures) = (false, false, 0);
     loop {
         let look_now = tokio::select! {
             event = events.next() => {
@@ -26,7 +29,22 @@ pub async fn to_the_end(bus: &Bus, run: &RunId, view: &mut View) -> Result<RunVi
             }
             _ = look.tick() => true,
         };
-        if look_now && records::record(bus, run).await?.status.is_final() {
+        if !look_now {
+            continue;
+        }
+        let is_final = match records::record(bus, run).await {
+            Ok(record) => {
+                failures = 0;
+                record.status.is_final()
+            }
+            // A broker that is started again is away for a while.
+            Err(_) if failures < MAX_FAILURES => {
+                failures += 1;
+                false
+            }
+            Err(error) => return Err(error),
+        };
+        if is_final {
             // The last events may still be on their way; one more look's time is enough for them.
             if caught_up || final_before {
                 break;

@@ -77,8 +77,8 @@ impl Simulation<'_> {
 
     async fn begin(&mut self, supervisor: &mut Supervisor, view: &View) -> Result<Begun> {
         view.spin("starting the broker and the registry");
-        let broker = self.start_broker(supervisor)?;
-        let bus = reach(&broker).await?;
+        let (broker, patience) = self.start_broker(supervisor)?;
+        let bus = reach(&broker, patience).await?;
         supervisor.start(self.fleet.registry(&broker))?;
         let (exporter, metrics) = self.fleet.exporter(&broker, self.config.simulate.exporter)?;
         supervisor.start(exporter)?;
@@ -105,14 +105,15 @@ impl Simulation<'_> {
         Ok(Begun { bus, run })
     }
 
-    fn start_broker(&mut self, supervisor: &mut Supervisor) -> Result<Broker> {
+    /// The broker, and how long it may take to answer: one that is there already answers at once.
+    fn start_broker(&mut self, supervisor: &mut Supervisor) -> Result<(Broker, Duration)> {
         if let Some((server, creds)) = self.broker.take() {
-            return Ok(Broker { server, creds });
+            return Ok((Broker { server, creds }, Duration::ZERO));
         }
         let (program, broker) =
             self.fleet.broker(&self.store.path("nats"))?.context("no broker was asked for")?;
         supervisor.start(program)?;
-        Ok(broker)
+        Ok((broker, UP_WITHIN))
     }
 
     fn start_workers(&self, supervisor: &mut Supervisor, broker: &Broker) -> Result<()> {
@@ -199,12 +200,12 @@ struct Begun {
 }
 
 /// Connects to a broker that may still be starting.
-async fn reach(broker: &Broker) -> Result<Bus> {
-    let give_up = Instant::now() + UP_WITHIN;
+async fn reach(broker: &Broker, patience: Duration) -> Result<Bus> {
+    let give_up = Instant::now() + patience;
     loop {
         match connect::open(broker.server.clone(), broker.creds.clone()).await {
             Ok(bus) => return Ok(bus),
-            Err(error) if Instant::now() > give_up => return Err(error),
+            Err(error) if Instant::now() >= give_up => return Err(error),
             Err(_) => tokio::time::sleep(POLL).await,
         }
     }
