@@ -1,0 +1,162 @@
+//! What a training step costs, as a multiple of the forward pass.
+//!
+//! ```text
+//! cargo bench -p fedpeft-runtime --bench train_step            # 56 px, batch 32, 2 threads
+//! cargo bench -p fedpeft-runtime --bench train_step -- --size 112 --batch 16 --threads 2 --rounds 20 --json
+//! ```
+//!
+//! Each round times one step of every kind, one after the other, so that a change in the machine's speed
+//! meets all of them alike; a row gives the median over rounds of the time and of the ratio to the forward
+//! pass (the evaluation graph, which computes loss and logits) of the same round, with the quartiles of the ratio.
+#![allow(clippy::print_stdout, reason = "a bench reports on standard output")]
+
+use std::{error::Error, path::Path, time::Instant};
+
+use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
+use fedpeft_protocol::run::OptimizerSpec;
+use fedpeft_runtime::{Device, InMemory, Kernels, Optimizer, Runtime, SessionOptions, Trainer};
+
+const OUTPUT: &str = "/backbone/layernorm/Add_1_output_0";
+
+struct Settings {
+    size: usize,
+    batch: usize,
+    threads: usize,
+    rounds: usize,
+    json: bool,
+}
+
+impl Settings {
+    fn from_args() -> Self {
+        let args: Vec<String> = std::env::args().collect();
+        let number = |name: &str, default| {
+            let at = args.iter().position(|arg| arg == name);
+            at.and_then(|at| args.get(at + 1)?.parse().ok()).unwrap_or(default)
+        };
+        Self {
+            size: number("--size", 56),
+            batch: number("--batch", 32),
+            threads: number("--threads", 2),
+            rounds: number("--rounds", 15),
+            json: args.iter().any(|arg| arg == "--json"),
+        }
+    }
+}
+
+/// One row of the table.
+struct Subject {
+    name: &'static str,
+    trainer: Trainer,
+    work: Work,
+    seconds: Vec<f64>,
+}
+
+enum Work {
+    Forward,
+    Gradients,
+    Step(Optimizer),
+}
+
+impl Subject {
+    fn run(&mut self, images: &InMemory, batch: usize) -> Result<f64, Box<dyn Error>> {
+        let indices: Vec<usize> = (0..batch).collect();
+        let start = Instant::now();
+        match &mut self.work {
+            Work::Forward => drop(self.trainer.evaluate(images, &mut || true)?),
+            Work::Gradients => drop(self.trainer.gradients(images, &indices)?),
+            Work::Step(optimizer) => drop(self.trainer.train_step(optimizer, images, &indices)?),
+        }
+        Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn Error>> {
+    let runtime = Runtime::load(None)?;
+    let assets = std::env::var_os("FEDPEFT_ASSETS")
+        .ok_or("set FEDPEFT_ASSETS to the asset cache; `cargo xtask bench` does")?;
+    let mut subjects = Vec::new();
+    let rows = [
+        ("forward", "bias", Kernels::Fused, None),
+        ("head", "head", Kernels::Fused, Some(false)),
+        ("bias", "bias", Kernels::Fused, Some(false)),
+        ("bias, portable operators", "bias", Kernels::Portable, Some(false)),
+        ("bias and AdamW step", "bias", Kernels::Fused, Some(true)),
+        ("full", "full", Kernels::Fused, Some(false)),
+        ("full and AdamW step", "full", Kernels::Fused, Some(true)),
+    ];
+    for (name, method, kernels, optimizer) in rows {
+        let path = folder.join(method);
+        if !path.exists() {
+            let options = BuildOptions {
+                model: Path::new(&assets).join("models/dinov2-vits14.onnx"),
+                output: OUTPUT.into(),
+                input_shape: vec![3, settings.size, settings.size],
+                classes: 10,
+                method: method.parse()?,
+                pooling: Default::default(),
+                mean: BuildOptions::IMAGENET_MEAN.into(),
+                std: BuildOptions::IMAGENET_STD.into(),
+            };
+            build(&options, &path)?;
+        }
+        let artifacts = ArtifactFolder::open(&path)?;
+        let start = artifacts.initial_adapter()?;
+        let options = SessionOptions { device: Device::Cpu, threads: settings.threads, kernels };
+        let mut trainer = Trainer::new(&runtime, artifacts, options)?;
+        trainer.set_adapter(&start)?;
+        let work = match optimizer {
+            None => Work::Forward,
+            Some(false) => Work::Gradients,
+            // A rate of almost nothing: the values must not wander while they are timed.
+            Some(true) => Work::Step(trainer.optimizer(OptimizerSpec::default(), 1e-12)?),
+        };
+        subjects.push(Subject { name, trainer, work, seconds: Vec::new() });
+    }
+    Ok(subjects)
+}
+
+/// The value at a share of the sorted values.
+fn quantile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let settings = Settings::from_args();
+    let folder = tempfile::tempdir()?;
+    let mut subjects = subjects(&settings, folder.path())?;
+    let pixels = settings.batch * 3 * settings.size * settings.size;
+    let inputs = (0..pixels).map(|i| (i as f32 * 0.37).sin() * 2.0).collect();
+    let labels = (0..settings.batch as i64).map(|i| i % 10).collect();
+    let images = InMemory::new(inputs, labels).ok_or("the batch is empty")?;
+    for round in 0..settings.rounds + 2 {
+        for subject in &mut subjects {
+            let seconds = subject.run(&images, settings.batch)?;
+            // The first two rounds make sessions and touch memory.
+            if round >= 2 {
+                subject.seconds.push(seconds);
+            }
+        }
+    }
+    let forward = subjects[0].seconds.clone();
+    let Settings { size, batch, threads, rounds, json } = settings;
+    if !json {
+        println!("{size} px, batch {batch}, {threads} threads, {rounds} rounds");
+        println!("{:<26} {:>12} {:>10} {:>15}", "", "ms per image", "x forward", "quartiles");
+    }
+    for subject in &subjects {
+        let ratios: Vec<f64> = subject.seconds.iter().zip(&forward).map(|(a, b)| a / b).collect();
+        let per_image = quantile(&subject.seconds, 0.5) * 1e3 / batch as f64;
+        let [low, ratio, high] = [0.25, 0.5, 0.75].map(|share| quantile(&ratios, share));
+        let name = subject.name;
+        if json {
+            println!(
+                r#"{{"name":"{name}","size":{size},"batch":{batch},"threads":{threads},"ms_per_image":{per_image:.4},"ratio":{ratio:.4},"low":{low:.4},"high":{high:.4}}}"#
+            );
+        } else {
+            println!("{name:<26} {per_image:>12.2} {ratio:>10.2} {low:>7.2}-{high:.2}");
+        }
+    }
+    Ok(())
+}
