@@ -34,16 +34,7 @@ async fn a_killed_worker_drops_out_and_the_run_goes_on() {
     let bus = nats.bus().await;
     let (store, log) = (workspace.path("store"), workspace.path("log"));
     // Long rounds, so that the worker dies before its clients have answered.
-    let options = [
-        "--server",
-        &nats.url(),
-        "--store",
-        &store.to_string_lossy(),
-        "--local-epochs",
-        "40",
-        "--deadline",
-        "30",
-    ];
+    let options = ["--server", &nats.url(), "--store", &store.to_string_lossy(), "--local-epochs", "20"];
     let simulation = Running::start(workspace.simulate(&options), &log);
     opened(&bus, 1).await;
     signal(child(&store, "worker-2"), Signal::KILL);
@@ -127,7 +118,7 @@ fn too_few_clients_left_end_the_run_with_a_reason() {
     let (store, log) = (workspace.path("store"), workspace.path("log"));
     let options = ["--store", &store.to_string_lossy(), "--quorum", "3", "--local-epochs", "200"];
     let simulation = Running::start(workspace.simulate(&options), &log);
-    child(&store, "aggregator");
+    until(|| read(&log).contains("metrics on").then_some(()));
     signal(child(&store, "worker-1"), Signal::KILL);
     assert_eq!(simulation.wait(), Some(1));
     let told = read(&log);

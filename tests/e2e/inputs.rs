@@ -149,7 +149,7 @@ fn damaged_artifacts_are_not_used() {
         command
     };
     let table = succeed(inspect(&[]));
-    for told in ["head.weight", "10 x 384", "3,850", "share"].iter().take(3) {
+    for told in ["head.weight", "384 x 10", "3,850"] {
         assert!(table.contains(told), "{told} is not in {table}");
     }
     let file = folder.join("checkpoint.safetensors");
