@@ -138,3 +138,71 @@ impl<'a> Report<'a> {
         fs::write(&partial, text + "\n").and_then(|()| fs::rename(&partial, path)).with_context(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn view() -> RunView {
+        let client = |name: &str, outcome: serde_json::Value| {
+            let mut client = json!({
+                "client": name, "examples": 5, "bytes_up": 1010, "bytes_down": 1020, "loss": 0.5, "train_seconds": 0.25,
+            });
+            client.as_object_mut().unwrap().extend(outcome.as_object().unwrap().clone());
+            client
+        };
+        let digest = Digest::of("adapter").to_string();
+        let round = |number: u32| {
+            json!({
+                "round": number, "loss": 0.4, "accuracy": 0.8, "train_loss": 0.5, "bytes_up": 1010, "bytes_down": 2040,
+                "bytes_by_kind": {"up.adapter": 1000, "up.control": 10, "down.adapter": 2000, "down.control": 40},
+                "clients": [
+                    client("a", json!({"outcome": "accepted", "digest": digest})),
+                    client("b", json!({"outcome": "dropped"})),
+                ],
+                "seconds": {"select": 0, "broadcast": 0, "train": 0, "collect": 0, "aggregate": 0, "evaluate": 0, "total": 1.5},
+                "adapter": digest,
+            })
+        };
+        serde_json::from_value(json!({
+            "record": {
+                "version": 1, "run": "r", "spec": {"model": {"name": "m"}, "rounds": 2, "cohort": 2},
+                "manifest": digest, "status": {"state": "completed"}, "round": 2, "adapter": digest, "open": null,
+                "epoch": 1, "created_ms": 0, "updated_ms": 0,
+            },
+            "rounds": [round(1), round(2)],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_report_sums_up_and_says_what_an_update_costs() {
+        let view = view();
+        let processes = Processes { adapter_bytes: Some(1000), ..Processes::default() };
+        let report = Report::of_processes(&view, json!({}), processes);
+        assert_eq!((report.totals.bytes_up, report.totals.bytes_down), (2020, 4080));
+        let summary = report.summary();
+        assert!(summary.contains("completed after 2 rounds in 3.0 s, accuracy 0.8000"), "{summary}");
+        assert!(
+            summary.contains("an update takes 1010 B on the wire, 1.00 % more than the 1000 B"),
+            "{summary}"
+        );
+        assert!(summary.ends_with(&view.record.adapter.to_string()), "{summary}");
+    }
+
+    #[test]
+    fn the_file_has_the_promised_fields_and_appears_whole() {
+        let (view, folder) = (view(), tempfile::tempdir().unwrap());
+        let path = folder.path().join("deep/report.json");
+        Report::new(&view).write(&path).unwrap();
+        let read: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        for field in ["config", "versions", "rounds", "totals", "adapter_sha256"] {
+            assert!(!read[field].is_null(), "{field}");
+        }
+        assert_eq!(read["rounds"][0]["clients"][1]["outcome"], "dropped");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        let error = Report::new(&view).write(Path::new("/proc/nowhere/r.json")).unwrap_err();
+        assert!(output::one_line(&error).contains("the report cannot be written"));
+    }
+}

@@ -49,11 +49,13 @@ impl View {
             }
             EventKind::RoundOpened { round, cohort } => {
                 (self.answered, self.cohort) = (0, cohort.len() as u32);
-                self.bar.set_style(bar_style());
-                self.bar.set_length(cohort.len() as u64);
-                self.bar.set_position(0);
+                // The bar is drawn after each of these: what it says comes first, its look last.
                 self.bar.set_prefix(format!("round {round}/{}", self.rounds));
                 self.bar.set_message("training");
+                self.bar.set_length(cohort.len() as u64);
+                self.bar.set_position(0);
+                self.bar.reset_elapsed();
+                self.bar.set_style(bar_style());
                 self.bar.enable_steady_tick(std::time::Duration::from_millis(200));
             }
             EventKind::UpdateAccepted { .. } => self.answer(),

@@ -110,12 +110,13 @@ impl Store {
     pub fn close(self, keep: bool, error: anyhow::Error) -> anyhow::Error {
         let given = self.temporary.is_none();
         let folder = self.folder.clone();
+        let logs = folder.join("logs");
+        let nothing_logged = fs::read_dir(&logs).map_or(true, |mut entries| entries.next().is_none());
         match self.temporary {
-            Some(temporary) if keep => drop(temporary.keep()),
+            Some(temporary) if keep && !nothing_logged => drop(temporary.keep()),
             Some(_) => return error,
             None => {}
         }
-        let logs = folder.join("logs");
         if error.is::<output::Interrupted>() {
             if given {
                 output::remark(format!("the state is in {}: the same command goes on", folder.display()));
@@ -123,7 +124,7 @@ impl Store {
             return error;
         }
         let line = output::one_line(&error);
-        if line.contains(&*logs.to_string_lossy()) {
+        if nothing_logged || line.contains(&*logs.to_string_lossy()) {
             return error;
         }
         anyhow!("{line}; logs are in {}", logs.display())
@@ -166,9 +167,15 @@ mod tests {
         assert!(!folder.exists());
         let store = Store::open(None).unwrap();
         let folder = store.folder().to_owned();
+        fs::create_dir(folder.join("logs")).unwrap();
+        fs::write(folder.join("logs/worker-1.log"), "x").unwrap();
         let error = store.close(true, anyhow!("worker-1 ended")).to_string();
         assert!(error.contains("worker-1 ended; logs are in") && folder.exists(), "{error}");
         fs::remove_dir_all(folder).unwrap();
+        let store = Store::open(None).unwrap();
+        let folder = store.folder().to_owned();
+        assert_eq!(store.close(true, anyhow!("no broker")).to_string(), "no broker");
+        assert!(!folder.exists());
     }
 
     #[test]
