@@ -1,5 +1,5 @@
-//! A small model for tests: logistic regression whose weight gradient takes a detour through every operator
-//! of our domain. Graphs as the artifact builder writes them: functions with portable bodies.
+//! Small models for tests: logistic regression whose graphs, written by hand, have every operator of our
+//! domain, and a network that the artifact builder takes apart.
 
 use std::path::Path;
 
@@ -9,6 +9,9 @@ use fedpeft_artifacts::manifest::{
 use fedpeft_codec::{Layout, TensorSpec};
 use fedpeft_onnx::{DType, Data, Dim, Function, Graph, Model, Node, Tensor, ValueInfo};
 use fedpeft_protocol::Digest;
+
+use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
+use fedpeft_peft::{Method, Pooling};
 
 use crate::{InMemory, Runtime, operators::DOMAIN};
 
@@ -227,4 +230,44 @@ pub fn write(path: &Path) {
         },
     };
     std::fs::write(path.join(MANIFEST_FILE), manifest.to_json().unwrap()).unwrap();
+}
+
+/// Artifacts of two layers with normalisation and GELU between them, as the builder makes them.
+pub fn built(path: &Path) -> ArtifactFolder {
+    let weights = |rows: usize, columns: usize| {
+        let values: Vec<f32> = (0..rows * columns).map(|i| (i as f32 * 1.7).sin() * 0.5).collect();
+        Tensor::f32([rows, columns], &values)
+    };
+    let mut graph = Graph { name: "network".into(), ..Graph::default() };
+    graph.inputs.push(value("x", &[FEATURES]));
+    graph.outputs.push(value("features", &[4]));
+    graph.initializers = [
+        ("w1".to_owned(), weights(FEATURES, 6)),
+        ("b1".to_owned(), Tensor::f32([6], &[0.1; 6])),
+        ("scale".to_owned(), Tensor::f32([6], &[1.0; 6])),
+        ("shift".to_owned(), Tensor::f32([6], &[0.0; 6])),
+        ("w2".to_owned(), weights(6, 4)),
+        ("b2".to_owned(), Tensor::f32([4], &[-0.1; 4])),
+    ]
+    .into();
+    graph.nodes = vec![
+        Node::new("Gemm", &["x", "w1", "b1"], &["hidden"]),
+        Node::new("LayerNormalization", &["hidden", "scale", "shift"], &["normed"]).with("axis", -1i64),
+        Node::new("Gelu", &["normed"], &["active"]),
+        Node::new("Gemm", &["active", "w2", "b2"], &["features"]),
+    ];
+    let model = path.join("network.onnx");
+    Model::new(graph).save(&model).unwrap();
+    let options = BuildOptions {
+        model,
+        output: "features".into(),
+        input_shape: vec![FEATURES],
+        classes: CLASSES as u32,
+        method: Method::Full,
+        pooling: Pooling::Cls,
+        mean: vec![0.0; FEATURES],
+        std: vec![1.0; FEATURES],
+    };
+    build(&options, &path.join("artifacts")).unwrap();
+    ArtifactFolder::open(path.join("artifacts")).unwrap()
 }

@@ -484,4 +484,42 @@ mod tests {
         std::fs::remove_file(&backbone).unwrap();
         assert!(open().err().unwrap().to_string().contains("backbone.bin"));
     }
+
+    /// Both optimizers, on the processor: as they are, and as on a device, where the adapter is in two sets
+    /// and steps are graphs.
+    #[test]
+    fn optimizer_graphs_agree_with_the_kernels() {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = toy::built(directory.path());
+        let examples = toy::examples(40);
+        let all: Vec<usize> = (0..40).collect();
+        let adamw = OptimizerSpec::Adamw { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.01 };
+        let plain = OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+        for spec in [plain, SGD, adamw] {
+            let adapters = [Residence::Host, Residence::Device].map(|residence| {
+                let options = SessionOptions { device: Device::Cpu, threads: 1, kernels: Kernels::Fused };
+                let memory = Memory { allocator: Allocator::default(), residence, _owner: None };
+                let (runtime, cpu) = (toy::runtime(), ChosenDevice::Cpu);
+                let mut trainer = Trainer::in_memory(&runtime, folder.clone(), options, cpu, memory).unwrap();
+                trainer.set_adapter(&folder.initial_adapter().unwrap()).unwrap();
+                let mut values = Vec::new();
+                // Twice, because the second optimizer finds the adapter on whichever side the first left it.
+                for _ in 0..2 {
+                    let mut optimizer = trainer.optimizer(spec, 0.01).unwrap();
+                    for _ in 0..11 {
+                        trainer.train_step(&mut optimizer, &examples, &all).unwrap();
+                    }
+                }
+                trainer.adapter_into(&mut values).unwrap();
+                let evaluated = trainer.evaluate(&examples, &mut || true).unwrap();
+                (values, evaluated.loss)
+            });
+            let [(host, host_loss), (device, device_loss)] = adapters;
+            assert_ne!(host, folder.initial_adapter().unwrap());
+            for (host, device) in host.iter().zip(&device) {
+                assert!((host - device).abs() < 1e-6, "{spec:?}: {host} is not {device}");
+            }
+            assert!((host_loss - device_loss).abs() < 1e-6);
+        }
+    }
 }
