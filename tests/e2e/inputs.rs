@@ -7,6 +7,7 @@ use std::{
 };
 
 use assert_cmd::assert::OutputAssertExt as _;
+use fedpeft_onnx::{DType, Dim, Graph, Model, Node, Tensor, ValueInfo};
 use fedpeft_testkit::assets;
 
 use crate::support::{Workspace, fedpeft, succeed, text};
@@ -54,6 +55,42 @@ fn models_that_cannot_be_built_are_explained() {
         assert!(error.contains(told), "{option} {value}: {error}");
         assert!(!workspace.path("built").exists(), "{option} {value} left something behind");
     }
+}
+
+/// A model whose features pass an operator that has no gradient.
+fn model_with_floor(path: &Path) {
+    let values: Vec<f32> = (0..3 * 28 * 28 * 8).map(|index| (index % 7) as f32 * 0.01).collect();
+    let shape = [vec![Dim::Symbol("N".into())], Dim::fixed(&[3, 28, 28])].concat();
+    let graph = Graph {
+        name: "floor".into(),
+        nodes: vec![
+            Node::new("Flatten", &["image"], &["flat"]),
+            Node::new("MatMul", &["flat", "weight"], &["product"]),
+            Node::new("Floor", &["product"], &["features"]).named("/encoder/Floor"),
+        ],
+        inputs: vec![ValueInfo::new("image", DType::F32, shape)],
+        outputs: vec![ValueInfo { name: "features".into(), dtype: DType::F32, shape: None }],
+        initializers: [("weight".to_owned(), Tensor::f32([3 * 28 * 28, 8], &values))].into(),
+    };
+    Model::new(graph).save(path).unwrap();
+}
+
+#[test]
+fn an_operator_without_a_gradient_is_named() {
+    let workspace = Workspace::new();
+    let model = workspace.path("floor.onnx");
+    model_with_floor(&model);
+    let command = |method: &str| {
+        let mut command = fedpeft();
+        command.args(["artifacts", "build", "--model", model.to_str().unwrap(), "--output", "features"]);
+        command.args(["--input-size", "28", "--classes", "3", "--method", method]);
+        command.arg("-o").arg(workspace.path(method));
+        command
+    };
+    let error = refused(command("full"));
+    assert!(error.contains("Floor") && error.contains("/encoder/Floor"), "{error}");
+    // The head lies behind it and needs no gradient of it.
+    succeed(command("head"));
 }
 
 #[test]
