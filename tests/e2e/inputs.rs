@@ -24,7 +24,7 @@ fn refused(mut command: std::process::Command) -> String {
 /// `fedpeft artifacts build` with one option replaced.
 fn build(workspace: &Workspace, option: &str, value: &str) -> std::process::Command {
     let model = assets().dinov2().unwrap();
-    let mut options = vec![
+    let mut options = [
         ("--model", model.to_str().unwrap()),
         ("--output", "/backbone/layernorm/Add_1_output_0"),
         ("--input-size", "28"),
@@ -96,10 +96,8 @@ fn an_operator_without_a_gradient_is_named() {
 #[test]
 fn an_unknown_method_is_answered_with_the_known_ones() {
     let workspace = Workspace::new();
-    for command in [workspace.simulate(&["--method", "lora9"])] {
-        let error = refused(command);
-        assert!(error.contains("lora9") && error.contains("head, bias, full"), "{error}");
-    }
+    let error = refused(workspace.simulate(&["--method", "lora9"]));
+    assert!(error.contains("lora9") && error.contains("head, bias, full"), "{error}");
     // clap checks the argument of `artifacts build`; its usage errors have exit code 2.
     let assert = build(&workspace, "--method", "lora9").assert().code(2);
     let told = text(assert.get_output());

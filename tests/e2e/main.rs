@@ -1,5 +1,7 @@
 //! End-to-end tests: the programs as users run them, a real broker, the real runtime and backbone.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
+
 mod failures;
 mod inputs;
 mod services;
