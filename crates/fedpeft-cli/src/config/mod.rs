@@ -301,6 +301,30 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_example_is_right_and_says_the_defaults() {
+        let text = include_str!("../../../../examples/run.toml");
+        let config = |text: &str| {
+            let config = Document::parse("run.toml", text).unwrap().config(Some(Path::new("/a"))).unwrap();
+            serde_json::to_value(config).unwrap()
+        };
+        // `# key = value` lines are defaults; those with a name or a place of the user's own are not.
+        let own = ["version", "workers", "threads", "exporter", "min_clients", "quorum"];
+        let is_default = |line: &str| match line.split_once(" = ") {
+            None => line.starts_with('['),
+            Some((key, _)) => {
+                let is_key = key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+                is_key && !own.contains(&key) && !key.ends_with("_images") && !key.ends_with("_labels")
+            }
+        };
+        let uncomment = |line: &str| match line.strip_prefix("# ") {
+            Some(rest) if is_default(rest) => rest.to_owned(),
+            _ => line.to_owned(),
+        };
+        let spelt_out: Vec<String> = text.lines().map(uncomment).collect();
+        assert_eq!(config(&spelt_out.join("\n")), config(text));
+    }
+
+    #[test]
     fn mistakes_are_named_with_their_section() {
         assert!(error("[run]\nrounds = 1\ncohort = 1\ncohrot = 2\n[model]\nname = \"m\"").contains("cohrot"));
         assert!(error("[rnu]\n").contains("[simulate]"));
