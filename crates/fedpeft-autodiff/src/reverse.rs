@@ -129,7 +129,7 @@ pub fn differentiate(
         for (name, gradient) in node.inputs.iter().zip(given) {
             match gradient {
                 Some(gradient) if active.contains(name) => {
-                    pending.entry(name.clone()).or_default().push(gradient)
+                    pending.entry(name.clone()).or_default().push(gradient);
                 }
                 _ => {}
             }

@@ -6,7 +6,11 @@ use std::collections::{BTreeSet, HashMap};
 use fedpeft_interp::{Value, eval_node};
 use fedpeft_onnx::{Attribute, DType, Graph, Node, Tensor, surgery};
 
-use crate::{Builder, Extent, PassError, extent::reshape_target, infer::infer_node};
+use crate::{
+    Builder, Extent, PassError,
+    extent::reshape_target,
+    infer::{Fact, infer_node},
+};
 
 /// Folds `graph`. Nodes that read a tensor named in `parameters` are left as they are.
 pub(crate) fn fold(graph: &mut Graph, parameters: &BTreeSet<String>) -> Result<(), PassError> {
@@ -37,7 +41,7 @@ pub(crate) fn fold(graph: &mut Graph, parameters: &BTreeSet<String>) -> Result<(
         let constant = |name: &String| {
             name.is_empty() || (builder.graph().initializers.contains_key(name) && !parameters.contains(name))
         };
-        if node.domain.is_empty() && node.inputs.iter().all(constant) && !reshapes_weight(&node, &builder) {
+        if node.domain.is_empty() && node.inputs.iter().all(constant) && is_cheap(&node, &facts, &builder) {
             for name in node.inputs.iter().filter(|name| !name.is_empty()) {
                 if !values.contains_key(name) {
                     values.insert(name.clone(), Value::from_tensor(&builder.graph().initializers[name])?);
@@ -84,12 +88,19 @@ fn is_copy(node: &Node, builder: &Builder) -> bool {
     }
 }
 
-/// Whether `node` only gives a large weight another shape. Folding it would store the weight a second time;
-/// the runtime reshapes it for nothing.
-fn reshapes_weight(node: &Node, builder: &Builder) -> bool {
-    const LARGE: usize = 1 << 16;
-    node.is("Reshape")
-        && builder.graph().initializers.get(&node.inputs[0]).is_some_and(|t| t.byte_len() > LARGE)
+/// Whether folding `node` pays. A large weight given another shape would be stored a second time, and the
+/// runtime reshapes it for nothing. And a model is a stranger's: what it can make us compute here is bounded.
+fn is_cheap(node: &Node, facts: &[Fact], builder: &Builder) -> bool {
+    const LARGE_BYTES: usize = 1 << 16;
+    const MAX_ELEMENTS: i64 = 1 << 22;
+    let inputs = node.inputs.iter().filter_map(|name| builder.graph().initializers.get(name));
+    let mut sizes = inputs.clone().map(|tensor| tensor.len() as i64);
+    let small = |fact: &Fact| {
+        let known = fact.ty.shape.iter().try_fold(1i64, |product, e| product.checked_mul(e.known()?));
+        known.is_some_and(|len| len <= MAX_ELEMENTS)
+    };
+    let reshapes_weight = node.is("Reshape") && inputs.clone().any(|tensor| tensor.byte_len() > LARGE_BYTES);
+    !reshapes_weight && sizes.all(|len| len <= MAX_ELEMENTS) && facts.iter().all(small)
 }
 
 fn int_tensor(dtype: DType, shape: Option<Vec<usize>>, values: &[i64]) -> Option<Tensor> {
