@@ -59,6 +59,7 @@ pub(crate) struct EngineOptions {
 #[derive(Clone)]
 pub(crate) struct Engine {
     queue: Arc<Mutex<mpsc::Sender<(Job, Reply)>>>,
+    thread: mpsc::Sender<(Job, Reply)>,
     device: String,
 }
 
@@ -83,7 +84,7 @@ impl Engine {
             }
         })?;
         let device = started.await??;
-        Ok(Self { queue: Arc::new(Mutex::new(jobs)), device })
+        Ok(Self { queue: Arc::new(Mutex::new(jobs.clone())), thread: jobs, device })
     }
 
     fn prepare(options: &EngineOptions) -> Result<(Runtime, fedpeft_runtime::ChosenDevice), RuntimeError> {
@@ -95,6 +96,11 @@ impl Engine {
     /// The device it computes on.
     pub fn device(&self) -> &str {
         &self.device
+    }
+
+    /// Waits until the thread has ended, which it does by itself only if it panics.
+    pub async fn ended(&self) {
+        self.thread.closed().await;
     }
 
     /// Waits for this client's turn, first come first served.

@@ -51,6 +51,8 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     let result = tokio::select! {
         () = context.shutdown.cancelled() => Ok(()),
         result = first_failure(&mut running) => result,
+        // Failing every task from here on would help nobody; a supervisor starts a fresh process.
+        () = shared.engine.ended() => Err(anyhow::anyhow!("the computing thread has ended; see the log above")),
     };
     context.shutdown.cancel();
     tracing::info!("draining");
