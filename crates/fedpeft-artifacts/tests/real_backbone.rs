@@ -1,5 +1,6 @@
 //! The artifacts of a real backbone, checked in f64 by the reference evaluator: the prepared graph computes
 //! what the export computes, and the gradients are those of the evaluation graph.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap")]
 
 use std::collections::{BTreeSet, HashMap};
 

@@ -3,6 +3,7 @@
 //! Each case builds a small graph around one operator, contracts its output with random weights to a scalar,
 //! differentiates, and evaluates both the graph and its gradient with the reference evaluator, which shares
 //! no code with the rules.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap")]
 
 use std::collections::{BTreeSet, HashMap};
 

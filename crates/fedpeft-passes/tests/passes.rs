@@ -1,4 +1,5 @@
 //! Preparation keeps what a model computes, whatever form its exporter chose, and finds what it should find.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap")]
 
 use std::collections::HashMap;
 
