@@ -72,8 +72,7 @@ impl Subject {
 
 fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn Error>> {
     let runtime = Runtime::load(None)?;
-    let assets = std::env::var_os("FEDPEFT_ASSETS")
-        .ok_or("set FEDPEFT_ASSETS to the asset cache; `cargo xtask bench` does")?;
+    let backbone = fedpeft_testkit::assets().dinov2()?;
     let mut subjects = Vec::new();
     let rows = [
         ("forward", "bias", Kernels::Fused, None),
@@ -88,7 +87,7 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
         let path = folder.join(method);
         if !path.exists() {
             let options = BuildOptions {
-                model: Path::new(&assets).join("models/dinov2-vits14.onnx"),
+                model: backbone.clone(),
                 output: OUTPUT.into(),
                 input_shape: vec![3, settings.size, settings.size],
                 classes: 10,

@@ -1,0 +1,111 @@
+//! Gradients of a real backbone on ONNX Runtime: our kernels and the portable function bodies agree, and both
+//! agree with the reference evaluator in f64.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap")]
+
+use std::{collections::HashMap, path::Path};
+
+use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
+use fedpeft_interp::{Interpreter, Value};
+use fedpeft_onnx::{Model, Tensor};
+use fedpeft_peft::{Method, Pooling};
+use fedpeft_protocol::run::OptimizerSpec;
+use fedpeft_runtime::{Device, Examples, InMemory, Kernels, Runtime, SessionOptions, Trainer};
+
+const SIZE: usize = 28;
+const BATCH: usize = 3;
+
+fn artifacts(method: Method, path: &Path) -> ArtifactFolder {
+    let options = BuildOptions {
+        model: fedpeft_testkit::assets().dinov2().unwrap(),
+        output: "/backbone/layernorm/Add_1_output_0".into(),
+        input_shape: vec![3, SIZE, SIZE],
+        classes: 10,
+        method,
+        pooling: Pooling::Mean,
+        mean: BuildOptions::IMAGENET_MEAN.into(),
+        std: BuildOptions::IMAGENET_STD.into(),
+    };
+    build(&options, path).unwrap();
+    ArtifactFolder::open(path).unwrap()
+}
+
+/// Images as waves of different lengths, and the labels 0, 1, 2.
+fn examples() -> InMemory {
+    let inputs =
+        (0..BATCH * 3 * SIZE * SIZE).map(|i| (i as f32 * 0.013).sin() + (i as f32 * 0.37).cos()).collect();
+    InMemory::new(inputs, vec![0, 1, 2]).unwrap()
+}
+
+/// The initial adapter with a head that lets gradients through.
+fn start(folder: &ArtifactFolder) -> Vec<f32> {
+    let mut values = folder.initial_adapter().unwrap();
+    for (spec, range) in folder.manifest().adapter.ranges().filter(|(spec, _)| spec.name.starts_with("head."))
+    {
+        let len = spec.values();
+        values[range].iter_mut().enumerate().for_each(|(i, v)| *v = ((i + len) as f32 * 0.7).sin() * 0.1);
+    }
+    values
+}
+
+/// Gradients, as what one step of plain SGD subtracts, divided by its rate.
+fn gradients(folder: &ArtifactFolder, kernels: Kernels) -> Vec<f32> {
+    const RATE: f32 = 1024.0;
+    let runtime = Runtime::load(Some(&fedpeft_testkit::assets().ort_lib().unwrap())).unwrap();
+    let options = SessionOptions { device: Device::Cpu, threads: 2, kernels };
+    let mut trainer = Trainer::new(&runtime, folder.clone(), options).unwrap();
+    let before = start(folder);
+    trainer.set_adapter(&before).unwrap();
+    let sgd = OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+    let mut optimizer = trainer.optimizer(sgd, f64::from(RATE)).unwrap();
+    trainer.train_step(&mut optimizer, &examples(), &[0, 1, 2]).unwrap();
+    let mut after = Vec::new();
+    trainer.adapter_into(&mut after).unwrap();
+    before.iter().zip(&after).map(|(before, after)| (before - after) / RATE).collect()
+}
+
+/// The same gradients by the reference evaluator.
+fn reference(folder: &ArtifactFolder) -> Vec<f64> {
+    let manifest = folder.manifest();
+    let model = Model::load(folder.file(&manifest.files.training)).unwrap();
+    let (mut pixels, mut labels) = (vec![0.0; BATCH * 3 * SIZE * SIZE], vec![0; BATCH]);
+    examples().fill(&[0, 1, 2], &mut pixels, &mut labels).unwrap();
+    let value = |tensor: Tensor| Value::from_tensor(&tensor).unwrap();
+    let mut inputs = HashMap::from([
+        (manifest.input.name.clone(), value(Tensor::f32([BATCH, 3, SIZE, SIZE], &pixels))),
+        ("labels".to_owned(), value(Tensor::i64([BATCH], &labels))),
+    ]);
+    let adapter = start(folder);
+    for (spec, range) in manifest.adapter.ranges() {
+        let shape: Vec<usize> = spec.shape.iter().map(|dim| *dim as usize).collect();
+        inputs.insert(spec.name.clone(), value(Tensor::f32(shape, &adapter[range])));
+    }
+    let outputs = Interpreter::new(&model).unwrap().run(&inputs).unwrap();
+    let gradient =
+        |name: &str| outputs[&format!("{name}.grad")].as_float().unwrap().iter().copied().collect::<Vec<_>>();
+    manifest.adapter.tensors().iter().flat_map(|spec| gradient(&spec.name)).collect()
+}
+
+/// Compares tensor by tensor, relative to the largest value of the tensor.
+fn compare(folder: &ArtifactFolder, got: &[f32], wanted: &[f64], tolerance: f64) {
+    for (spec, range) in folder.manifest().adapter.ranges() {
+        let pairs = || got[range.clone()].iter().zip(&wanted[range.clone()]);
+        let scale = pairs().map(|(_, w)| w.abs()).fold(1e-2, f64::max);
+        let worst = pairs().map(|(g, w)| (f64::from(*g) - w).abs()).fold(0.0, f64::max);
+        assert!(worst <= tolerance * scale, "{}: off by {worst}, the largest value is {scale}", spec.name);
+    }
+}
+
+#[test]
+fn kernels_bodies_and_reference_agree() {
+    for method in [Method::Bias, Method::Full] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = artifacts(method, &dir.path().join("artifacts"));
+        let [fused, portable] =
+            [Kernels::Fused, Kernels::Portable].map(|kernels| gradients(&folder, kernels));
+        let wanted = reference(&folder);
+        compare(&folder, &fused, &wanted, 1e-4);
+        compare(&folder, &portable, &wanted, 1e-4);
+        let portable: Vec<f64> = portable.iter().map(|v| f64::from(*v)).collect();
+        compare(&folder, &fused, &portable, 5e-5);
+    }
+}
