@@ -489,6 +489,8 @@ mod tests {
     /// and steps are graphs.
     #[test]
     fn optimizer_graphs_agree_with_the_kernels() {
+        // Before any allocator of it: the library is found here.
+        let (runtime, cpu) = (toy::runtime(), ChosenDevice::Cpu);
         let directory = tempfile::tempdir().unwrap();
         let folder = toy::built(directory.path());
         let examples = toy::examples(40);
@@ -499,7 +501,6 @@ mod tests {
             let adapters = [Residence::Host, Residence::Device].map(|residence| {
                 let options = SessionOptions { device: Device::Cpu, threads: 1, kernels: Kernels::Fused };
                 let memory = Memory { allocator: Allocator::default(), residence, _owner: None };
-                let (runtime, cpu) = (toy::runtime(), ChosenDevice::Cpu);
                 let mut trainer = Trainer::in_memory(&runtime, folder.clone(), options, cpu, memory).unwrap();
                 trainer.set_adapter(&folder.initial_adapter().unwrap()).unwrap();
                 let mut values = Vec::new();
