@@ -1,6 +1,8 @@
-"""Writes exports/*.onnx: one small transformer each, as different exporters spell it, and exports/outputs.safetensors:
-what PyTorch computes for the batches of models.py. Run from this folder; the outputs are committed."""
+"""Writes exports/*.onnx: one small transformer each, as different exporters spell it; exports/outputs.safetensors:
+what PyTorch computes for the batches of models.py; exports/names.json: what each exporter calls the parameters.
+Run from this folder; the outputs are committed."""
 
+import json
 import pathlib
 import warnings
 
@@ -53,7 +55,23 @@ def export(name, kind, model, opset, dynamo, output="last_hidden_state"):
     strip_metadata(path)
     expected = module(*args).detach()
     check(path, inputs, expected)
-    return {f"{name}.{key}": value for key, value in inputs.items()} | {f"{name}.{output}": expected}
+    tensors = {f"{name}.{key}": value for key, value in inputs.items()} | {f"{name}.{output}": expected}
+    return tensors, {name: names_of(path, model)}
+
+
+def names_of(path, model):
+    """Each parameter's initializer, found by its values, as exporters rename, transpose and copy."""
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    names = {}
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().numpy()
+        for initializer, other in stored.items():
+            transposed = values.ndim == 2 and values.T.shape == other.shape and (values.T == other).all()
+            if values.shape == other.shape and (values == other).all() or transposed:
+                names[name] = {"initializer": initializer, "transposed": bool(transposed)}
+        if name not in names:
+            print(f"  {path.name}: no initializer holds {name}")
+    return names
 
 
 def strip_metadata(path):
@@ -87,21 +105,30 @@ def check(path, inputs, expected):
 def main():
     warnings.filterwarnings("ignore")
     HERE.mkdir(exist_ok=True)
-    outputs = {}
-    outputs |= export("vit-sdpa", "vit", models.vit(fused=True), 17, False)
-    outputs |= export("vit-eager", "vit", models.vit(fused=False), 17, False)
-    outputs |= export("vit-opset14", "vit", models.vit(fused=False), 14, False)
-    outputs |= export("vit-dynamo", "vit", models.vit(fused=True), 18, True)
-    outputs |= export("bert-eager", "bert", models.bert("eager"), 17, False)
-    outputs |= export("bert-sdpa", "bert", models.bert("sdpa"), 17, False)
-    outputs |= export("bert-dynamo", "bert", models.bert("eager"), 18, True)
-    outputs |= export("gpt-eager", "gpt", models.gpt("eager").transformer, 17, False)
-    outputs |= export("gpt-sdpa", "gpt", models.gpt("sdpa").transformer, 17, False)
-    outputs |= export("gpt-lm", "gpt", models.gpt("eager"), 17, False, "logits")
-    outputs |= export("gpt-dynamo", "gpt", models.gpt("eager").transformer, 18, True)
-    outputs |= export("llama-eager", "llama", models.llama("eager"), 17, False)
-    outputs |= export("llama-dynamo", "llama", models.llama("eager"), 18, True)
+    exports = [
+        ("vit-sdpa", "vit", models.vit(fused=True), 17, False),
+        ("vit-eager", "vit", models.vit(fused=False), 17, False),
+        ("vit-opset14", "vit", models.vit(fused=False), 14, False),
+        ("vit-dynamo", "vit", models.vit(fused=True), 18, True),
+        ("bert-eager", "bert", models.bert("eager"), 17, False),
+        ("bert-sdpa", "bert", models.bert("sdpa"), 17, False),
+        ("bert-dynamo", "bert", models.bert("eager"), 18, True),
+        ("gpt-eager", "gpt", models.gpt("eager").transformer, 17, False),
+        ("gpt-sdpa", "gpt", models.gpt("sdpa").transformer, 17, False),
+        ("gpt-lm", "gpt", models.gpt("eager"), 17, False, "logits"),
+        ("gpt-dynamo", "gpt", models.gpt("eager").transformer, 18, True),
+        ("llama-eager", "llama", models.llama("eager"), 17, False),
+        ("llama-dynamo", "llama", models.llama("eager"), 18, True),
+    ]
+    outputs, names = {}, {}
+    for arguments in exports:
+        tensors, own_names = export(*arguments)
+        outputs |= tensors
+        names |= own_names
     save_file({name: tensor.contiguous() for name, tensor in outputs.items()}, HERE / "outputs.safetensors")
+    (HERE / "outputs.safetensors").chmod(0o644)
+    lines = json.dumps(names, indent=2).replace("{\n      ", "{ ").replace(",\n      ", ", ").replace("\n    }", " }")
+    (HERE / "names.json").write_text(lines + "\n")
 
 
 if __name__ == "__main__":
