@@ -132,11 +132,24 @@ def pool(tokens, batch, pooling):
     return (tokens * mask).sum(1) / mask.sum(1)
 
 
-def classify(new, tokens, batch, pooling):
+SMOOTHING, CLASS_WEIGHTS = 0.1, [0.5, 1.0, 2.0, 0.25, 1.5]
+
+
+def decide(new, tokens, batch, pooling, task):
+    """Logits, labels and loss of the tasks with one decision, or one vector of them, per example."""
     head = new("head.weight", (models.HIDDEN, CLASSES), 0.3), new("head.bias", (CLASSES,), 0.3)
     logits = pool(tokens, batch, pooling) @ head[0] + head[1]
-    labels = torch.from_numpy(models.generator("labels").integers(0, CLASSES, models.BATCH))
-    return logits, labels, functional.cross_entropy(logits, labels)
+    random = models.generator("labels")
+    if task in {"multi_label", "regression"}:
+        labels = torch.from_numpy(random.standard_normal((models.BATCH, CLASSES), dtype="float32")).double()
+        if task == "regression":
+            return logits, labels, functional.mse_loss(logits, labels)
+        labels = (labels > 0).double()
+        return logits, labels, functional.binary_cross_entropy_with_logits(logits, labels)
+    labels = torch.from_numpy(random.integers(0, CLASSES, models.BATCH))
+    weights = torch.tensor(CLASS_WEIGHTS).double() if task == "class_weights" else None
+    smoothing = SMOOTHING if task == "label_smoothing" else 0.0
+    return logits, labels, functional.cross_entropy(logits, labels, weights, label_smoothing=smoothing)
 
 
 def continue_text(new, tokens, batch):
@@ -148,8 +161,8 @@ def continue_text(new, tokens, batch):
     return logits, labels, functional.cross_entropy(*shifted, ignore_index=IGNORED)
 
 
-def case(kind, method, install, task="classification", **described):
-    name = f"{kind}-{method}"
+def case(kind, method, install, task="classification", variant=None, **described):
+    name = f"{kind}-{variant or method}"
     at, batch, new = ARCHITECTURES[kind], batch_of(kind), New(name)
     model = install(at, build(kind), new)
     tokens = tokens_of(model, batch)
@@ -157,7 +170,7 @@ def case(kind, method, install, task="classification", **described):
     if task == "causal_lm":
         logits, labels, loss = continue_text(new, tokens, batch)
     else:
-        logits, labels, loss = classify(new, tokens, batch, pooling)
+        logits, labels, loss = decide(new, tokens, batch, pooling, task)
     gradients = torch.autograd.grad(loss, list(new.made.values()))
     for tensor_name, gradient in zip(new.made, gradients):
         # A softmax does not see what is added to all its inputs: only a key's bias may have no gradient.
@@ -166,6 +179,8 @@ def case(kind, method, install, task="classification", **described):
     tensors |= {"loss": loss.reshape(1)} | {f"initial/{key}": value for key, value in new.made.items()}
     tensors |= {f"gradient/{key}": value for key, value in zip(new.made, gradients)}
     narrow = {k: v.detach().float() if v.is_floating_point() else v for k, v in tensors.items()}
+    classification = {"label_smoothing", "class_weights"}
+    task = "classification" if task in classification else task
     spec = {"model": kind, "method": method, "pooling": pooling, "task": task, **described}
     path = HERE / f"{name}.safetensors"
     save_file({k: v.contiguous().clone() for k, v in narrow.items()}, path, {"case": json.dumps(spec)})
@@ -205,12 +220,13 @@ def main():
         case(kind, "full", backbone_tensors(everything))
         for placement, places in {"houlsby": ["attention", "mlp"], "pfeiffer": ["mlp"]}.items():
             install = with_reference(reference.adapter, bottleneck=BOTTLENECK, places=places)
-            case(kind, f"adapter-{placement}", install, bottleneck=BOTTLENECK, placement=placement)
+            case(kind, "adapter", install, variant=f"adapter-{placement}", bottleneck=BOTTLENECK, placement=placement)
         install = with_reference(reference.adapter, bottleneck=BOTTLENECK, places=["mlp"], shared=True)
-        case(kind, "adapter-shared", install, bottleneck=BOTTLENECK, placement="pfeiffer", shared=True)
+        described = dict(variant="adapter-shared", bottleneck=BOTTLENECK, placement="pfeiffer", shared=True)
+        case(kind, "adapter", install, **described)
         for depth in ("shallow", "deep"):
             install = with_reference(reference.prompt, length=TOKENS, deep=depth == "deep")
-            case(kind, f"prompt-{depth}", install, tokens=TOKENS, depth=depth)
+            case(kind, "prompt", install, variant=f"prompt-{depth}", tokens=TOKENS, depth=depth)
         case(kind, "prefix", with_reference(reference.prefix, length=TOKENS), tokens=TOKENS)
         if at.packed:
             described = dict(rank=RANK, alpha=ALPHA, targets=["query", "value"])
@@ -220,28 +236,45 @@ def main():
             transposed = dict(fan_in_fan_out=kind == "gpt")
             packed = [at.packed]
             described = dict(rank=RANK, alpha=ALPHA, targets=packed)
-            case(kind, "lora-packed", with_peft(lora_config(packed, **transposed)), **described)
-            case(kind, "dora-packed", with_peft(lora_config(packed, use_dora=True, **transposed)), **described)
+            install = with_peft(lora_config(packed, **transposed))
+            case(kind, "lora", install, variant="lora-packed", **described)
+            install = with_peft(lora_config(packed, use_dora=True, **transposed))
+            case(kind, "dora", install, variant="dora-packed", **described)
     relu = with_reference(
         reference.adapter, bottleneck=BOTTLENECK, places=["attention", "mlp"], activation=functional.relu
     )
-    case("vit", "adapter-relu", relu, bottleneck=BOTTLENECK, placement="houlsby", activation="relu")
+    described = dict(variant="adapter-relu", bottleneck=BOTTLENECK, placement="houlsby", activation="relu")
+    case("vit", "adapter", relu, **described)
     bert_with_peft()
     described = dict(rank=RANK, alpha=ALPHA, targets=["query", "value"])
-    case("gpt", "lora-lm", with_reference(reference.lora, **described), task="causal_lm", **described)
+    install = with_reference(reference.lora, **described)
+    case("gpt", "lora", install, task="causal_lm", variant="lora-lm", **described)
+    losses()
+
+
+def losses():
+    head = backbone_tensors(nothing)
+    case("bert", "head", head, task="multi_label", variant="loss-multi-label")
+    case("bert", "head", head, task="regression", variant="loss-regression")
+    described = dict(variant="loss-smoothing", label_smoothing=SMOOTHING)
+    case("bert", "head", head, task="label_smoothing", **described)
+    described = dict(variant="loss-weights", class_weights=CLASS_WEIGHTS)
+    case("bert", "head", head, task="class_weights", **described)
 
 
 def bert_with_peft():
     described = dict(rank=RANK, alpha=ALPHA, targets=["query", "value"])
     case("bert", "lora", with_peft(lora_config(described["targets"])), **described)
-    case("bert", "lora-bias", with_peft(lora_config(described["targets"], bias="all")), bias="all", **described)
+    install = with_peft(lora_config(described["targets"], bias="all"))
+    case("bert", "lora", install, variant="lora-bias", bias="all", **described)
     case("bert", "dora", with_peft(lora_config(described["targets"], use_dora=True)), **described)
     # The paper's three vectors: peft's own default for BERT would scale the attention's output layer too.
     mlp_out = r".*layer\.\d+\.output\.dense"
     targets = rf"(.*\.(key|value)|{mlp_out})"
     case("bert", "ia3", with_peft(lambda: IA3Config(target_modules=targets, feedforward_modules=mlp_out)))
     every = ["query", "key", "value", "dense"]
-    case("bert", "lora-all", with_peft(lora_config(every)), rank=RANK, alpha=ALPHA, targets=every)
+    described = dict(variant="lora-all", rank=RANK, alpha=ALPHA, targets=every)
+    case("bert", "lora", with_peft(lora_config(every)), **described)
 
 
 if __name__ == "__main__":
