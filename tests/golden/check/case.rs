@@ -11,8 +11,20 @@ use crate::file;
 /// What the case is; options that its method has not are absent.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Spec {
+    pub model: String,
     pub method: String,
     pub pooling: String,
+    pub rank: Option<u32>,
+    pub alpha: Option<f64>,
+    pub targets: Option<Vec<String>>,
+    pub bias: Option<String>,
+    pub bottleneck: Option<u32>,
+    pub placement: Option<String>,
+    pub activation: Option<String>,
+    #[serde(default)]
+    pub shared: bool,
+    pub tokens: Option<u32>,
+    pub depth: Option<String>,
 }
 
 /// A trained tensor: its value and the gradient of the loss there.
