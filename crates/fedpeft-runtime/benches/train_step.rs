@@ -86,16 +86,8 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
     for (name, method, kernels, optimizer) in rows {
         let path = folder.join(method);
         if !path.exists() {
-            let options = BuildOptions {
-                model: backbone.clone(),
-                output: OUTPUT.into(),
-                input_shape: vec![3, settings.size, settings.size],
-                classes: 10,
-                method: method.parse()?,
-                pooling: Default::default(),
-                mean: BuildOptions::IMAGENET_MEAN.into(),
-                std: BuildOptions::IMAGENET_STD.into(),
-            };
+            let options =
+                BuildOptions::image_classification(&backbone, OUTPUT, settings.size, 10, method.parse()?);
             build(&options, &path)?;
         }
         let artifacts = ArtifactFolder::open(&path)?;
