@@ -16,7 +16,7 @@ mod checkpoint;
 mod folder;
 mod graphs;
 pub mod manifest;
-mod optimizer;
+pub mod optimizer;
 
 pub use build::{BuildError, BuildOptions, build};
 pub use checkpoint::{CheckpointError, read_checkpoint};
