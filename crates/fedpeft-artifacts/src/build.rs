@@ -11,7 +11,7 @@ use fedpeft_autodiff::AutodiffError;
 use fedpeft_codec::{InvalidLayout, Layout, TensorSpec};
 use fedpeft_onnx::{Data, Model, OPSET, OnnxError};
 use fedpeft_passes::{PassError, PrepareOptions, Prepared, prepare};
-use fedpeft_peft::{Method, Pooling, SelectError, select};
+use fedpeft_peft::{Peft, PeftError, Pooling, apply};
 use fedpeft_protocol::Digest;
 
 use crate::{
@@ -32,7 +32,9 @@ pub struct BuildOptions {
     /// Classes of the head.
     pub classes: u32,
     /// What is trained.
-    pub method: Method,
+    pub method: Peft,
+    /// Seed of the random part of new tensors.
+    pub seed: u64,
     /// How tokens become features.
     pub pooling: Pooling,
     /// Per-channel mean of the input, for values in `[0, 1]`.
@@ -62,7 +64,7 @@ pub enum BuildError {
     Prepare(#[from] PassError),
     /// The method does not fit the model.
     #[error(transparent)]
-    Select(#[from] SelectError),
+    Method(#[from] PeftError),
     /// The graph cannot be differentiated.
     #[error(transparent)]
     Autodiff(#[from] AutodiffError),
@@ -103,8 +105,8 @@ pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, Bui
     let prepare_options =
         PrepareOptions { output: options.output.clone(), input_shape: options.input_shape.clone() };
     let mut backbone = prepare(model, &prepare_options)?;
-    let trainable = select(options.method, &backbone)?;
     let weights = Weights::lay_out(&backbone);
+    let trainable = apply(&options.method, &mut backbone, options.seed)?;
     backbone.fold_frozen(&trainable)?;
     tracing::debug!(nodes = backbone.graph.nodes.len(), trainable = trainable.len(), "backbone prepared");
     let input = backbone.graph.inputs[0].name.clone();
@@ -130,7 +132,7 @@ pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, Bui
     };
     let manifest = Manifest {
         format: FORMAT_VERSION,
-        method: options.method.name().into(),
+        method: options.method.clone(),
         adapter,
         excluded: BTreeMap::new(),
         input: InputSpec {

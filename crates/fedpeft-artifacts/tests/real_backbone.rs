@@ -21,7 +21,8 @@ fn options(method: Method) -> BuildOptions {
         output: OUTPUT.into(),
         input_shape: vec![3, SIZE, SIZE],
         classes: 10,
-        method,
+        method: method.into(),
+        seed: 0,
         pooling: Pooling::Cls,
         mean: BuildOptions::IMAGENET_MEAN.into(),
         std: BuildOptions::IMAGENET_STD.into(),
@@ -158,7 +159,7 @@ fn graphs_hold_standard_operators_only() {
 fn sizes_are_those_of_the_architecture() {
     let dir = tempfile::tempdir().unwrap();
     let manifests = [Method::Head, Method::Bias, Method::Full]
-        .map(|m| build(&options(m), &dir.path().join(m.name())).unwrap());
+        .map(|m| build(&options(m.clone()), &dir.path().join(m.name())).unwrap());
     let head = 384 * 10 + 10;
     // Per block: query, key, value, projection, two of the MLP, two normalisations; then patches and last norm.
     let biases = 12 * (4 * 384 + 1536 + 384 + 2 * 384) + 2 * 384;

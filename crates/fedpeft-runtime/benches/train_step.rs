@@ -92,6 +92,7 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
                 input_shape: vec![3, settings.size, settings.size],
                 classes: 10,
                 method: method.parse()?,
+                seed: 0,
                 pooling: Default::default(),
                 mean: BuildOptions::IMAGENET_MEAN.into(),
                 std: BuildOptions::IMAGENET_STD.into(),

@@ -213,7 +213,7 @@ pub fn write(path: &Path) {
     };
     let manifest = Manifest {
         format: FORMAT_VERSION,
-        method: "head".into(),
+        method: Method::Head.into(),
         adapter: layout(),
         excluded: Default::default(),
         input: InputSpec { name: "x".into(), shape: vec![FEATURES as u64], mean: vec![], std: vec![] },
@@ -263,7 +263,8 @@ pub fn built(path: &Path) -> ArtifactFolder {
         output: "features".into(),
         input_shape: vec![FEATURES],
         classes: CLASSES as u32,
-        method: Method::Full,
+        method: Method::Full.into(),
+        seed: 0,
         pooling: Pooling::Cls,
         mean: vec![0.0; FEATURES],
         std: vec![1.0; FEATURES],

@@ -106,7 +106,7 @@ impl Federation {
         };
         let manifest = Manifest {
             format: FORMAT_VERSION,
-            method: "head".into(),
+            method: fedpeft_peft::Method::Head.into(),
             adapter: self.layout.clone(),
             excluded: BTreeMap::new(),
             input: InputSpec { name: "pixels".into(), shape: vec![1, 2, 2], mean: vec![0.0], std: vec![1.0] },

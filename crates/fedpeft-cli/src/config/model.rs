@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
 use fedpeft_artifacts::BuildOptions;
-use fedpeft_peft::Pooling;
+use fedpeft_peft::{Peft, Pooling};
 use fedpeft_protocol::ModelName;
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +48,9 @@ pub struct Build {
     /// Classes of the head.
     pub classes: u32,
     /// PEFT method.
-    pub method: String,
+    pub method: Peft,
+    /// Seed of the random part of new tensors.
+    pub seed: u64,
 }
 
 impl Build {
@@ -60,7 +62,8 @@ impl Build {
             output: self.output.clone(),
             input_shape: vec![3, side, side],
             classes: self.classes,
-            method: self.method.parse()?,
+            method: self.method.clone(),
+            seed: self.seed,
             pooling: Pooling::default(),
             mean: BuildOptions::IMAGENET_MEAN.to_vec(),
             std: BuildOptions::IMAGENET_STD.to_vec(),
@@ -79,7 +82,9 @@ pub struct Section {
     output: Option<String>,
     input_size: Option<u32>,
     classes: Option<u32>,
-    method: Option<String>,
+    method: Option<Peft>,
+    #[serde(default)]
+    seed: u64,
 }
 
 impl Section {
@@ -103,12 +108,13 @@ impl Section {
                     output: self.output.ok_or_else(|| missing("output"))?,
                     input_size: self.input_size.ok_or_else(|| missing("input_size"))?,
                     method: self.method.ok_or_else(|| missing("method"))?,
+                    seed: self.seed,
                     classes,
                     onnx,
                 };
                 let name = match self.name {
                     Some(name) => name,
-                    None => default_name(&build.onnx, Some(&build.method))?,
+                    None => default_name(&build.onnx, Some(&build.method.to_string()))?,
                 };
                 Ok(Model { name, version: self.version, source: Source::Build(build) })
             }
