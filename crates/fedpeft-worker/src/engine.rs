@@ -4,7 +4,7 @@
 use std::{path::PathBuf, sync::Arc, thread};
 
 use fedpeft_artifacts::ArtifactFolder;
-use fedpeft_data::{ClientData, Input, Prepared};
+use fedpeft_data::{ClientData, Column, Input, Prepared};
 use fedpeft_protocol::{ClientId, Digest, Round, run::TrainingSpec};
 use fedpeft_runtime::{
     Device, Evaluated, Examples, OrderSeed, Runtime, RuntimeError, SessionOptions, Trained, Trainer,
@@ -149,7 +149,8 @@ impl Thread {
         let input = &trainer.artifacts().manifest().input;
         let input = Input::new(&input.shape, &input.mean, &input.std)
             .map_err(|error| EngineError::Data(error.to_string()))?;
-        let examples = ClientExamples(job.data.prepare(&input));
+        let prepared = job.data.prepare_images(&input);
+        let examples = ClientExamples(prepared.map_err(|error| EngineError::Data(error.to_string()))?);
         trainer.set_adapter(&job.adapter)?;
         match job.work {
             EngineWork::Train { training, seed, round, client } => {
@@ -186,6 +187,7 @@ impl Examples for ClientExamples {
     }
 
     fn fill(&self, indices: &[usize], inputs: &mut [f32], labels: &mut [i64]) -> Result<(), String> {
-        self.0.fill_batch(indices, inputs, labels).map_err(|error| error.to_string())
+        let filled = self.0.fill(indices, &mut [Column::F32(inputs)], Column::I64(labels));
+        filled.map_err(|error| error.to_string())
     }
 }
