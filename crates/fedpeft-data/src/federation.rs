@@ -292,7 +292,10 @@ mod tests {
             refuse(DataSpec { validation_examples: 60, ..spec.clone() }),
             DataError::Validation { .. }
         ));
-        assert!(matches!(refuse(DataSpec { classes: 0, ..spec.clone() }), DataError::Classes { classes: 0, .. }));
+        assert!(matches!(
+            refuse(DataSpec { classes: 0, ..spec.clone() }),
+            DataError::Classes { classes: 0, .. }
+        ));
         let error = refuse(DataSpec { classes: 2, ..spec.clone() });
         assert!(matches!(error, DataError::Label { example: 2, label: 2, classes: 2, .. }), "{error}");
         let with = |change: fn(&mut IdxFiles, PathBuf), path: PathBuf| {

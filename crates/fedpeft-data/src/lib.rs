@@ -29,9 +29,7 @@ pub use error::DataError;
 pub use federation::{ClientData, Federation};
 pub use labels::{IGNORED, LabelKind};
 pub use partition::{Alpha, Partition, PartitionError, PartitionSpec};
-pub use prepare::{
-    BatchError, Column, FitError, Input, InputError, Prepared, TextInput, TokenColumn,
-};
+pub use prepare::{BatchError, Column, FitError, Input, InputError, Prepared, TextInput, TokenColumn};
 pub use read::IdxError;
 pub use spec::{Columns, DataSpec, Fraction, HeldOut, IdxFiles, LabelSource, Source, Split};
 pub use table::{ClassRow, ClassTable};

@@ -104,7 +104,10 @@ mod tests {
 
     #[test]
     fn a_class_more_or_less_is_named() {
-        assert!(matches!(settle(&[], &["a", "b"], 3), Err(DataError::ClassCount { found: 2, classes: 3, .. })));
+        assert!(matches!(
+            settle(&[], &["a", "b"], 3),
+            Err(DataError::ClassCount { found: 2, classes: 3, .. })
+        ));
         assert!(matches!(settle(&["a"], &["a"], 2), Err(DataError::ClassNames { .. })));
         assert!(matches!(settle(&["a", "a"], &["a"], 2), Err(DataError::ClassNames { .. })));
         assert!(matches!(settle(&[], &[], 0), Err(DataError::Classes { classes: 0, .. })));

@@ -226,7 +226,12 @@ impl PartitionSpec {
     }
 
     /// Deals out examples of `pool`, positions in `labels` in the order in which they are to be used.
-    pub(crate) fn deal(&self, pool: &[u32], labels: &[u32], deal: &Deal) -> Result<Partition, PartitionError> {
+    pub(crate) fn deal(
+        &self,
+        pool: &[u32],
+        labels: &[u32],
+        deal: &Deal,
+    ) -> Result<Partition, PartitionError> {
         let &Deal { clients, samples_per_client, .. } = deal;
         if clients == 0 || clients > MAX_CLIENTS {
             return Err(PartitionError::Clients(clients));

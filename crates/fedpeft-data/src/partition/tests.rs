@@ -16,8 +16,7 @@ fn spec_of(kind: u8, alpha: f64, per_client: u32) -> PartitionSpec {
 
 /// `classes` classes of `each` examples, interleaved; the pool is every example.
 fn balanced(classes: u32, each: usize) -> (Vec<u32>, Vec<u32>) {
-    let labels: Vec<u32> =
-        (0..classes * each as u32).map(|i| i % classes).collect();
+    let labels: Vec<u32> = (0..classes * each as u32).map(|i| i % classes).collect();
     ((0..labels.len() as u32).collect(), labels)
 }
 

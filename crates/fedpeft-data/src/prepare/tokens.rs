@@ -34,7 +34,11 @@ pub struct TextInput<'a> {
 impl fmt::Debug for TextInput<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { columns, length, pad_id, .. } = self;
-        f.debug_struct("TextInput").field("columns", columns).field("length", length).field("pad_id", pad_id).finish()
+        f.debug_struct("TextInput")
+            .field("columns", columns)
+            .field("length", length)
+            .field("pad_id", pad_id)
+            .finish()
     }
 }
 
@@ -60,8 +64,11 @@ impl Tokens {
         let length = input.length;
         for (example, text) in examples {
             let path = || path.display().to_string();
-            let tokens = (input.tokenize)(text)
-                .map_err(|reason| FitError::Tokenize { path: path(), example, reason })?;
+            let tokens = (input.tokenize)(text).map_err(|reason| FitError::Tokenize {
+                path: path(),
+                example,
+                reason,
+            })?;
             if tokens.is_empty() || tokens.len() > length {
                 return Err(FitError::Length { path: path(), example, found: tokens.len(), length });
             }

@@ -62,13 +62,19 @@ fn class_folders(path: &Path) -> Result<Vec<ClassFolder>, DataError> {
     let mut folders = Vec::new();
     for folder in entries(path)? {
         if !folder.is_dir() {
-            return Err(content(&folder, format!("is no folder: {} must hold one per class", path.display())));
+            return Err(content(
+                &folder,
+                format!("is no folder: {} must hold one per class", path.display()),
+            ));
         }
         let name = folder.file_name().and_then(|name| name.to_str());
         let name = name.ok_or_else(|| content(&folder, "its name is not UTF-8".to_owned()))?.to_owned();
         let files = entries(&folder)?;
         if let Some(inner) = files.iter().find(|file| file.is_dir()) {
-            return Err(content(inner, "is a folder: examples lie directly in the folder of their class".to_owned()));
+            return Err(content(
+                inner,
+                "is a folder: examples lie directly in the folder of their class".to_owned(),
+            ));
         }
         if files.is_empty() {
             return Err(content(&folder, "holds no example".to_owned()));
@@ -84,9 +90,8 @@ fn class_folders(path: &Path) -> Result<Vec<ClassFolder>, DataError> {
 /// What a folder holds, sorted, so that the order of a dataset does not depend on the file system.
 fn entries(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     let failed = |source| DataError::Read { path: path.to_owned(), source };
-    let hidden = |path: &PathBuf| {
-        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
-    };
+    let hidden =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
     let mut paths = Vec::new();
     for entry in fs::read_dir(path).map_err(failed)? {
         paths.push(entry.map_err(failed)?.path());

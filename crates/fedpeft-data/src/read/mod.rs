@@ -58,7 +58,10 @@ pub(crate) enum Test {
 }
 
 impl Test {
-    fn read(split: &Split, read: impl FnOnce(&Path) -> Result<Dataset, DataError>) -> Result<Self, DataError> {
+    fn read(
+        split: &Split,
+        read: impl FnOnce(&Path) -> Result<Dataset, DataError>,
+    ) -> Result<Self, DataError> {
         match &split.test {
             HeldOut::Path(path) => read(path).map(Self::Own),
             HeldOut::Fraction(fraction) => Ok(Self::Share(*fraction)),

@@ -52,7 +52,8 @@ fn decode(path: &Path) -> Result<RgbImage, DataError> {
     limits.max_image_height = Some(MAX_SIDE);
     limits.max_alloc = Some(MAX_DECODED);
     reader.limits(limits);
-    let decoded = reader.decode().map_err(|error| wrong(format!("cannot be decoded: {error}").replace('\n', " ")))?;
+    let decoded =
+        reader.decode().map_err(|error| wrong(format!("cannot be decoded: {error}").replace('\n', " ")))?;
     Ok(decoded.into_rgb8())
 }
 

@@ -38,7 +38,9 @@ pub(super) fn text_files(files: &[PathBuf]) -> Result<Content, DataError> {
         let len = fs::metadata(path).map_err(failed)?.len();
         total += len;
         if len > MAX_TEXT || total > MAX_BYTES {
-            return Err(wrong(format!("{len} bytes are too many: texts may have {MAX_TEXT}, all together {MAX_BYTES}")));
+            return Err(wrong(format!(
+                "{len} bytes are too many: texts may have {MAX_TEXT}, all together {MAX_BYTES}"
+            )));
         }
         let mut bytes = Vec::new();
         File::open(path).and_then(|file| file.take(MAX_TEXT).read_to_end(&mut bytes)).map_err(failed)?;
@@ -73,11 +75,15 @@ pub(super) fn csv(path: &Path, columns: &Columns, delimiter: char) -> Result<Vec
         header.iter().position(|column| column.trim() == name).ok_or_else(|| DataError::Row {
             path: path.to_owned(),
             line: 1,
-            reason: format!("names no column {name:?}: it names {}", header.iter().collect::<Vec<_>>().join(", ")),
+            reason: format!(
+                "names no column {name:?}: it names {}",
+                header.iter().collect::<Vec<_>>().join(", ")
+            ),
         })
     };
     let text = place(&columns.text)?;
-    let labels: Vec<usize> = names(&columns.labels).iter().map(|name| place(name)).collect::<Result<_, _>>()?;
+    let labels: Vec<usize> =
+        names(&columns.labels).iter().map(|name| place(name)).collect::<Result<_, _>>()?;
     let mut records = Vec::new();
     let mut row = StringRecord::new();
     while reader.read_record(&mut row).map_err(failed)? {
@@ -86,11 +92,14 @@ pub(super) fn csv(path: &Path, columns: &Columns, delimiter: char) -> Result<Vec
         let cell = |column: usize| row.get(column).unwrap_or_default();
         let label = match &columns.labels {
             LabelSource::Class { .. } => RawLabel::Names(vec![cell(labels[0]).trim().to_owned()]),
-            LabelSource::MultiLabel { separator, .. } => RawLabel::Names(separated(cell(labels[0]), separator)),
+            LabelSource::MultiLabel { separator, .. } => {
+                RawLabel::Names(separated(cell(labels[0]), separator))
+            }
             LabelSource::Regression { columns } => {
                 let target = |(name, place): (&String, &usize)| {
                     let found = cell(*place).trim();
-                    number(found.parse().ok()).ok_or_else(|| wrong(format!("{name} is {found:?}, no finite number")))
+                    number(found.parse().ok())
+                        .ok_or_else(|| wrong(format!("{name} is {found:?}, no finite number")))
                 };
                 RawLabel::Targets(columns.iter().zip(&labels).map(target).collect::<Result<_, _>>()?)
             }
@@ -162,7 +171,9 @@ fn open(path: &Path) -> Result<BufReader<File>, DataError> {
 /// The columns that labels are read from.
 fn names(labels: &LabelSource) -> &[String] {
     match labels {
-        LabelSource::Class { column } | LabelSource::MultiLabel { column, .. } => std::slice::from_ref(column),
+        LabelSource::Class { column } | LabelSource::MultiLabel { column, .. } => {
+            std::slice::from_ref(column)
+        }
         LabelSource::Regression { columns } => columns,
         LabelSource::Tokens => &[],
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::records::{RawLabel, Record};
 use super::Test;
+use super::records::{RawLabel, Record};
 use crate::dataset::{Content, Dataset};
 use crate::error::DataError;
 use crate::labels::Labels;

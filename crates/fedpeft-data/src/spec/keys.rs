@@ -131,7 +131,9 @@ impl Keys {
     fn columns(&mut self) -> Result<Columns, String> {
         let kind = self.labels.unwrap_or_default();
         let columns = match (self.label.take(), kind) {
-            (Some(_), LabelsKey::Tokens) => return Err("label is given, but labels = \"tokens\" needs none".into()),
+            (Some(_), LabelsKey::Tokens) => {
+                return Err("label is given, but labels = \"tokens\" needs none".into());
+            }
             (None, LabelsKey::Tokens) => Vec::new(),
             (None, _) => vec!["label".to_owned()],
             (Some(OneOrMore::One(column)), _) => vec![column],
@@ -175,7 +177,10 @@ impl TryFrom<Keys> for DataSpec {
             Kind::Jsonl => ("jsonl", &[&SPLIT, &COLUMNS]),
         };
         if let Some(foreign) = keys.given().into_iter().find(|key| !allowed.concat().contains(key)) {
-            return Err(format!("kind = {name:?} has no key {foreign}; it has {}", allowed.concat().join(", ")));
+            return Err(format!(
+                "kind = {name:?} has no key {foreign}; it has {}",
+                allowed.concat().join(", ")
+            ));
         }
         let source = match keys.kind {
             Kind::Idx => Source::Idx(IdxFiles {
@@ -195,7 +200,9 @@ impl TryFrom<Keys> for DataSpec {
             Kind::Csv => {
                 let delimiter = keys.delimiter.unwrap_or(',');
                 if !delimiter.is_ascii() || matches!(delimiter, '"' | '\n' | '\r') {
-                    return Err(format!("delimiter {delimiter:?} is no ASCII character that may separate columns"));
+                    return Err(format!(
+                        "delimiter {delimiter:?} is no ASCII character that may separate columns"
+                    ));
                 }
                 Source::Csv { split: keys.split()?, columns: keys.columns()?, delimiter }
             }
@@ -278,7 +285,9 @@ impl From<DataSpec> for Keys {
                     keys.separator = Some(separator);
                     (LabelsKey::MultiLabel, Some(OneOrMore::One(column)))
                 }
-                LabelSource::Regression { columns } => (LabelsKey::Regression, Some(OneOrMore::More(columns))),
+                LabelSource::Regression { columns } => {
+                    (LabelsKey::Regression, Some(OneOrMore::More(columns)))
+                }
                 LabelSource::Tokens => (LabelsKey::Tokens, None),
             };
             (keys.labels, keys.label) = (Some(kind), label);
