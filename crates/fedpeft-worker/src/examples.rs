@@ -1,7 +1,7 @@
 //! A client's data as the runtime reads it.
 
 use fedpeft_artifacts::manifest::{InputSource, Manifest, TaskSpec};
-use fedpeft_data::{ClientData, Input, Prepared};
+use fedpeft_data::{ClientData, Column, Input, LabelKind, Prepared};
 use fedpeft_runtime::{Batch, Examples, Values};
 
 /// Images with a class each.
@@ -10,17 +10,21 @@ pub(crate) struct ClientExamples(Prepared);
 impl ClientExamples {
     /// Fits `data` to the inputs and the task of `manifest`; one line where that cannot be.
     pub fn new(data: &ClientData, manifest: &Manifest) -> Result<Self, String> {
-        let classes = data.classes();
-        match manifest.task {
-            TaskSpec::Classification { classes: learned, .. } if learned < classes => {
-                return Err(format!(
-                    "labels are 0 to {}, the model has {learned} classes: build artifacts with --classes {classes}",
-                    classes.saturating_sub(1)
-                ));
+        match (&manifest.task, data.label_kind()) {
+            (TaskSpec::Classification { classes: learned, .. }, LabelKind::Classes(classes)) => {
+                if *learned < classes {
+                    return Err(format!(
+                        "labels are 0 to {}, the model has {learned} classes: build artifacts with --classes {classes}",
+                        classes.saturating_sub(1)
+                    ));
+                }
             }
-            TaskSpec::Classification { .. } => {}
-            ref other => {
-                return Err(format!("images have a class each, the model learns {}", other.name()));
+            (TaskSpec::MultiLabel { labels, .. }, LabelKind::MultiLabel(found)) if *labels == found => {}
+            (TaskSpec::Regression { outputs }, LabelKind::Regression(found)) if *outputs == found => {}
+            (TaskSpec::CausalLm { .. }, LabelKind::Tokens) => {}
+            (task, found) => {
+                let learns = task.name();
+                return Err(format!("the model learns {learns}, but the data is labelled with {found}"));
             }
         }
         let [input] = &manifest.inputs[..] else {
@@ -30,7 +34,7 @@ impl ClientExamples {
             return Err(format!("these are images, the model reads {}", input.source.name()));
         };
         let input = Input::new(&input.shape, mean, std).map_err(|error| error.to_string())?;
-        Ok(Self(data.prepare(&input)))
+        data.prepare_images(&input).map(Self).map_err(|error| error.to_string())
     }
 }
 
@@ -40,11 +44,16 @@ impl Examples for ClientExamples {
     }
 
     fn fill(&self, indices: &[usize], batch: &mut Batch<'_>) -> Result<(), String> {
-        match (&mut batch.inputs[..], &mut batch.labels) {
-            ([Values::F32(pixels)], Values::I64(labels)) => {
-                self.0.fill_batch(indices, pixels, labels).map_err(|error| error.to_string())
-            }
-            _ => Err("the model does not read one image and one class".to_owned()),
-        }
+        let mut inputs: Vec<Column<'_>> = batch.inputs.iter_mut().map(column).collect();
+        let labels = column(&mut batch.labels);
+        self.0.fill(indices, &mut inputs, labels).map_err(|error| error.to_string())
+    }
+}
+
+/// The runtime's buffer as the data writes it.
+fn column<'a>(values: &'a mut Values<'_>) -> Column<'a> {
+    match values {
+        Values::F32(values) => Column::F32(values),
+        Values::I64(values) => Column::I64(values),
     }
 }
