@@ -71,10 +71,11 @@ impl Workshop {
         fetched: &mut Vec<Transfer>,
     ) -> Result<Outcome, Failure> {
         let work = match (&task.work, client.role) {
-            (Work::Train { training, seed }, Role::Trains) => EngineWork::Train {
+            (Work::Train { training, seed, rounds }, Role::Trains) => EngineWork::Train {
                 training: training.clone(),
                 seed: *seed,
                 round: task.round,
+                rounds: *rounds,
                 client: client.id.clone(),
             },
             (Work::Evaluate, Role::Evaluates) => EngineWork::Evaluate,
