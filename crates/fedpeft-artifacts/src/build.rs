@@ -11,7 +11,7 @@ use fedpeft_autodiff::AutodiffError;
 use fedpeft_codec::{InvalidLayout, Layout, TensorSpec};
 use fedpeft_onnx::{Data, Model, OPSET, OnnxError};
 use fedpeft_passes::{InputDecl, PassError, PrepareOptions, Prepared, prepare};
-use fedpeft_peft::{Method, Pooling, SelectError, select};
+use fedpeft_peft::{Peft, PeftError, Pooling, apply};
 use fedpeft_protocol::Digest;
 
 use crate::{
@@ -37,7 +37,9 @@ pub struct BuildOptions {
     /// What is learned.
     pub task: TaskSpec,
     /// What is trained.
-    pub method: Method,
+    pub method: Peft,
+    /// Seed of the random part of new tensors.
+    pub seed: u64,
     /// How tokens become features.
     pub pooling: Pooling,
 }
@@ -73,7 +75,7 @@ impl BuildOptions {
         output: impl Into<String>,
         side: usize,
         classes: u32,
-        method: Method,
+        method: impl Into<Peft>,
     ) -> Self {
         Self {
             model: model.into(),
@@ -81,7 +83,8 @@ impl BuildOptions {
             inputs: vec![InputOptions::image(side)],
             text: None,
             task: TaskSpec::classification(classes),
-            method,
+            method: method.into(),
+            seed: 0,
             pooling: Pooling::Cls,
         }
     }
@@ -134,7 +137,7 @@ pub enum BuildError {
     Prepare(#[from] PassError),
     /// The method does not fit the model.
     #[error(transparent)]
-    Select(#[from] SelectError),
+    Method(#[from] PeftError),
     /// The graph cannot be differentiated.
     #[error(transparent)]
     Autodiff(#[from] AutodiffError),
@@ -180,15 +183,15 @@ pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, Bui
     let names: Vec<String> = backbone.graph.inputs.iter().map(|input| input.name.clone()).collect();
     let mut inputs: Vec<InputSpec> =
         options.inputs.iter().zip(names).map(|(input, name)| input.spec(name)).collect();
-    let trainable = select(options.method, &backbone)?;
     let weights = Weights::lay_out(&backbone);
+    let trainable = apply(&options.method, &mut backbone, options.seed)?;
     backbone.fold_frozen(&trainable)?;
     tracing::debug!(nodes = backbone.graph.nodes.len(), trainable = trainable.len(), "backbone prepared");
     let mask = inputs.iter().find(|input| input.source == InputSource::AttentionMask);
     let mask = mask.map(|input| input.name.as_str());
     let mut graphs = graphs::build(backbone, &trainable, &options.task, options.pooling, mask)?;
     if graphs.adapter.is_empty() {
-        let method = options.method;
+        let method = &options.method;
         return Err(BuildError::Option(format!(
             "method {method} trains nothing here: the model has its own head, choose another method"
         )));
@@ -217,7 +220,7 @@ pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, Bui
     };
     let manifest = Manifest {
         format: FORMAT_VERSION,
-        method: options.method.name().into(),
+        method: options.method.clone(),
         adapter,
         excluded: BTreeMap::new(),
         inputs,

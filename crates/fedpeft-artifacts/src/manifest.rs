@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use fedpeft_codec::Layout;
+use fedpeft_peft::Peft;
 use fedpeft_protocol::{Digest, model::is_safe_file_name, round::ByteKind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,8 +26,8 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 pub struct Manifest {
     /// Version of this format, [`FORMAT_VERSION`].
     pub format: u32,
-    /// PEFT method: `head`, `bias`, `full`.
-    pub method: String,
+    /// PEFT method with its hyper-parameters.
+    pub method: Peft,
     /// Trainable tensors in their order on the wire.
     pub adapter: Layout,
     /// Tensors of the backbone that the method would train but cannot, with the reason.

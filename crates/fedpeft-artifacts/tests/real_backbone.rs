@@ -151,7 +151,7 @@ fn graphs_hold_standard_operators_only() {
 fn sizes_are_those_of_the_architecture() {
     let dir = tempfile::tempdir().unwrap();
     let manifests = [Method::Head, Method::Bias, Method::Full]
-        .map(|m| build(&options(m), &dir.path().join(m.name())).unwrap());
+        .map(|m| build(&options(m.clone()), &dir.path().join(m.name())).unwrap());
     let head = 384 * 10 + 10;
     // Per block: query, key, value, projection, two of the MLP, two normalisations; then patches and last norm.
     let biases = 12 * (4 * 384 + 1536 + 384 + 2 * 384) + 2 * 384;

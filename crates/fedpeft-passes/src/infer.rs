@@ -181,7 +181,7 @@ impl<'a> Context<'a> {
 /// Facts of the outputs of `node`, from those of its inputs.
 pub(crate) fn infer_node(node: &Node, types: &Types) -> Result<Vec<Fact>, PassError> {
     let cx = Context { node, types };
-    if node.domain == fedpeft_domain::NAME {
+    if node.domain == DOMAIN {
         return fedpeft_domain::infer(&cx);
     }
     if !node.domain.is_empty() {
@@ -661,16 +661,17 @@ fn conv_transpose(cx: &Context<'_>) -> Result<Vec<Fact>, PassError> {
     Ok(vec![Fact { ty: Type::new(cx.ty(0)?.dtype, out), ints: None }])
 }
 
-/// Our own operators: gradients that a runtime may compute in one kernel, defined by model-local functions.
+/// Domain of our own operators, which model-local functions define.
+pub const DOMAIN: &str = "fedpeft";
+
+/// Our own operators.
 mod fedpeft_domain {
     use super::{Context, Fact, PassError, Type};
-
-    pub const NAME: &str = "fedpeft";
 
     pub fn infer(cx: &Context<'_>) -> Result<Vec<Fact>, PassError> {
         let first = cx.ty(0)?;
         let ty = match cx.node.op.as_str() {
-            "GeluGrad" | "LayerNormGrad" | "SoftmaxGrad" => first.clone(),
+            "GeluGrad" | "LayerNormGrad" | "SoftmaxGrad" | "StopGradient" | "Dropout" => first.clone(),
             "ReduceRows" => Type::new(first.dtype, first.shape.last().copied().into_iter().collect()),
             other => return Err(cx.error(format!("operator {other} is not known to this program"))),
         };

@@ -19,6 +19,6 @@ mod prepare;
 pub use builder::Builder;
 pub use error::PassError;
 pub use extent::{Extent, Type};
-pub use infer::{Types, infer_graph};
+pub use infer::{DOMAIN, Types, infer_graph};
 pub use inputs::InputDecl;
 pub use prepare::{PrepareOptions, Prepared, prepare};

@@ -51,8 +51,12 @@ pub async fn push_folder(
     }
     let stored = bus.put_blob(bytes).await?;
     progress(MANIFEST_FILE, stored.size, stored.size);
-    let request =
-        PublishModel { name: name.clone(), method: manifest.method, manifest: stored.digest, files };
+    let request = PublishModel {
+        name: name.clone(),
+        method: manifest.method.to_string(),
+        manifest: stored.digest,
+        files,
+    };
     Ok(bus.request("models.publish", &request).await?)
 }
 

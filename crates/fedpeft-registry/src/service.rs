@@ -90,8 +90,9 @@ impl Models {
     async fn check(&self, request: &PublishModel) -> Result<(), ApiError> {
         check_names(&request.files)?;
         let manifest = self.manifest(request).await?;
-        if manifest.method != request.method {
-            let (declared, found) = (&request.method, &manifest.method);
+        let found = manifest.method.to_string();
+        if found != request.method {
+            let declared = &request.method;
             let message = format!("method is {declared:?}, the manifest says {found:?}");
             return Err(ApiError::bad_request(message));
         }

@@ -55,7 +55,7 @@ impl Fixture {
         let graph = |name: &str| file(name, format!("{name} of {method}").as_bytes());
         let manifest = Manifest {
             format: FORMAT_VERSION,
-            method: method.into(),
+            method: method.parse().unwrap(),
             adapter: Layout::new(vec![TensorSpec { name: "w".into(), shape: vec![2] }]).unwrap(),
             excluded: Default::default(),
             inputs: vec![InputSpec {

@@ -215,7 +215,7 @@ pub fn write(path: &Path) {
     };
     let manifest = Manifest {
         format: FORMAT_VERSION,
-        method: "head".into(),
+        method: Method::Head.into(),
         adapter: layout(),
         excluded: Default::default(),
         inputs: vec![InputSpec {

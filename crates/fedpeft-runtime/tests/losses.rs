@@ -9,7 +9,7 @@ use fedpeft_artifacts::{
 };
 use fedpeft_onnx::{DType, Dim, Graph, Model, Node, Tensor, ValueInfo};
 use fedpeft_peft::{Method, Pooling};
-use fedpeft_protocol::run::OptimizerSpec;
+use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
 use fedpeft_runtime::{Column, Device, InMemory, Kernels, Runtime, RuntimeError, SessionOptions, Trainer};
 use serde::Deserialize;
 
@@ -114,7 +114,8 @@ fn ready(case: &Case, own_head: bool, folder: &Path) -> (Trainer, InMemory, std:
         inputs,
         text: None,
         task: case.task.clone(),
-        method: if own_head { Method::Full } else { Method::Head },
+        method: if own_head { Method::Full } else { Method::Head }.into(),
+        seed: 0,
         pooling: Pooling::Mean,
     };
     let path = folder.join("artifacts");
@@ -156,7 +157,9 @@ fn check(case: &Case, own_head: bool) {
     assert_eq!(evaluated.accuracy, accuracy, "{name}");
 
     let plain = OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
-    let mut optimizer = trainer.optimizer(plain, 1.0).unwrap();
+    let mut optimizer = trainer
+        .optimizer(&TrainingSpec { optimizer: plain, learning_rate: 1.0, ..TrainingSpec::default() })
+        .unwrap();
     let stepped = trainer.train_step(&mut optimizer, &examples, &all).unwrap();
     assert_eq!((stepped.correct, stepped.count), (case.correct, case.count), "{name}");
     assert!((f64::from(stepped.loss) - case.loss).abs() < 1e-6, "{name}");

@@ -7,7 +7,7 @@ use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_data::ClientData;
 use fedpeft_protocol::{ClientId, Digest, Round, run::TrainingSpec};
 use fedpeft_runtime::{
-    Device, Evaluated, OrderSeed, Runtime, RuntimeError, SessionOptions, Trained, Trainer,
+    Device, Evaluated, LocalTraining, OrderSeed, Runtime, RuntimeError, SessionOptions, Trained, Trainer,
 };
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 
@@ -26,7 +26,7 @@ pub(crate) struct Job {
 /// What it should do.
 #[derive(Clone)]
 pub(crate) enum EngineWork {
-    Train { training: TrainingSpec, seed: u64, round: Round, client: ClientId },
+    Train { training: TrainingSpec, seed: u64, round: Round, rounds: Round, client: ClientId },
     Evaluate,
 }
 
@@ -152,9 +152,10 @@ impl Thread {
             ClientExamples::new(&job.data, trainer.artifacts().manifest()).map_err(EngineError::Data)?;
         trainer.set_adapter(&job.adapter)?;
         match job.work {
-            EngineWork::Train { training, seed, round, client } => {
+            EngineWork::Train { training, seed, round, rounds, client } => {
                 let seed = OrderSeed { run: seed, round, client: client.as_str() };
-                let result = trainer.train(&training, &examples, seed, &mut *job.proceed)?;
+                let local = LocalTraining { spec: &training, seed, rounds };
+                let result = trainer.train(local, &examples, &mut *job.proceed)?;
                 let mut adapter = Vec::new();
                 trainer.adapter_into(&mut adapter)?;
                 Ok(Done::Trained { result, adapter })

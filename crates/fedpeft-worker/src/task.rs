@@ -71,9 +71,10 @@ impl Workshop {
         fetched: &mut Vec<Transfer>,
     ) -> Result<Outcome, Failure> {
         let work = match (&task.work, client.role) {
-            (Work::Train { training, seed }, Role::Trains) => EngineWork::Train {
+            (Work::Train { training, seed, rounds }, Role::Trains) => EngineWork::Train {
                 training: training.clone(),
                 seed: *seed,
+                rounds: *rounds,
                 round: task.round,
                 client: client.id.clone(),
             },

@@ -108,7 +108,7 @@ impl Federation {
         };
         let manifest = Manifest {
             format: FORMAT_VERSION,
-            method: "head".into(),
+            method: fedpeft_peft::Method::Head.into(),
             adapter: self.layout.clone(),
             excluded: BTreeMap::new(),
             inputs: vec![InputSpec {

@@ -28,6 +28,14 @@ pub fn identity(cx: &mut Cx<'_>) -> Result {
     Ok(())
 }
 
+/// Linear in its input, with a mask that depends on places only: the gradient is dropped alike.
+pub fn dropout(cx: &mut Cx<'_>) -> Result {
+    let (dy, seed, layer, rate) = (cx.dy()?, cx.x(1)?.to_owned(), cx.x(2)?.to_owned(), cx.x(3)?.to_owned());
+    let dx = cx.b.add(functions::node("Dropout", &[&dy, &seed, &layer, &rate]))?;
+    cx.give(0, dx);
+    Ok(())
+}
+
 pub fn cast(cx: &mut Cx<'_>) -> Result {
     let (dy, dtype) = (cx.dy()?, cx.b.ty(cx.x(0)?)?.dtype);
     let dx = cx.b.add(Node::new("Cast", &[&dy], &[]).with("to", i64::from(dtype.code())))?;

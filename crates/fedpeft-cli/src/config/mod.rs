@@ -4,6 +4,7 @@
 //! Command-line overrides edit the parsed document before it is typed, so that a value meets the same checks
 //! wherever it came from.
 
+pub mod method;
 mod model;
 mod overrides;
 

@@ -2,11 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 use toml::{Table, Value};
 
-use super::{Document, EvaluateOn};
+use super::{Document, EvaluateOn, method::MethodArgs};
 
 /// Names the four files have in the Fashion-MNIST and MNIST distributions.
 const IDX_FILES: [(&str, &str); 4] = [
@@ -134,15 +134,14 @@ pub struct RunOverrides {
     /// Updates without which a round fails.
     #[arg(long, value_name = "N")]
     quorum: Option<u32>,
-    /// PEFT method: head, bias or full.
-    #[arg(long)]
-    method: Option<String>,
     /// ONNX file to build artifacts from.
     #[arg(long, value_name = "FILE")]
     onnx: Option<PathBuf>,
     /// Height and width of the images the model sees.
     #[arg(long, value_name = "PX")]
     input_size: Option<u32>,
+    #[command(flatten)]
+    method: MethodArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
@@ -178,8 +177,9 @@ impl RunOverrides {
             document.set("run.round_deadline_seconds", seconds)?;
         }
         self.apply_optimizer(document)?;
-        if let Some(method) = &self.method {
-            document.set("model.method", method.as_str())?;
+        let given = document.get("model.method").cloned().map(Value::try_into).transpose();
+        if let Some(peft) = self.method.over(given.context("model.method")?)? {
+            document.set("model.method", Value::try_from(peft)?)?;
         }
         if let Some(onnx) = &self.onnx {
             document.set("model.onnx", std::path::absolute(onnx)?.to_string_lossy().into_owned())?;

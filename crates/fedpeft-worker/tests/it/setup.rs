@@ -181,8 +181,9 @@ pub fn train() -> Work {
         batch_size: 16,
         learning_rate: 0.05,
         optimizer: OptimizerSpec::default(),
+        ..Default::default()
     };
-    Work::Train { training, seed: 3 }
+    Work::Train { training, seed: 3, rounds: 1 }
 }
 
 /// A test that hangs fails.
