@@ -39,6 +39,10 @@ pub enum Work {
         training: TrainingSpec,
         /// Seed of the run; the client derives its own from it, the round and its name.
         seed: u64,
+        /// Rounds of the run, for learning rates that depend on how far it is. A sender that does not say
+        /// means that this round is the last.
+        #[serde(default)]
+        rounds: Round,
     },
     /// Measure loss and accuracy on the client's held-out examples.
     Evaluate,
@@ -152,8 +156,9 @@ pub enum Outcome {
         examples: u64,
         /// Mean loss.
         loss: f64,
-        /// Share of right predictions, 0 to 1.
-        accuracy: f64,
+        /// Share of right predictions, 0 to 1; none where there are none to be right, as in regression.
+        #[serde(default)]
+        accuracy: Option<f64>,
         /// Seconds spent.
         seconds: f64,
     },
@@ -319,7 +324,7 @@ pub struct RoundReport {
     pub round: Round,
     /// Mean held-out loss of the new global adapter, where it was evaluated.
     pub loss: Option<f64>,
-    /// Held-out accuracy, 0 to 1, likewise.
+    /// Held-out accuracy, 0 to 1, likewise; none where the task has none, as in regression.
     pub accuracy: Option<f64>,
     /// Mean of the accepted clients' training losses, weighted by examples.
     pub train_loss: f64,

@@ -5,6 +5,7 @@
 //! optimizer steps run on the fused [`kernels`]. This crate knows no network.
 
 mod adapter;
+mod check;
 mod device;
 mod error;
 mod examples;
@@ -14,6 +15,7 @@ mod library;
 mod operators;
 mod optimizer;
 mod order;
+mod schedule;
 mod session;
 #[cfg(test)]
 mod toy;
@@ -21,9 +23,11 @@ mod trainer;
 
 pub use device::{ChosenDevice, Device, UnknownDevice};
 pub use error::RuntimeError;
-pub use examples::{Examples, InMemory};
+pub use examples::{Batch, Column, Examples, InMemory, Values};
 pub use library::Runtime;
 pub use operators::DOMAIN as OPERATOR_DOMAIN;
+pub use optimizer::Optimizer;
 pub use order::OrderSeed;
+pub use schedule::Schedule;
 pub use session::{Kernels, SessionOptions};
-pub use trainer::{Evaluated, Optimizer, Stepped, Trained, Trainer};
+pub use trainer::{Evaluated, LocalTraining, Stepped, Trained, Trainer};

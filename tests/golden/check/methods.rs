@@ -2,92 +2,42 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
 use fedpeft_interp::{Interpreter, Value};
 use fedpeft_onnx::Model;
-use fedpeft_peft::{Method, Pooling};
-use ndarray::ArrayD;
 
-use crate::{
-    case::{Case, Trained},
-    compare::assert_close,
-    file,
-};
-
-fn options(case: &Case, export: &str) -> BuildOptions {
-    BuildOptions {
-        model: file::path(&format!("exports/{export}.onnx")),
-        output: "tokens".into(),
-        input_shape: case.inputs["pixel_values"].shape()[1..].to_vec(),
-        classes: case.logits.shape()[1] as u32,
-        method: case.spec.method.parse::<Method>().unwrap(),
-        pooling: if case.spec.pooling == "cls" { Pooling::Cls } else { Pooling::Mean },
-        mean: vec![0.0; 3],
-        std: vec![1.0; 3],
-    }
-}
-
-/// How an adapter tensor lies in memory, compared with PyTorch's.
-#[derive(Clone, Copy)]
-enum Order {
-    Same,
-    Transposed,
-}
-
-impl Order {
-    fn of(self, values: &ArrayD<f64>, shape: &[usize]) -> ArrayD<f64> {
-        let values = match self {
-            Self::Same => values.clone(),
-            Self::Transposed => values.t().as_standard_layout().into_owned(),
-        };
-        values.into_shape_with_order(shape).unwrap()
-    }
-}
-
-/// The tensor of the case that `name` with the initial value `initial` is: by name, or as a tensor of the
-/// backbone by its values, which exporters rename and transpose.
-fn find<'a>(case: &'a Case, name: &str, initial: &ArrayD<f64>) -> (&'a str, &'a Trained, Order) {
-    if let Some((name, trained)) = case.trained.get_key_value(name) {
-        return (name, trained, Order::Same);
-    }
-    let same = |other: &ArrayD<f64>, order: Order| {
-        other.len() == initial.len() && order.of(other, initial.shape()) == *initial
-    };
-    let mut found = [Order::Same, Order::Transposed]
-        .into_iter()
-        .flat_map(|order| case.trained.iter().map(move |(name, trained)| (name.as_str(), trained, order)));
-    found
-        .find(|(_, trained, order)| same(&trained.initial, *order))
-        .unwrap_or_else(|| panic!("{name} {:?} is no tensor of the case", initial.shape()))
-}
+use crate::{build, case::Case, compare::assert_close, names::Names};
 
 fn check(name: &str, export: &str) {
     let case = Case::load(name);
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("artifacts");
-    let manifest = build(&options(&case, export), &path).unwrap();
-    let folder = ArtifactFolder::open(&path).unwrap();
-    let checkpoint = folder.initial_adapter().unwrap();
+    let folder = build::artifacts(&case, export, &dir.path().join("artifacts"));
+    let manifest = folder.manifest();
+    let full = Case::load(&format!("{}-full", case.spec.model));
+    let names = Names::new(&build::backbone(&case.inputs, export), &full);
 
     let mut inputs: HashMap<String, Value> = case.inputs.clone().into_iter().collect();
     inputs.insert("labels".into(), case.labels.clone());
-    let mut pairs = Vec::new();
-    for (spec, range) in manifest.adapter.ranges() {
+    let mut gradients = Vec::new();
+    for spec in manifest.adapter.tensors() {
         let shape: Vec<usize> = spec.shape.iter().map(|dim| *dim as usize).collect();
-        let initial = checkpoint[range].iter().map(|value| f64::from(*value)).collect();
-        let initial = ArrayD::from_shape_vec(shape.clone(), initial).unwrap();
-        let (theirs, trained, order) = find(&case, &spec.name, &initial);
+        let (theirs, order) = names.theirs(&spec.name);
+        let Some(trained) = case.trained.get(&theirs) else {
+            panic!("{name} on {export}: {} is trained, PyTorch trains {:?}", spec.name, case.trained.keys());
+        };
         inputs.insert(spec.name.clone(), Value::Float(order.of(&trained.initial, &shape)));
-        pairs.push((spec.name.as_str(), theirs, order.of(&trained.gradient, &shape)));
+        gradients.push((spec.name.as_str(), theirs, order.of(&trained.gradient, &shape)));
     }
-    let used: BTreeSet<&str> = pairs.iter().map(|(_, theirs, _)| *theirs).collect();
+    let used: BTreeSet<&str> = gradients.iter().map(|(_, theirs, _)| theirs.as_str()).collect();
     let missing: Vec<_> = case.trained.keys().filter(|name| !used.contains(name.as_str())).collect();
-    assert!(missing.is_empty() && used.len() == pairs.len(), "{name}: not trained: {missing:?}");
+    assert!(
+        missing.is_empty() && used.len() == gradients.len(),
+        "{name} on {export}: not trained: {missing:?}"
+    );
 
     let training = Model::load(folder.file(&manifest.files.training)).unwrap();
     let outputs = Interpreter::new(&training).unwrap().run(&inputs).unwrap();
     assert_close(outputs["loss"].as_float().unwrap(), &case.loss, &format!("{name} on {export}: loss"));
-    for (ours, theirs, gradient) in &pairs {
+    for (ours, theirs, gradient) in &gradients {
         let got = outputs[&format!("{ours}.grad")].as_float().unwrap();
         assert_close(got, gradient, &format!("{name} on {export}: gradient of {theirs}"));
     }
@@ -97,11 +47,75 @@ fn check(name: &str, export: &str) {
     assert_close(outputs["logits"].as_float().unwrap(), &case.logits, &format!("{name} on {export}: logits"));
 }
 
-#[test]
-fn vit() {
-    for export in ["vit-sdpa", "vit-eager", "vit-opset14", "vit-dynamo"] {
-        for method in ["head", "bias", "full"] {
-            check(&format!("vit-{method}"), export);
+/// One test for each case, on every export of its model.
+macro_rules! cases {
+    ($($test:ident: $case:literal on $exports:expr,)*) => {$(
+        #[test]
+        fn $test() {
+            for export in $exports {
+                check($case, export);
+            }
         }
-    }
+    )*};
+}
+
+const VIT: [&str; 4] = ["vit-sdpa", "vit-eager", "vit-opset14", "vit-dynamo"];
+const BERT: [&str; 3] = ["bert-eager", "bert-sdpa", "bert-dynamo"];
+/// The dynamo exporter folds position embeddings into constants and gives weights no names.
+const BERT_NAMED: [&str; 2] = ["bert-eager", "bert-sdpa"];
+const GPT_NAMED: [&str; 2] = ["gpt-eager", "gpt-sdpa"];
+const GPT: [&str; 3] = ["gpt-eager", "gpt-sdpa", "gpt-dynamo"];
+
+cases! {
+    bert_adapter_houlsby: "bert-adapter-houlsby" on BERT,
+    bert_adapter_pfeiffer: "bert-adapter-pfeiffer" on BERT,
+    bert_adapter_shared: "bert-adapter-shared" on BERT,
+    bert_bias: "bert-bias" on BERT,
+    bert_dora: "bert-dora" on BERT,
+    bert_full: "bert-full" on BERT_NAMED,
+    bert_head: "bert-head" on BERT,
+    bert_ia3: "bert-ia3" on BERT,
+    bert_layernorm: "bert-layernorm" on BERT,
+    bert_lora_all: "bert-lora-all" on BERT_NAMED,
+    bert_lora_bias: "bert-lora-bias" on BERT,
+    bert_lora: "bert-lora" on BERT,
+    bert_loss_multi_label: "bert-loss-multi-label" on BERT,
+    bert_loss_regression: "bert-loss-regression" on BERT,
+    bert_loss_smoothing: "bert-loss-smoothing" on BERT,
+    bert_loss_weights: "bert-loss-weights" on BERT,
+    bert_prefix: "bert-prefix" on BERT,
+    bert_prompt_deep: "bert-prompt-deep" on BERT,
+    bert_prompt_shallow: "bert-prompt-shallow" on BERT,
+    gpt_adapter_houlsby: "gpt-adapter-houlsby" on GPT,
+    gpt_adapter_pfeiffer: "gpt-adapter-pfeiffer" on GPT,
+    gpt_adapter_shared: "gpt-adapter-shared" on GPT,
+    gpt_bias: "gpt-bias" on GPT,
+    gpt_dora_packed: "gpt-dora-packed" on GPT,
+    gpt_dora: "gpt-dora" on GPT,
+    gpt_full: "gpt-full" on GPT_NAMED,
+    gpt_head: "gpt-head" on GPT,
+    gpt_ia3: "gpt-ia3" on GPT,
+    gpt_layernorm: "gpt-layernorm" on GPT,
+    gpt_lora_lm: "gpt-lora-lm" on GPT,
+    gpt_lora_packed: "gpt-lora-packed" on GPT,
+    gpt_lora: "gpt-lora" on GPT,
+    gpt_prefix: "gpt-prefix" on GPT,
+    gpt_prompt_deep: "gpt-prompt-deep" on GPT,
+    gpt_prompt_shallow: "gpt-prompt-shallow" on GPT,
+    vit_adapter_houlsby: "vit-adapter-houlsby" on VIT,
+    vit_adapter_pfeiffer: "vit-adapter-pfeiffer" on VIT,
+    vit_adapter_relu: "vit-adapter-relu" on VIT,
+    vit_adapter_shared: "vit-adapter-shared" on VIT,
+    vit_bias: "vit-bias" on VIT,
+    vit_dora_packed: "vit-dora-packed" on VIT,
+    vit_dora: "vit-dora" on VIT,
+    vit_full: "vit-full" on VIT,
+    vit_head: "vit-head" on VIT,
+    vit_ia3: "vit-ia3" on VIT,
+    vit_layernorm: "vit-layernorm" on VIT,
+    vit_lora_packed: "vit-lora-packed" on VIT,
+    vit_lora: "vit-lora" on VIT,
+    vit_prefix: "vit-prefix" on VIT,
+    vit_prompt_deep: "vit-prompt-deep" on VIT,
+    vit_prompt_shallow: "vit-prompt-shallow" on VIT,
 }
