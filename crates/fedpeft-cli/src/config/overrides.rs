@@ -20,25 +20,25 @@ const IDX_FILES: [(&str, &str); 4] = [
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Overrides of [data]")]
 pub struct DataOverrides {
-    /// Clients to deal training images out to.
+    /// Clients to deal training examples out to.
     #[arg(long, value_name = "N")]
     clients: Option<u32>,
-    /// Training images of each client; 0 deals all of them out.
+    /// Training examples of each client; 0 deals all of them out.
     #[arg(long, value_name = "N")]
     samples: Option<u32>,
     /// Concentration of the Dirichlet partition: the smaller, the fewer classes a client sees.
     #[arg(long, value_name = "A", allow_negative_numbers = true, conflicts_with = "partition")]
     alpha: Option<f64>,
-    /// How images are dealt out; `--alpha` says `dirichlet`.
+    /// How examples are dealt out; `--alpha` says `dirichlet`.
     #[arg(long, value_enum)]
     partition: Option<PartitionKind>,
     /// Shards of each client in a partition by shards.
     #[arg(long, value_name = "N", default_value_t = 2)]
     shards_per_client: u32,
-    /// Held-out images; 0 takes the whole test file.
+    /// Held-out examples; 0 takes all there are.
     #[arg(long, value_name = "N")]
     eval: Option<u32>,
-    /// Training images set aside for validation.
+    /// Training examples set aside for validation.
     #[arg(long, value_name = "N")]
     validation: Option<u32>,
     /// Classes of the data and of the head.
@@ -110,7 +110,7 @@ pub struct RunOverrides {
     /// Rounds.
     #[arg(long, value_name = "R")]
     rounds: Option<u32>,
-    /// Passes over a client's images per round.
+    /// Passes over a client's examples per round.
     #[arg(long, value_name = "E")]
     local_epochs: Option<u32>,
     /// Images per optimizer step.
@@ -222,7 +222,7 @@ pub struct SimulationOverrides {
     /// Device: auto, cpu, cuda or cuda:N.
     #[arg(long)]
     device: Option<String>,
-    /// Images to evaluate on; choose settings on the validation images.
+    /// Examples to evaluate on; choose settings on the validation examples.
     #[arg(long, value_enum, value_name = "SPLIT")]
     evaluate_on: Option<EvaluateOn>,
     /// Address of the exporter's /metrics [default: a free port of 127.0.0.1].
