@@ -163,8 +163,14 @@ impl Thread {
     }
 
     fn work(&mut self, mut job: Job) -> Result<Done, EngineError> {
+<<<<<<< HEAD
         let loaded = self.load(job.folder)?;
         let (trainer, examples) = loaded.prepare(&job.client, &job.data)?;
+=======
+        let trainer = self.trainer(job.folder)?;
+        let examples =
+            ClientExamples::new(&job.data, trainer.artifacts().manifest()).map_err(EngineError::Data)?;
+>>>>>>> main
         trainer.set_adapter(&job.adapter)?;
         match job.work {
             EngineWork::Train { training, seed, round, rounds } => {
@@ -196,6 +202,7 @@ impl Thread {
         Ok(self.loaded.insert(loaded))
     }
 }
+<<<<<<< HEAD
 
 impl Loaded {
     /// The trainer and the examples of `client`, who always has the same `data`.
@@ -215,3 +222,5 @@ impl Loaded {
         Ok((&mut self.trainer, examples))
     }
 }
+=======
+>>>>>>> main
