@@ -234,7 +234,7 @@ def main():
             case(kind, "dora", with_reference(reference.lora, dora=True, **described), **described)
             case(kind, "ia3", with_reference(reference.ia3))
             transposed = dict(fan_in_fan_out=kind == "gpt")
-            packed = [at.packed]
+            packed = [at.packed.rpartition(".")[2]]
             described = dict(rank=RANK, alpha=ALPHA, targets=packed)
             install = with_peft(lora_config(packed, **transposed))
             case(kind, "lora", install, variant="lora-packed", **described)

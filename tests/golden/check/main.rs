@@ -2,8 +2,10 @@
 //! transformers and HF peft computed for them.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests and their helpers may")]
 
+mod build;
 mod case;
 mod compare;
 mod exports;
 mod file;
 mod methods;
+mod names;
