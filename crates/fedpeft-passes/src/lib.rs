@@ -12,6 +12,7 @@ mod extent;
 mod fold;
 mod fuse;
 mod infer;
+mod inputs;
 mod lower;
 mod prepare;
 
@@ -19,4 +20,5 @@ pub use builder::Builder;
 pub use error::PassError;
 pub use extent::{Extent, Type};
 pub use infer::{DOMAIN, Types, infer_graph};
+pub use inputs::InputDecl;
 pub use prepare::{PrepareOptions, Prepared, prepare};

@@ -34,7 +34,7 @@ pub async fn push_folder(
         size: bytes.len() as u64,
         kind: ByteKind::Artifacts,
     }];
-    for (file, kind) in manifest.files.all() {
+    for (file, kind) in manifest.all_files() {
         let entry = FileEntry { name: file.name.clone(), digest: file.digest, size: file.size, kind };
         if !files.contains(&entry) {
             files.push(entry);

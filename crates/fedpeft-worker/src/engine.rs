@@ -4,12 +4,14 @@
 use std::{path::PathBuf, sync::Arc, thread};
 
 use fedpeft_artifacts::ArtifactFolder;
-use fedpeft_data::{ClientData, Input, Prepared};
+use fedpeft_data::ClientData;
 use fedpeft_protocol::{ClientId, Digest, Round, run::TrainingSpec};
 use fedpeft_runtime::{
-    Device, Evaluated, Examples, OrderSeed, Runtime, RuntimeError, SessionOptions, Trained, Trainer,
+    Device, Evaluated, OrderSeed, Runtime, RuntimeError, SessionOptions, Trained, Trainer,
 };
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
+
+use crate::examples::ClientExamples;
 
 /// What the thread is given.
 pub(crate) struct Job {
@@ -146,10 +148,8 @@ impl Thread {
 
     fn work(&mut self, mut job: Job) -> Result<Done, EngineError> {
         let trainer = self.trainer(job.folder)?;
-        let input = &trainer.artifacts().manifest().input;
-        let input = Input::new(&input.shape, &input.mean, &input.std)
-            .map_err(|error| EngineError::Data(error.to_string()))?;
-        let examples = ClientExamples(job.data.prepare(&input));
+        let examples =
+            ClientExamples::new(&job.data, trainer.artifacts().manifest()).map_err(EngineError::Data)?;
         trainer.set_adapter(&job.adapter)?;
         match job.work {
             EngineWork::Train { training, seed, round, client } => {
@@ -175,17 +175,5 @@ impl Thread {
             None => (digest, Trainer::new(&self.runtime, folder, self.options.clone())?),
         };
         Ok(&mut self.trainer.insert(trainer).1)
-    }
-}
-
-struct ClientExamples(Prepared);
-
-impl Examples for ClientExamples {
-    fn len(&self) -> usize {
-        self.0.data().len()
-    }
-
-    fn fill(&self, indices: &[usize], inputs: &mut [f32], labels: &mut [i64]) -> Result<(), String> {
-        self.0.fill_batch(indices, inputs, labels).map_err(|error| error.to_string())
     }
 }

@@ -63,6 +63,9 @@ impl Case {
         let mut gradients = below("gradient/");
         let trained = below("initial/").into_iter().map(|(name, initial)| {
             let gradient = float(gradients.remove(&name).unwrap());
+            // HF peft puts `.weight` behind the magnitudes of a layer, the reference not behind those of a part.
+            let magnitudes = name.ends_with("lora_magnitude_vector");
+            let name = if magnitudes { format!("{name}.weight") } else { name };
             (name, Trained { initial: float(initial), gradient })
         });
         Self {

@@ -13,7 +13,7 @@ fn check(name: &str, export: &str) {
     let folder = build::artifacts(&case, export, &dir.path().join("artifacts"));
     let manifest = folder.manifest();
     let full = Case::load(&format!("{}-full", case.spec.model));
-    let names = Names::new(&build::backbone(&case, export), &full);
+    let names = Names::new(&build::backbone(&case.inputs, export), &full);
 
     let mut inputs: HashMap<String, Value> = case.inputs.clone().into_iter().collect();
     inputs.insert("labels".into(), case.labels.clone());
@@ -60,21 +60,62 @@ macro_rules! cases {
 }
 
 const VIT: [&str; 4] = ["vit-sdpa", "vit-eager", "vit-opset14", "vit-dynamo"];
+const BERT: [&str; 3] = ["bert-eager", "bert-sdpa", "bert-dynamo"];
+/// The dynamo exporter folds position embeddings into constants and gives weights no names.
+const BERT_NAMED: [&str; 2] = ["bert-eager", "bert-sdpa"];
+const GPT_NAMED: [&str; 2] = ["gpt-eager", "gpt-sdpa"];
+const GPT: [&str; 3] = ["gpt-eager", "gpt-sdpa", "gpt-dynamo"];
 
 cases! {
-    vit_head: "vit-head" on VIT,
-    vit_bias: "vit-bias" on VIT,
-    vit_layernorm: "vit-layernorm" on VIT,
-    vit_full: "vit-full" on VIT,
+    bert_adapter_houlsby: "bert-adapter-houlsby" on BERT,
+    bert_adapter_pfeiffer: "bert-adapter-pfeiffer" on BERT,
+    bert_adapter_shared: "bert-adapter-shared" on BERT,
+    bert_bias: "bert-bias" on BERT,
+    bert_dora: "bert-dora" on BERT,
+    bert_full: "bert-full" on BERT_NAMED,
+    bert_head: "bert-head" on BERT,
+    bert_ia3: "bert-ia3" on BERT,
+    bert_layernorm: "bert-layernorm" on BERT,
+    bert_lora_all: "bert-lora-all" on BERT_NAMED,
+    bert_lora_bias: "bert-lora-bias" on BERT,
+    bert_lora: "bert-lora" on BERT,
+    bert_loss_multi_label: "bert-loss-multi-label" on BERT,
+    bert_loss_regression: "bert-loss-regression" on BERT,
+    bert_loss_smoothing: "bert-loss-smoothing" on BERT,
+    bert_loss_weights: "bert-loss-weights" on BERT,
+    bert_prefix: "bert-prefix" on BERT,
+    bert_prompt_deep: "bert-prompt-deep" on BERT,
+    bert_prompt_shallow: "bert-prompt-shallow" on BERT,
+    gpt_adapter_houlsby: "gpt-adapter-houlsby" on GPT,
+    gpt_adapter_pfeiffer: "gpt-adapter-pfeiffer" on GPT,
+    gpt_adapter_shared: "gpt-adapter-shared" on GPT,
+    gpt_bias: "gpt-bias" on GPT,
+    gpt_dora_packed: "gpt-dora-packed" on GPT,
+    gpt_dora: "gpt-dora" on GPT,
+    gpt_full: "gpt-full" on GPT_NAMED,
+    gpt_head: "gpt-head" on GPT,
+    gpt_ia3: "gpt-ia3" on GPT,
+    gpt_layernorm: "gpt-layernorm" on GPT,
+    gpt_lora_lm: "gpt-lora-lm" on GPT,
+    gpt_lora_packed: "gpt-lora-packed" on GPT,
+    gpt_lora: "gpt-lora" on GPT,
+    gpt_prefix: "gpt-prefix" on GPT,
+    gpt_prompt_deep: "gpt-prompt-deep" on GPT,
+    gpt_prompt_shallow: "gpt-prompt-shallow" on GPT,
     vit_adapter_houlsby: "vit-adapter-houlsby" on VIT,
     vit_adapter_pfeiffer: "vit-adapter-pfeiffer" on VIT,
-    vit_adapter_shared: "vit-adapter-shared" on VIT,
     vit_adapter_relu: "vit-adapter-relu" on VIT,
-    vit_prompt_shallow: "vit-prompt-shallow" on VIT,
-    vit_prompt_deep: "vit-prompt-deep" on VIT,
-    vit_prefix: "vit-prefix" on VIT,
-    vit_lora: "vit-lora" on VIT,
-    vit_lora_packed: "vit-lora-packed" on VIT,
+    vit_adapter_shared: "vit-adapter-shared" on VIT,
+    vit_bias: "vit-bias" on VIT,
     vit_dora_packed: "vit-dora-packed" on VIT,
+    vit_dora: "vit-dora" on VIT,
+    vit_full: "vit-full" on VIT,
+    vit_head: "vit-head" on VIT,
     vit_ia3: "vit-ia3" on VIT,
+    vit_layernorm: "vit-layernorm" on VIT,
+    vit_lora_packed: "vit-lora-packed" on VIT,
+    vit_lora: "vit-lora" on VIT,
+    vit_prefix: "vit-prefix" on VIT,
+    vit_prompt_deep: "vit-prompt-deep" on VIT,
+    vit_prompt_shallow: "vit-prompt-shallow" on VIT,
 }

@@ -172,6 +172,13 @@ pub fn sigmoid(cx: &mut Cx<'_>) -> Result {
     times(cx, &slope)
 }
 
+/// The derivative of `log(1 + e^x)` is the sigmoid.
+pub fn softplus(cx: &mut Cx<'_>) -> Result {
+    let x = cx.x(0)?.to_owned();
+    let slope = cx.b.op("Sigmoid", &[&x])?;
+    times(cx, &slope)
+}
+
 /// 0 at the kink, as PyTorch has it.
 pub fn relu(cx: &mut Cx<'_>) -> Result {
     let (dy, y, zero) = (cx.dy()?, y(cx), cx.b.scalar(0.0));

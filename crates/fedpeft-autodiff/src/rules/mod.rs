@@ -60,6 +60,7 @@ pub(crate) const TABLE: &[(&str, Rule)] = &[
     ("Slice", shape::slice),
     ("Softmax", norm::softmax),
     ("SoftmaxCrossEntropyLoss", norm::softmax_cross_entropy),
+    ("Softplus", elementwise::softplus),
     ("Split", shape::split),
     ("Sqrt", elementwise::sqrt),
     ("Squeeze", shape::reshape),

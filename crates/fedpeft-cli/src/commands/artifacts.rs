@@ -102,16 +102,11 @@ pub fn run(command: Command) -> Result<()> {
 
 fn build_folder(args: BuildArgs) -> Result<()> {
     let side = args.input_size as usize;
+    let method = args.method.over(None)?.ok_or_else(|| anyhow!("--method is missing: say what to train"))?;
     let options = BuildOptions {
-        model: args.model,
-        output: args.output,
-        input_shape: vec![BuildOptions::IMAGENET_MEAN.len(), side, side],
-        classes: args.classes,
-        method: args.method.over(None)?.ok_or_else(|| anyhow!("--method is missing: say what to train"))?,
-        seed: args.seed,
         pooling: args.pooling.into(),
-        mean: BuildOptions::IMAGENET_MEAN.to_vec(),
-        std: BuildOptions::IMAGENET_STD.to_vec(),
+        seed: args.seed,
+        ..BuildOptions::image_classification(args.model, args.output, side, args.classes, method)
     };
     build(&options, &args.out)?;
     // What was written is what is shown: the folder is read back.
@@ -157,10 +152,13 @@ impl<'a> Inspection<'a> {
 fn human(inspection: &Inspection<'_>) -> String {
     let manifest = inspection.manifest;
     let mut text = String::new();
-    let shape: Vec<String> = manifest.input.shape.iter().map(ToString::to_string).collect();
     let _ = writeln!(text, "method    {}", manifest.method);
-    let _ = writeln!(text, "input     {} [N x {}]", manifest.input.name, shape.join(" x "));
-    let _ = writeln!(text, "classes   {}", manifest.classes);
+    for input in &manifest.inputs {
+        let shape: Vec<String> = input.shape.iter().map(ToString::to_string).collect();
+        let source = input.source.name();
+        let _ = writeln!(text, "input     {} [N x {}], made from {source}", input.name, shape.join(" x "));
+    }
+    let _ = writeln!(text, "task      {}, {}", manifest.task.name(), manifest.task.outputs());
     let _ = writeln!(text, "opset     {}", manifest.opset);
     let _ = writeln!(text, "digest    {}", inspection.digest);
     let _ = writeln!(text, "backbone  {}", manifest.backbone.source);
@@ -197,7 +195,7 @@ fn human(inspection: &Inspection<'_>) -> String {
     }
 
     let mut files = output::table(&["file", "bytes", "sha-256"], [1]);
-    for (file, _) in manifest.files.all() {
+    for (file, _) in manifest.all_files() {
         files.add_row([file.name.clone(), output::bytes(file.size), file.digest.short()]);
     }
     let _ = write!(text, "\n{}", files.trim_fmt());

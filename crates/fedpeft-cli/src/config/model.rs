@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
 use fedpeft_artifacts::BuildOptions;
-use fedpeft_peft::{Peft, Pooling};
+use fedpeft_peft::Peft;
 use fedpeft_protocol::ModelName;
 use serde::{Deserialize, Serialize};
 
@@ -57,17 +57,14 @@ impl Build {
     /// The options of the builder.
     pub fn options(&self) -> Result<BuildOptions> {
         let side = self.input_size as usize;
-        Ok(BuildOptions {
-            model: self.onnx.clone(),
-            output: self.output.clone(),
-            input_shape: vec![3, side, side],
-            classes: self.classes,
-            method: self.method.clone(),
-            seed: self.seed,
-            pooling: Pooling::default(),
-            mean: BuildOptions::IMAGENET_MEAN.to_vec(),
-            std: BuildOptions::IMAGENET_STD.to_vec(),
-        })
+        let options = BuildOptions::image_classification(
+            &self.onnx,
+            &self.output,
+            side,
+            self.classes,
+            self.method.clone(),
+        );
+        Ok(BuildOptions { seed: self.seed, ..options })
     }
 }
 

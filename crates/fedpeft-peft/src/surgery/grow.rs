@@ -93,7 +93,9 @@ impl<'a> Growth<'a> {
 
     /// Pushes `node`, rewritten if it reads what has grown.
     pub fn push(&mut self, b: &mut Builder, mut node: Node) -> Result<()> {
-        if !node.inputs.iter().any(|input| self.grown.contains_key(input)) {
+        // Shapes of what enters are read to lay out masks, which grow by rules of their own.
+        let measures = node.is("Shape") && b.ty(&node.inputs[0]).is_ok();
+        if measures || !node.inputs.iter().any(|input| self.grown.contains_key(input)) {
             return Ok(b.push(node)?);
         }
         let axes = self.rewrite(b, &mut node)?;
@@ -192,9 +194,6 @@ impl<'a> Growth<'a> {
                     .map(|(_, a)| a)
                     .collect())
             }
-            ("Shape", Some(_)) if node.int("start").unwrap_or(0) == 0 && node.int("end") == Some(1) => {
-                Ok(vec![None])
-            }
             _ => Err(self.unsupported(node, "no rule says how")),
         }
     }
@@ -235,7 +234,8 @@ impl<'a> Growth<'a> {
     }
 
     /// `mask` for more tokens, in front of the others, which all may see; `seen` is how a selecting mask says
-    /// so. Where rows are tokens too and the mask is causal, the new ones see one another causally.
+    /// so. Where rows are tokens too, the new ones see what the first one sees or, if the mask is causal, one
+    /// another causally.
     fn mask(&mut self, b: &mut Builder, node: &Node, mask: &str, axes: Axes, seen: bool) -> Result<String> {
         let key = (mask.to_owned(), axes, seen);
         if let Some(known) = self.masks.get(&key) {
@@ -284,7 +284,14 @@ impl<'a> Growth<'a> {
             let block = b.op("Expand", &[&block, &shape])?;
             longer = b.add(Node::new("Concat", &[&block, &longer], &[]).with("axis", leading as i64))?;
         } else if rows {
-            longer = pad(b, &longer, rank - 2)?;
+            // They see what the first token sees: padding is hidden from all alike.
+            let (starts, ends, along) = (b.ints(&[0]), b.ints(&[1]), b.ints(&[leading as i64]));
+            let row = b.op("Slice", &[&longer, &starts, &ends, &along])?;
+            let mut shape = b.ty(&row)?.shape.clone();
+            shape[leading] = Extent::fixed(p);
+            let shape = b.extents(&shape)?;
+            let block = b.op("Expand", &[&row, &shape])?;
+            longer = b.add(Node::new("Concat", &[&block, &longer], &[]).with("axis", leading as i64))?;
         }
         self.masks.insert(key, longer.clone());
         Ok(longer)

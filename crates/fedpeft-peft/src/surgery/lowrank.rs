@@ -14,9 +14,17 @@ use crate::{
 
 /// A low-rank update of a layer or of a part of it.
 struct Update {
+    module: String,
     a: String,
     b: String,
     columns: Option<Vec<usize>>,
+}
+
+impl Update {
+    /// Name of DoRA's magnitudes.
+    fn magnitude(&self) -> String {
+        format!("{}.lora_magnitude_vector.weight", self.module)
+    }
 }
 
 impl Surgery<'_> {
@@ -25,7 +33,7 @@ impl Surgery<'_> {
         let updates = self.updates("lora", spec)?;
         let linears = self.structure.linears.clone();
         let scale = (spec.alpha / f64::from(spec.rank)) as f32;
-        let dropout = self.dropout(spec);
+        let dropout = Dropout { rate: spec.dropout as f32 };
         self.finish(|builder, index, mut node| {
             let Some((linear, updates)) = updates.get(&index) else { return Ok(builder.push(node)?) };
             let (x, y) = (node.inputs[0].clone(), node.outputs[0].clone());
@@ -45,20 +53,24 @@ impl Surgery<'_> {
     pub(super) fn dora(mut self, spec: &Lora) -> Result<BTreeSet<String>, PeftError> {
         let updates = self.updates("dora", spec)?;
         let linears = self.structure.linears.clone();
-        let mut magnitudes = BTreeMap::new();
-        for (node, (linear, _)) in &updates {
+        for (linear, updates) in updates.values() {
             let linear = &linears[*linear];
             let norms = norms(&self.backbone.graph.initializers[&linear.weight], linear.transposed);
             let norms = norms
                 .ok_or_else(|| PeftError::misfit("dora", format!("weight {} is not f32", linear.weight)))?;
-            let name = format!("{}.lora_magnitude_vector.weight", module(&linear.weight));
-            magnitudes.insert(*node, self.add(name, |_, _| norms));
+            for update in updates {
+                let own: Vec<f32> = match &update.columns {
+                    None => norms.clone(),
+                    Some(columns) => columns.iter().map(|column| norms[*column]).collect(),
+                };
+                self.add(update.magnitude(), |_, _| Tensor::f32([own.len()], &own));
+            }
         }
         let scale = (spec.alpha / f64::from(spec.rank)) as f32;
-        let dropout = self.dropout(spec);
+        let dropout = Dropout { rate: spec.dropout as f32 };
         self.finish(|builder, index, mut node| {
             let Some((linear, updates)) = updates.get(&index) else { return Ok(builder.push(node)?) };
-            let (linear, magnitude) = (&linears[*linear], &magnitudes[&index]);
+            let linear = &linears[*linear];
             let (x, y) = (node.inputs[0].clone(), node.outputs[0].clone());
             let bias = node.inputs.drain(2..).next().filter(|name| !name.is_empty());
             let base = builder.fresh("frozen");
@@ -67,7 +79,7 @@ impl Surgery<'_> {
             builder.push(node)?;
             let dropped = dropout.apply(builder, &x, index)?;
             let (a, b) = factors(builder, updates, linear.outputs)?;
-            let gain = gain(builder, linear, &weight, (&a, &b), scale, magnitude)?;
+            let gain = gain(builder, linear, &weight, (&a, &b), scale, updates)?;
             let inner = builder.add(Node::new("Gemm", &[&dropped, &a], &[]).with("transB", 1i64))?;
             let outer = Node::new("Gemm", &[&inner, &b, &base], &[]).with("transB", 1i64);
             let sum = builder.add(outer.with("alpha", scale))?;
@@ -100,9 +112,8 @@ impl Surgery<'_> {
                 );
                 return Err(PeftError::misfit(method, reason));
             }
-            if method == "dora" && (columns.is_some() || !linear.direct) {
-                let reason =
-                    format!("{path} has no weight of its own: target the whole layer {}", linear.path);
+            if method == "dora" && !linear.direct {
+                let reason = format!("the weight of {path} is stored in another shape: target other layers");
                 return Err(PeftError::misfit(method, reason));
             }
             let role = path.rsplit_once('.').map_or("", |(_, role)| role);
@@ -113,13 +124,10 @@ impl Surgery<'_> {
             let random = |init: Init, name: &str| init.uniform(name, &[rank, linear.inputs], bound);
             let a = self.add(format!("{base}.lora_A.weight"), random);
             let b = self.add(format!("{base}.lora_B.weight"), |_, _| zeros(&[outputs, rank]));
-            updates.entry(linear.node).or_insert((index, Vec::new())).1.push(Update { a, b, columns });
+            let update = Update { module: base, a, b, columns };
+            updates.entry(linear.node).or_insert((index, Vec::new())).1.push(update);
         }
         Ok(updates)
-    }
-
-    fn dropout(&mut self, spec: &Lora) -> Dropout {
-        Dropout { rate: spec.dropout as f32 }
     }
 }
 
@@ -162,14 +170,14 @@ fn factors(builder: &mut Builder, updates: &[Update], outputs: usize) -> Result<
     Ok((a, b))
 }
 
-/// `m / ||W + scale B A||`, one for each output.
+/// `m / ||W + scale B A||` for each output, one where no update is.
 fn gain(
     builder: &mut Builder,
     linear: &Linear,
     weight: &str,
     (a, b): (&str, &str),
     scale: f32,
-    magnitude: &str,
+    updates: &[Update],
 ) -> Result<String, PassError> {
     let tuned = if linear.transposed {
         Node::new("Gemm", &[b, a, weight], &[])
@@ -182,11 +190,28 @@ fn gain(
     let sum = builder.add(Node::new("ReduceSum", &[&squares, &axis], &[]).with("keepdims", 0i64))?;
     let norm = builder.op("Sqrt", &[&sum])?;
     let norm = builder.add(Node { domain: DOMAIN.into(), ..Node::new("StopGradient", &[&norm], &[]) })?;
-    builder.op("Div", &[magnitude, &norm])
+    let mut gains = Vec::new();
+    for update in updates {
+        gains.push(match &update.columns {
+            None => builder.op("Div", &[&update.magnitude(), &norm])?,
+            Some(columns) => {
+                let places = builder.ints(&columns.iter().map(|column| *column as i64).collect::<Vec<_>>());
+                let own = builder.add(Node::new("Gather", &[&norm, &places], &[]).with("axis", 0i64))?;
+                let gain = builder.op("Div", &[&update.magnitude(), &own])?;
+                packed::spread(builder, &gain, columns, linear.outputs, 1.0)?
+            }
+        });
+    }
+    let mut gains = gains.into_iter();
+    let mut product = gains.next().unwrap_or_default();
+    for gain in gains {
+        product = builder.op("Mul", &[&product, &gain])?;
+    }
+    Ok(product)
 }
 
 /// The norm of the weights of each output.
-fn norms(weight: &Tensor, transposed: bool) -> Option<Tensor> {
+fn norms(weight: &Tensor, transposed: bool) -> Option<Vec<f32>> {
     let values = weight.as_f32()?;
     let &[rows, columns] = &weight.shape[..] else { return None };
     let (outputs, inputs) = if transposed { (rows, columns) } else { (columns, rows) };
@@ -194,5 +219,5 @@ fn norms(weight: &Tensor, transposed: bool) -> Option<Tensor> {
         f64::from(if transposed { values[output * inputs + input] } else { values[input * outputs + output] })
     };
     let norm = |output: usize| (0..inputs).map(|input| at(output, input).powi(2)).sum::<f64>().sqrt() as f32;
-    Some(Tensor::f32([outputs], &(0..outputs).map(norm).collect::<Vec<_>>()))
+    Some((0..outputs).map(norm).collect())
 }
