@@ -50,7 +50,10 @@ fn targets_are_chosen_by_role_and_by_name() {
     assert_eq!(chosen(&["blocks.1?.mlp.*"]).unwrap().len(), 4);
     assert_eq!(chosen(&["*.attn.proj.weight"]).unwrap(), chosen(&["output"]).unwrap());
     let miss = chosen(&["qery"]).unwrap_err().to_string();
-    assert!(miss.contains("\"qery\" matches no linear layer") && miss.contains("near misses: query"), "{miss}");
+    assert!(
+        miss.contains("\"qery\" matches no linear layer") && miss.contains("near misses: query"),
+        "{miss}"
+    );
     assert!(chosen(&["["]).unwrap_err().to_string().contains("is no glob"));
 }
 
