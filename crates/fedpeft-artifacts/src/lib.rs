@@ -19,7 +19,7 @@ mod graphs;
 mod inputs;
 mod losses;
 pub mod manifest;
-mod optimizer;
+pub mod optimizer;
 mod task;
 
 pub use build::{BuildError, BuildOptions, InputOptions, TextOptions, build};

@@ -13,7 +13,10 @@ pub mod model;
 pub mod presence;
 pub mod round;
 pub mod run;
+mod schedule;
 pub mod subject;
+mod training;
+mod validate;
 pub mod wire;
 
 pub use digest::Digest;

@@ -39,6 +39,10 @@ pub enum Work {
         training: TrainingSpec,
         /// Seed of the run; the client derives its own from it, the round and its name.
         seed: u64,
+        /// Rounds of the run, for learning rates that depend on how far it is. A sender that does not say
+        /// means that this round is the last.
+        #[serde(default)]
+        rounds: Round,
     },
     /// Measure loss and accuracy on the client's held-out examples.
     Evaluate,

@@ -5,6 +5,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ClientId, Digest, Epoch, ModelName, Round, RunId, round::RoundReport};
 
+use crate::validate::{at_least_one, positive};
+pub use crate::{
+    schedule::{ScheduleSpec, Span, Warmup},
+    training::{OptimizerSpec, TrainingSpec},
+    validate::InvalidSpec,
+};
+
 /// What a run should do. `run.toml` and the control API hold exactly this.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -55,30 +62,11 @@ impl RunSpec {
 
     /// Checks every number, naming the field and the cure.
     pub fn validate(&self) -> Result<(), InvalidSpec> {
-        let training = &self.training;
-        let positive = |field: &'static str, value: f64| {
-            let valid = value.is_finite() && value > 0.0;
-            if valid {
-                Ok(())
-            } else {
-                Err(InvalidSpec::new(field, format!("must be greater than 0, not {value}")))
-            }
-        };
-        let at_least_one = |field: &'static str, value: u32| {
-            if value >= 1 {
-                Ok(())
-            } else {
-                Err(InvalidSpec::new(field, "must be at least 1, not 0".to_owned()))
-            }
-        };
         at_least_one("rounds", self.rounds)?;
         at_least_one("cohort", self.cohort)?;
-        at_least_one("training.local_epochs", training.local_epochs)?;
-        at_least_one("training.batch_size", training.batch_size)?;
         positive("round_deadline_seconds", self.round_deadline_seconds)?;
-        positive("training.learning_rate", training.learning_rate)?;
         positive("evaluation.deadline_seconds", self.evaluation.deadline_seconds)?;
-        training.optimizer.validate()?;
+        self.training.validate()?;
         if self.quorum() > self.cohort {
             let message = format!("is {}, more than the cohort of {}: lower it", self.quorum(), self.cohort);
             return Err(InvalidSpec::new("quorum", message));
@@ -92,22 +80,6 @@ impl RunSpec {
     }
 }
 
-/// A field of a [`RunSpec`] that cannot be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field} {message}")]
-pub struct InvalidSpec {
-    /// Path of the field.
-    pub field: &'static str,
-    /// What is wrong with it.
-    pub message: String,
-}
-
-impl InvalidSpec {
-    fn new(field: &'static str, message: String) -> Self {
-        Self { field, message }
-    }
-}
-
 /// Artifacts in the registry: a name and a version; the newest version where none is given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -117,109 +89,6 @@ pub struct ModelRef {
     /// Version, counted from 1.
     #[serde(default)]
     pub version: Option<u32>,
-}
-
-/// Local training of one client in one round.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct TrainingSpec {
-    /// Passes over the client's examples.
-    pub local_epochs: u32,
-    /// Examples per optimizer step; the last batch of an epoch may be smaller.
-    pub batch_size: u32,
-    /// Learning rate.
-    pub learning_rate: f64,
-    /// Optimizer; its state starts at zero in every round (clients are stateless between rounds).
-    pub optimizer: OptimizerSpec,
-}
-
-impl Default for TrainingSpec {
-    fn default() -> Self {
-        Self { local_epochs: 1, batch_size: 32, learning_rate: 1e-3, optimizer: OptimizerSpec::default() }
-    }
-}
-
-/// Optimizer and its constants.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-pub enum OptimizerSpec {
-    /// Stochastic gradient descent, as in PyTorch: `d = g + weight_decay p; v = momentum v + d;
-    /// p -= lr (nesterov ? d + momentum v : v)`, with `v = d` at the first step.
-    Sgd {
-        /// Momentum in `[0, 1)`.
-        #[serde(default)]
-        momentum: f64,
-        /// Nesterov's form of momentum.
-        #[serde(default)]
-        nesterov: bool,
-        /// L2 penalty.
-        #[serde(default)]
-        weight_decay: f64,
-    },
-    /// Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101).
-    Adamw {
-        /// Decay of the first moment.
-        #[serde(default = "beta1")]
-        beta1: f64,
-        /// Decay of the second moment.
-        #[serde(default = "beta2")]
-        beta2: f64,
-        /// Term that keeps the denominator from zero.
-        #[serde(default = "epsilon")]
-        epsilon: f64,
-        /// Decoupled weight decay.
-        #[serde(default)]
-        weight_decay: f64,
-    },
-}
-
-fn beta1() -> f64 {
-    0.9
-}
-fn beta2() -> f64 {
-    0.999
-}
-fn epsilon() -> f64 {
-    1e-8
-}
-
-impl Default for OptimizerSpec {
-    fn default() -> Self {
-        Self::Adamw { beta1: beta1(), beta2: beta2(), epsilon: epsilon(), weight_decay: 0.0 }
-    }
-}
-
-impl OptimizerSpec {
-    fn validate(&self) -> Result<(), InvalidSpec> {
-        let fraction = |field: &'static str, value: f64| {
-            let valid = (0.0..1.0).contains(&value);
-            if valid {
-                Ok(())
-            } else {
-                Err(InvalidSpec::new(field, format!("must lie in [0, 1), not {value}")))
-            }
-        };
-        let not_negative = |field: &'static str, value: f64| {
-            let valid = value.is_finite() && value >= 0.0;
-            if valid {
-                Ok(())
-            } else {
-                Err(InvalidSpec::new(field, format!("must not be negative, but is {value}")))
-            }
-        };
-        match *self {
-            Self::Sgd { momentum, weight_decay, .. } => {
-                fraction("training.optimizer.momentum", momentum)?;
-                not_negative("training.optimizer.weight_decay", weight_decay)
-            }
-            Self::Adamw { beta1, beta2, epsilon, weight_decay } => {
-                fraction("training.optimizer.beta1", beta1)?;
-                fraction("training.optimizer.beta2", beta2)?;
-                not_negative("training.optimizer.epsilon", epsilon)?;
-                not_negative("training.optimizer.weight_decay", weight_decay)
-            }
-        }
-    }
 }
 
 /// How updates become the next global adapter.
@@ -357,19 +226,13 @@ mod tests {
     #[test]
     fn every_bad_number_is_named() {
         type Case = (&'static str, fn(&mut RunSpec));
-        let cases: [Case; 9] = [
+        let cases: [Case; 6] = [
             ("rounds", |s| s.rounds = 0),
             ("cohort", |s| s.cohort = 0),
-            ("training.local_epochs", |s| s.training.local_epochs = 0),
-            ("training.batch_size", |s| s.training.batch_size = 0),
             ("training.learning_rate", |s| s.training.learning_rate = f64::NAN),
             ("round_deadline_seconds", |s| s.round_deadline_seconds = 0.0),
             ("quorum", |s| s.quorum = Some(11)),
             ("min_clients", |s| s.min_clients = Some(1)),
-            ("training.optimizer.momentum", |s| {
-                s.training.optimizer =
-                    OptimizerSpec::Sgd { momentum: 1.0, nesterov: false, weight_decay: 0.0 };
-            }),
         ];
         for (field, break_it) in cases {
             let mut broken = spec();

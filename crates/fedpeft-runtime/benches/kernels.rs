@@ -5,6 +5,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use fedpeft_runtime::kernels::{
     AdamwStep, Normalized, SgdStep, adamw, gelu_grad, layer_norm_grad, reduce_rows, sgd, softmax_grad,
+    squared_norm,
 };
 
 fn values(count: usize) -> Vec<f32> {
@@ -47,7 +48,10 @@ fn optimizers(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("copy", count), |bench| bench.iter(|| p.copy_from_slice(&g)));
         let step = SgdStep { learning_rate: 1e-9, momentum: 0.9, weight_decay: 1e-4, nesterov: true };
         group.bench_function(BenchmarkId::new("sgd", count), |bench| {
-            bench.iter(|| sgd(step, &mut p, &g, &mut m));
+            bench.iter(|| sgd(step, &mut p, g[..].into(), &mut m));
+        });
+        group.bench_function(BenchmarkId::new("norm", count), |bench| {
+            bench.iter(|| squared_norm(g[..].into(), &p));
         });
         let step = AdamwStep {
             learning_rate: 1e-9,
@@ -59,7 +63,7 @@ fn optimizers(criterion: &mut Criterion) {
             bias2: 0.001,
         };
         group.bench_function(BenchmarkId::new("adamw", count), |bench| {
-            bench.iter(|| adamw(step, &mut p, &g, &mut m, &mut v));
+            bench.iter(|| adamw(step, &mut p, g[..].into(), &mut m, &mut v));
         });
     }
     group.finish();

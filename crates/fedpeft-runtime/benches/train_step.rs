@@ -14,7 +14,7 @@ use std::{error::Error, path::Path, time::Instant};
 
 use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
 use fedpeft_peft::Peft;
-use fedpeft_protocol::run::OptimizerSpec;
+use fedpeft_protocol::run::TrainingSpec;
 use fedpeft_runtime::{Device, InMemory, Kernels, Optimizer, Runtime, SessionOptions, Trainer};
 
 const OUTPUT: &str = "/backbone/layernorm/Add_1_output_0";
@@ -55,7 +55,7 @@ struct Subject {
 enum Work {
     Forward,
     Gradients,
-    Step(Optimizer),
+    Step(Box<Optimizer>),
 }
 
 impl Subject {
@@ -105,7 +105,10 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
             None => Work::Forward,
             Some(false) => Work::Gradients,
             // A rate of almost nothing: the values must not wander while they are timed.
-            Some(true) => Work::Step(trainer.optimizer(OptimizerSpec::default(), 1e-12)?),
+            Some(true) => {
+                let training = TrainingSpec { learning_rate: 1e-12, ..Default::default() };
+                Work::Step(Box::new(trainer.optimizer(&training)?))
+            }
         };
         subjects.push(Subject { name, trainer, work, seconds: Vec::new() });
     }

@@ -15,6 +15,7 @@ mod library;
 mod operators;
 mod optimizer;
 mod order;
+mod schedule;
 mod session;
 #[cfg(test)]
 mod toy;
@@ -25,6 +26,8 @@ pub use error::RuntimeError;
 pub use examples::{Batch, Column, Examples, InMemory, Values};
 pub use library::Runtime;
 pub use operators::DOMAIN as OPERATOR_DOMAIN;
+pub use optimizer::Optimizer;
 pub use order::OrderSeed;
+pub use schedule::Schedule;
 pub use session::{Kernels, SessionOptions};
-pub use trainer::{Evaluated, Optimizer, Stepped, Trained, Trainer};
+pub use trainer::{Evaluated, LocalTraining, Stepped, Trained, Trainer};

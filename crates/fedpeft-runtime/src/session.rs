@@ -1,7 +1,7 @@
 //! Making a session from a graph of the artifact folder.
 
 use fedpeft_artifacts::{ArtifactFolder, manifest::FileRef};
-use fedpeft_onnx::Model;
+use fedpeft_onnx::{Model, OnnxError};
 use ort::session::{Session, builder::GraphOptimizationLevel};
 
 use crate::{ChosenDevice, Device, Runtime, RuntimeError, error::one_line, operators};
@@ -42,8 +42,21 @@ pub(crate) fn open(
     device: ChosenDevice,
     options: &SessionOptions,
 ) -> Result<Session, RuntimeError> {
+    open_edited(runtime, folder, file, device, options, |_| Ok(()))
+}
+
+/// A session for one graph of the folder as `edit` leaves it.
+pub(crate) fn open_edited(
+    runtime: &Runtime,
+    folder: &ArtifactFolder,
+    file: &FileRef,
+    device: ChosenDevice,
+    options: &SessionOptions,
+    edit: impl FnOnce(&mut Model) -> Result<(), OnnxError>,
+) -> Result<Session, RuntimeError> {
     let fail = |reason: String| RuntimeError::Graph { graph: file.name.clone(), device, reason };
     let mut model = Model::load_graph(folder.file(file)).map_err(|error| fail(error.to_string()))?;
+    edit(&mut model).map_err(|error| fail(error.to_string()))?;
     let fused =
         device == ChosenDevice::Cpu && options.kernels == Kernels::Fused && operators::take_over(&mut model);
     let path = std::path::absolute(folder.path()).map_err(|error| fail(error.to_string()))?;
@@ -54,7 +67,7 @@ pub(crate) fn open(
         .map_err(|error| fail(one_line(error)))
 }
 
-fn commit(
+pub(crate) fn commit(
     runtime: &Runtime,
     model: &[u8],
     folder: &str,

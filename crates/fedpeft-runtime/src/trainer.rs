@@ -1,22 +1,24 @@
 //! Training and evaluation of an adapter on one device.
 
-use std::{num::NonZeroUsize, time::Instant};
+mod local;
+
+use std::time::Instant;
 
 use fedpeft_artifacts::{ArtifactFolder, manifest::TaskSpec};
 use fedpeft_codec::Layout;
-use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
 use ort::{
     memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
     session::Session,
 };
 
 use crate::{
-    ChosenDevice, Examples, OrderSeed, Runtime, RuntimeError, SessionOptions,
+    ChosenDevice, Examples, Runtime, RuntimeError, SessionOptions,
     adapter::Adapter,
     graph::{Graph, Measured, Residence, tensors},
-    optimizer::{GraphOptimizer, HostOptimizer},
     session,
 };
+
+pub use local::{LocalTraining, Trained};
 
 /// Examples that evaluation runs at once.
 const EVALUATION_BATCH: usize = 64;
@@ -56,19 +58,6 @@ impl Memory {
     }
 }
 
-/// What training came to.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Trained {
-    /// Examples of the client.
-    pub examples: u64,
-    /// Optimizer steps.
-    pub steps: u64,
-    /// Mean loss over the last local epoch.
-    pub loss: f64,
-    /// Seconds spent.
-    pub seconds: f64,
-}
-
 /// What evaluation came to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Evaluated {
@@ -93,14 +82,6 @@ pub struct Stepped {
     pub count: u64,
     /// What the loss is a mean over: scored tokens of a language model, else examples.
     pub scored: u64,
-}
-
-/// An optimizer with its state; see [`Trainer::optimizer`].
-pub struct Optimizer(Kind);
-
-enum Kind {
-    Host(HostOptimizer),
-    Graph(Box<GraphOptimizer>),
 }
 
 impl Trainer {
@@ -152,62 +133,6 @@ impl Trainer {
         self.adapter.read(values)
     }
 
-    /// An optimizer whose state is zero.
-    pub fn optimizer(&mut self, spec: OptimizerSpec, learning_rate: f64) -> Result<Optimizer, RuntimeError> {
-        if self.memory.residence == Residence::Host {
-            let threads = match self.options.threads {
-                0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
-                threads => threads,
-            };
-            let layout = self.layout();
-            return Ok(Optimizer(Kind::Host(HostOptimizer::new(spec, learning_rate, layout, threads))));
-        }
-        self.training()?;
-        let Self { training: Some(training), adapter, memory, folder, .. } = self else {
-            return Err(RuntimeError::Run("the training session is gone".to_owned()));
-        };
-        let files = &folder.manifest().files;
-        let file = match spec {
-            OptimizerSpec::Sgd { .. } => &files.optimizer_sgd,
-            OptimizerSpec::Adamw { .. } => &files.optimizer_adamw,
-        };
-        let session = session::open(&self.runtime, folder, file, self.device, &self.options)?;
-        let optimizer = GraphOptimizer::new(
-            session,
-            spec,
-            learning_rate,
-            &folder.manifest().adapter,
-            adapter.sets_mut(),
-            &training.gradients,
-            &memory.allocator,
-        )?;
-        Ok(Optimizer(Kind::Graph(Box::new(optimizer))))
-    }
-
-    /// One step on the examples at `indices`.
-    pub fn train_step(
-        &mut self,
-        optimizer: &mut Optimizer,
-        examples: &dyn Examples,
-        indices: &[usize],
-    ) -> Result<Stepped, RuntimeError> {
-        let stepped = self.gradients(examples, indices)?;
-        if !stepped.loss.is_finite() {
-            return Ok(stepped);
-        }
-        let Some(training) = &self.training else {
-            return Err(RuntimeError::Run("the training session is gone".to_owned()));
-        };
-        match &mut optimizer.0 {
-            Kind::Host(optimizer) => optimizer.step(self.adapter.current_mut(), &training.gradients),
-            Kind::Graph(optimizer) => {
-                optimizer.step(self.adapter.side())?;
-                self.adapter.swap();
-            }
-        }
-        Ok(stepped)
-    }
-
     /// Computes loss and gradients of the examples at `indices`, without a step.
     pub fn gradients(&mut self, examples: &dyn Examples, indices: &[usize]) -> Result<Stepped, RuntimeError> {
         if indices.is_empty() {
@@ -220,42 +145,6 @@ impl Trainer {
         let layout = &folder.manifest().adapter;
         let measured = training.run(layout, adapter.current(), adapter.side(), examples, indices)?;
         Ok(stepped(&folder.manifest().task, measured, indices.len()))
-    }
-
-    /// Trains as `training` says, on every example once per local epoch. `proceed` is asked before every
-    /// step and stops training by returning `false`.
-    pub fn train(
-        &mut self,
-        training: &TrainingSpec,
-        examples: &dyn Examples,
-        seed: OrderSeed<'_>,
-        proceed: &mut dyn FnMut() -> bool,
-    ) -> Result<Trained, RuntimeError> {
-        let start = Instant::now();
-        let count = examples.len();
-        if count == 0 {
-            return Err(RuntimeError::NoExamples);
-        }
-        let batch = (training.batch_size.max(1) as usize).min(count);
-        let mut optimizer = self.optimizer(training.optimizer, training.learning_rate)?;
-        let (mut steps, mut loss, mut scored) = (0, 0.0, 0);
-        for epoch in 0..training.local_epochs {
-            (loss, scored) = (0.0, 0);
-            for indices in seed.permutation(epoch, count).chunks(batch) {
-                if !proceed() {
-                    return Err(RuntimeError::Stopped);
-                }
-                let stepped = self.train_step(&mut optimizer, examples, indices)?;
-                steps += 1;
-                if !stepped.loss.is_finite() {
-                    return Err(RuntimeError::Diverged { step: steps, loss: stepped.loss });
-                }
-                loss += f64::from(stepped.loss) * stepped.scored as f64;
-                scored += stepped.scored;
-            }
-        }
-        let seconds = start.elapsed().as_secs_f64();
-        Ok(Trained { examples: count as u64, steps, loss: loss / scored.max(1) as f64, seconds })
     }
 
     /// Mean loss and accuracy over all examples.
@@ -332,8 +221,10 @@ fn stepped(task: &TaskSpec, measured: Measured, examples: usize) -> Stepped {
 
 #[cfg(test)]
 mod tests {
+    use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
+
     use super::*;
-    use crate::{Batch, Device, Kernels, toy};
+    use crate::{Batch, Device, Kernels, OrderSeed, toy};
 
     fn trainer(kernels: Kernels) -> (Trainer, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
@@ -344,7 +235,11 @@ mod tests {
     }
 
     fn spec(optimizer: OptimizerSpec) -> TrainingSpec {
-        TrainingSpec { local_epochs: 3, batch_size: 16, learning_rate: 0.05, optimizer }
+        TrainingSpec { local_epochs: 3, batch_size: 16, learning_rate: 0.05, optimizer, ..Default::default() }
+    }
+
+    fn local<'a>(spec: &'a TrainingSpec, seed: OrderSeed<'a>) -> LocalTraining<'a> {
+        LocalTraining { spec, seed, rounds: 1 }
     }
 
     const SEED: OrderSeed<'_> = OrderSeed { run: 1, round: 1, client: "c" };
@@ -361,7 +256,7 @@ mod tests {
             let examples = toy::examples(90);
             trainer.set_adapter(&start()).unwrap();
             let before = trainer.evaluate(&examples, &mut || true).unwrap();
-            let trained = trainer.train(&spec(optimizer), &examples, SEED, &mut || true).unwrap();
+            let trained = trainer.train(local(&spec(optimizer), SEED), &examples, &mut || true).unwrap();
             let after = trainer.evaluate(&examples, &mut || true).unwrap();
             assert_eq!((trained.examples, trained.steps), (90, 18));
             assert!(after.loss < before.loss && after.accuracy > Some(0.9), "{before:?} {after:?}");
@@ -373,7 +268,7 @@ mod tests {
         let results = [Kernels::Fused, Kernels::Portable].map(|kernels| {
             let (mut trainer, _folder) = trainer(kernels);
             trainer.set_adapter(&start()).unwrap();
-            trainer.train(&spec(SGD), &toy::examples(50), SEED, &mut || true).unwrap();
+            trainer.train(local(&spec(SGD), SEED), &toy::examples(50), &mut || true).unwrap();
             let mut values = Vec::new();
             trainer.adapter_into(&mut values).unwrap();
             values
@@ -389,7 +284,7 @@ mod tests {
         let examples = toy::examples(50);
         let mut run = |seed: OrderSeed<'_>| {
             trainer.set_adapter(&start()).unwrap();
-            trainer.train(&spec(SGD), &examples, seed, &mut || true).unwrap();
+            trainer.train(local(&spec(SGD), seed), &examples, &mut || true).unwrap();
             let mut values = Vec::new();
             trainer.adapter_into(&mut values).unwrap();
             values
@@ -443,7 +338,7 @@ mod tests {
                 Ok(())
             }
         }
-        let trained = trainer.train(&spec(SGD), &Nothing, SEED, &mut || true);
+        let trained = trainer.train(local(&spec(SGD), SEED), &Nothing, &mut || true);
         assert!(matches!(trained, Err(RuntimeError::NoExamples)));
         assert!(matches!(trainer.evaluate(&Nothing, &mut || true), Err(RuntimeError::NoExamples)));
     }
@@ -453,10 +348,10 @@ mod tests {
         let (mut trainer, _folder) = trainer(Kernels::Fused);
         let wild = TrainingSpec { learning_rate: 1e38, ..spec(SGD) };
         trainer.set_adapter(&start()).unwrap();
-        let trained = trainer.train(&wild, &toy::examples(90), SEED, &mut || true);
+        let trained = trainer.train(local(&wild, SEED), &toy::examples(90), &mut || true);
         assert!(matches!(trained, Err(RuntimeError::Diverged { .. })), "{trained:?}");
         trainer.set_adapter(&start()).unwrap();
-        let trained = trainer.train(&spec(SGD), &toy::examples(90), SEED, &mut || false);
+        let trained = trainer.train(local(&spec(SGD), SEED), &toy::examples(90), &mut || false);
         assert!(matches!(trained, Err(RuntimeError::Stopped)));
     }
 
@@ -502,7 +397,8 @@ mod tests {
         let all: Vec<usize> = (0..40).collect();
         let adamw = OptimizerSpec::Adamw { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.01 };
         let plain = OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
-        for spec in [plain, SGD, adamw] {
+        for optimizer in [plain, SGD, adamw] {
+            let spec = TrainingSpec { learning_rate: 0.01, optimizer, ..Default::default() };
             let adapters = [Residence::Host, Residence::Device].map(|residence| {
                 let options = SessionOptions { device: Device::Cpu, threads: 1, kernels: Kernels::Fused };
                 let memory = Memory { allocator: Allocator::default(), residence, _owner: None };
@@ -511,7 +407,7 @@ mod tests {
                 let mut values = Vec::new();
                 // Twice, because the second optimizer finds the adapter on whichever side the first left it.
                 for _ in 0..2 {
-                    let mut optimizer = trainer.optimizer(spec, 0.01).unwrap();
+                    let mut optimizer = trainer.optimizer(&spec).unwrap();
                     for _ in 0..11 {
                         trainer.train_step(&mut optimizer, &examples, &all).unwrap();
                     }

@@ -9,7 +9,7 @@ use fedpeft_artifacts::{
 };
 use fedpeft_onnx::{DType, Dim, Graph, Model, Node, Tensor, ValueInfo};
 use fedpeft_peft::{Method, Pooling};
-use fedpeft_protocol::run::OptimizerSpec;
+use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
 use fedpeft_runtime::{Column, Device, InMemory, Kernels, Runtime, RuntimeError, SessionOptions, Trainer};
 use serde::Deserialize;
 
@@ -157,7 +157,9 @@ fn check(case: &Case, own_head: bool) {
     assert_eq!(evaluated.accuracy, accuracy, "{name}");
 
     let plain = OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
-    let mut optimizer = trainer.optimizer(plain, 1.0).unwrap();
+    let mut optimizer = trainer
+        .optimizer(&TrainingSpec { optimizer: plain, learning_rate: 1.0, ..TrainingSpec::default() })
+        .unwrap();
     let stepped = trainer.train_step(&mut optimizer, &examples, &all).unwrap();
     assert_eq!((stepped.correct, stepped.count), (case.correct, case.count), "{name}");
     assert!((f64::from(stepped.loss) - case.loss).abs() < 1e-6, "{name}");

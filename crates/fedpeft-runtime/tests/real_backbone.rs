@@ -8,7 +8,7 @@ use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
 use fedpeft_interp::{Interpreter, Value};
 use fedpeft_onnx::{Model, Tensor};
 use fedpeft_peft::{Method, Pooling};
-use fedpeft_protocol::run::OptimizerSpec;
+use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
 use fedpeft_runtime::{Batch, Device, Examples, InMemory, Kernels, Runtime, SessionOptions, Trainer, Values};
 
 const SIZE: usize = 28;
@@ -56,7 +56,8 @@ fn gradients(folder: &ArtifactFolder, kernels: Kernels) -> Vec<f32> {
     let before = start(folder);
     trainer.set_adapter(&before).unwrap();
     let sgd = OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
-    let mut optimizer = trainer.optimizer(sgd, f64::from(RATE)).unwrap();
+    let training = TrainingSpec { optimizer: sgd, learning_rate: f64::from(RATE), ..Default::default() };
+    let mut optimizer = trainer.optimizer(&training).unwrap();
     trainer.train_step(&mut optimizer, &examples(), &[0, 1, 2]).unwrap();
     let mut after = Vec::new();
     trainer.adapter_into(&mut after).unwrap();

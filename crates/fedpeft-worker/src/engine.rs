@@ -1,22 +1,29 @@
 //! The thread that computes. It owns the one backbone in memory and works for one client after another,
 //! while the asynchronous side keeps heartbeats and acknowledgements going.
 
-use std::{path::PathBuf, sync::Arc, thread};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    path::PathBuf,
+    sync::Arc,
+    thread,
+};
 
 use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_data::ClientData;
 use fedpeft_protocol::{ClientId, Digest, Round, run::TrainingSpec};
 use fedpeft_runtime::{
-    Device, Evaluated, OrderSeed, Runtime, RuntimeError, SessionOptions, Trained, Trainer,
+    Device, Evaluated, LocalTraining, OrderSeed, Runtime, RuntimeError, SessionOptions, Trained, Trainer,
 };
+use fedpeft_text::Tokenizer;
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 
-use crate::examples::ClientExamples;
+use crate::examples::{ClientExamples, tokenizer};
 
 /// What the thread is given.
 pub(crate) struct Job {
     pub folder: ArtifactFolder,
     pub adapter: Arc<Vec<f32>>,
+    pub client: ClientId,
     pub data: ClientData,
     pub work: EngineWork,
     /// Asked before every step.
@@ -26,7 +33,7 @@ pub(crate) struct Job {
 /// What it should do.
 #[derive(Clone)]
 pub(crate) enum EngineWork {
-    Train { training: TrainingSpec, seed: u64, round: Round, client: ClientId },
+    Train { training: TrainingSpec, seed: u64, round: Round, rounds: Round },
     Evaluate,
 }
 
@@ -80,7 +87,7 @@ impl Engine {
                         threads: options.threads,
                         ..Default::default()
                     };
-                    Thread { runtime, options, trainer: None }.run(queue);
+                    Thread { runtime, options, loaded: None }.run(queue);
                 }
                 Err(error) => drop(ready.send(Err(error))),
             }
@@ -135,7 +142,16 @@ impl Turn<'_> {
 struct Thread {
     runtime: Runtime,
     options: SessionOptions,
-    trainer: Option<(Digest, Trainer)>,
+    loaded: Option<Loaded>,
+}
+
+/// Artifacts in use, and what was made for them once.
+struct Loaded {
+    digest: Digest,
+    trainer: Trainer,
+    tokenizer: Option<Tokenizer>,
+    /// Texts are tokens here, images only know how they are to be resized.
+    examples: HashMap<ClientId, ClientExamples>,
 }
 
 impl Thread {
@@ -147,33 +163,64 @@ impl Thread {
     }
 
     fn work(&mut self, mut job: Job) -> Result<Done, EngineError> {
+<<<<<<< HEAD
+        let loaded = self.load(job.folder)?;
+        let (trainer, examples) = loaded.prepare(&job.client, &job.data)?;
+=======
         let trainer = self.trainer(job.folder)?;
         let examples =
             ClientExamples::new(&job.data, trainer.artifacts().manifest()).map_err(EngineError::Data)?;
+>>>>>>> main
         trainer.set_adapter(&job.adapter)?;
         match job.work {
-            EngineWork::Train { training, seed, round, client } => {
-                let seed = OrderSeed { run: seed, round, client: client.as_str() };
-                let result = trainer.train(&training, &examples, seed, &mut *job.proceed)?;
+            EngineWork::Train { training, seed, round, rounds } => {
+                let seed = OrderSeed { run: seed, round, client: job.client.as_str() };
+                let local = LocalTraining { spec: &training, seed, rounds };
+                let result = trainer.train(local, examples, &mut *job.proceed)?;
                 let mut adapter = Vec::new();
                 trainer.adapter_into(&mut adapter)?;
                 Ok(Done::Trained { result, adapter })
             }
-            EngineWork::Evaluate => Ok(Done::Evaluated(trainer.evaluate(&examples, &mut *job.proceed)?)),
+            EngineWork::Evaluate => Ok(Done::Evaluated(trainer.evaluate(examples, &mut *job.proceed)?)),
         }
     }
 
-    /// The trainer of these artifacts; the one of other artifacts goes first, so that one backbone at a
-    /// time is in memory.
-    fn trainer(&mut self, folder: ArtifactFolder) -> Result<&mut Trainer, RuntimeError> {
+    /// Loads these artifacts; others go first, so that one backbone at a time is in memory.
+    fn load(&mut self, folder: ArtifactFolder) -> Result<&mut Loaded, EngineError> {
         let digest = folder.digest();
-        if self.trainer.as_ref().is_some_and(|(current, _)| *current != digest) {
-            self.trainer = None;
+        if self.loaded.as_ref().is_some_and(|current| current.digest != digest) {
+            self.loaded = None;
         }
-        let trainer = match self.trainer.take() {
-            Some(trainer) => trainer,
-            None => (digest, Trainer::new(&self.runtime, folder, self.options.clone())?),
+        let loaded = match self.loaded.take() {
+            Some(loaded) => loaded,
+            None => {
+                let tokenizer = tokenizer(&folder).map_err(EngineError::Data)?;
+                let trainer = Trainer::new(&self.runtime, folder, self.options.clone())?;
+                Loaded { digest, trainer, tokenizer, examples: HashMap::new() }
+            }
         };
-        Ok(&mut self.trainer.insert(trainer).1)
+        Ok(self.loaded.insert(loaded))
     }
 }
+<<<<<<< HEAD
+
+impl Loaded {
+    /// The trainer and the examples of `client`, who always has the same `data`.
+    fn prepare(
+        &mut self,
+        client: &ClientId,
+        data: &ClientData,
+    ) -> Result<(&mut Trainer, &ClientExamples), EngineError> {
+        let examples = match self.examples.entry(client.clone()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let manifest = self.trainer.artifacts().manifest();
+                let fitted = ClientExamples::new(data, manifest, self.tokenizer.as_ref());
+                place.insert(fitted.map_err(EngineError::Data)?)
+            }
+        };
+        Ok((&mut self.trainer, examples))
+    }
+}
+=======
+>>>>>>> main

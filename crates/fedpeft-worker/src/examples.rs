@@ -1,36 +1,97 @@
 //! A client's data as the runtime reads it.
 
-use fedpeft_artifacts::manifest::{InputSource, Manifest, TaskSpec};
-use fedpeft_data::{ClientData, Input, Prepared};
+use fedpeft_artifacts::{
+    ArtifactFolder,
+    manifest::{InputSource, InputSpec, Manifest, TaskSpec},
+};
+use fedpeft_data::{ClientData, Column, Input, LabelKind, Prepared, TextInput, TokenColumn};
 use fedpeft_runtime::{Batch, Examples, Values};
+use fedpeft_text::Tokenizer;
 
-/// Images with a class each.
+/// The tokenizer of a model that reads text; none of others.
+pub(crate) fn tokenizer(folder: &ArtifactFolder) -> Result<Option<Tokenizer>, String> {
+    let Some(text) = &folder.manifest().text else { return Ok(None) };
+    let tokenizer = Tokenizer::load(&folder.file(&text.tokenizer), text.max_length as usize)
+        .map_err(|error| error.to_string())?;
+    tokenizer.check_vocabulary(text.vocabulary as usize).map_err(|error| error.to_string())?;
+    Ok(Some(tokenizer))
+}
+
+/// A client's examples, fitted to a model.
 pub(crate) struct ClientExamples(Prepared);
 
 impl ClientExamples {
-    /// Fits `data` to the inputs and the task of `manifest`; one line where that cannot be.
-    pub fn new(data: &ClientData, manifest: &Manifest) -> Result<Self, String> {
-        let classes = data.classes();
-        match manifest.task {
-            TaskSpec::Classification { classes: learned, .. } if learned < classes => {
-                return Err(format!(
-                    "labels are 0 to {}, the model has {learned} classes: build artifacts with --classes {classes}",
-                    classes.saturating_sub(1)
-                ));
+    /// Fits `data` to the inputs and the task of `manifest`, whose tokenizer is `tokenizer`; one line where that
+    /// cannot be. Texts become tokens now.
+    pub fn new(
+        data: &ClientData,
+        manifest: &Manifest,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<Self, String> {
+        check_task(data.label_kind(), &manifest.task)?;
+        let prepared = match &manifest.inputs[..] {
+            [InputSpec { shape, source: InputSource::Image { mean, std }, .. }] => {
+                let input = Input::new(shape, mean, std).map_err(|error| error.to_string())?;
+                data.prepare_images(&input)
             }
-            TaskSpec::Classification { .. } => {}
-            ref other => {
-                return Err(format!("images have a class each, the model learns {}", other.name()));
+            inputs => {
+                let columns = inputs.iter().map(token_column).collect::<Result<Vec<_>, _>>()?;
+                let (Some(tokenizer), Some(text)) = (tokenizer, &manifest.text) else {
+                    return Err(
+                        "the model reads tokens, but its artifacts hold no tokenizer: build them with one"
+                            .to_owned(),
+                    );
+                };
+                let tokenize = |text: &str| tokenizer.ids(text).map_err(|error| error.to_string());
+                let length = text.max_length as usize;
+                let input = TextInput { columns: &columns, length, pad_id: text.pad_id, tokenize: &tokenize };
+                data.prepare_texts(&input)
             }
+        };
+        prepared.map(Self).map_err(|error| error.to_string())
+    }
+}
+
+fn token_column(input: &InputSpec) -> Result<TokenColumn, String> {
+    match &input.source {
+        InputSource::TokenIds => Ok(TokenColumn::Ids),
+        InputSource::AttentionMask => Ok(TokenColumn::Mask),
+        InputSource::TokenTypes => Ok(TokenColumn::Types),
+        InputSource::Image { .. } => Err(format!("the model reads {:?} beside other inputs", input.name)),
+        InputSource::Values => {
+            Err(format!("no kind of data gives the plain values of input {:?}", input.name))
         }
-        let [input] = &manifest.inputs[..] else {
-            return Err(format!("these are images, the model reads {} inputs", manifest.inputs.len()));
-        };
-        let InputSource::Image { mean, std } = &input.source else {
-            return Err(format!("these are images, the model reads {}", input.source.name()));
-        };
-        let input = Input::new(&input.shape, mean, std).map_err(|error| error.to_string())?;
-        Ok(Self(data.prepare(&input)))
+    }
+}
+
+/// Whether the model learns what the data is labelled with.
+fn check_task(data: LabelKind, task: &TaskSpec) -> Result<(), String> {
+    let learned = task.width();
+    match (data, task) {
+        // A model may know more classes than one dataset has.
+        (LabelKind::Classes(classes), TaskSpec::Classification { .. }) if learned < classes => Err(format!(
+            "labels are 0 to {}, the model has {learned} classes: build artifacts with --classes {classes}",
+            classes.saturating_sub(1)
+        )),
+        (LabelKind::MultiLabel(width), TaskSpec::MultiLabel { .. })
+        | (LabelKind::Regression(width), TaskSpec::Regression { .. })
+            if learned != width =>
+        {
+            Err(format!("examples have {width} labels each, the model learns {}", task.outputs()))
+        }
+        (LabelKind::Classes(_), TaskSpec::Classification { .. })
+        | (LabelKind::MultiLabel(_), TaskSpec::MultiLabel { .. })
+        | (LabelKind::Regression(_), TaskSpec::Regression { .. })
+        | (LabelKind::Tokens, TaskSpec::CausalLm { .. }) => Ok(()),
+        (data, task) => {
+            let labels = match data {
+                LabelKind::Classes(_) => "a class each",
+                LabelKind::MultiLabel(_) => "several labels",
+                LabelKind::Regression(_) => "numbers as targets",
+                LabelKind::Tokens => "their tokens as targets",
+            };
+            Err(format!("examples have {labels}, the model learns {}", task.name()))
+        }
     }
 }
 
@@ -40,11 +101,14 @@ impl Examples for ClientExamples {
     }
 
     fn fill(&self, indices: &[usize], batch: &mut Batch<'_>) -> Result<(), String> {
-        match (&mut batch.inputs[..], &mut batch.labels) {
-            ([Values::F32(pixels)], Values::I64(labels)) => {
-                self.0.fill_batch(indices, pixels, labels).map_err(|error| error.to_string())
-            }
-            _ => Err("the model does not read one image and one class".to_owned()),
-        }
+        let mut inputs: Vec<Column<'_>> = batch.inputs.iter_mut().map(column).collect();
+        self.0.fill(indices, &mut inputs, column(&mut batch.labels)).map_err(|error| error.to_string())
+    }
+}
+
+fn column<'a>(values: &'a mut Values<'_>) -> Column<'a> {
+    match values {
+        Values::F32(values) => Column::F32(values),
+        Values::I64(values) => Column::I64(values),
     }
 }

@@ -71,11 +71,11 @@ impl Workshop {
         fetched: &mut Vec<Transfer>,
     ) -> Result<Outcome, Failure> {
         let work = match (&task.work, client.role) {
-            (Work::Train { training, seed }, Role::Trains) => EngineWork::Train {
+            (Work::Train { training, seed, rounds }, Role::Trains) => EngineWork::Train {
                 training: training.clone(),
                 seed: *seed,
+                rounds: *rounds,
                 round: task.round,
-                client: client.id.clone(),
             },
             (Work::Evaluate, Role::Evaluates) => EngineWork::Evaluate,
             (work, _) => return Err(Failure::new(format!("client {} does not {}", client.id, work.name()))),
@@ -86,7 +86,8 @@ impl Workshop {
         let job = |folder, adapter| {
             let (abort, deadline) = (self.abort.clone(), task.deadline_ms);
             let proceed = Box::new(move || !abort.is_cancelled() && now_ms() < deadline);
-            Job { folder, adapter, data: client.data.clone(), work: work.clone(), proceed }
+            let (client, data) = (client.id.clone(), client.data.clone());
+            Job { folder, adapter, client, data, work: work.clone(), proceed }
         };
         let mut done = turn.run(job(folder, adapter.clone())).await;
         if let Err(EngineError::Runtime(RuntimeError::Artifacts(error))) = &done {

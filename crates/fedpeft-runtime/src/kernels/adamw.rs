@@ -1,6 +1,6 @@
 //! One step of AdamW.
 
-use super::dispatch;
+use super::{Gradient, dispatch};
 
 /// Constants of a step, see [`fedpeft_protocol::run::OptimizerSpec::Adamw`].
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +25,7 @@ pub struct AdamwStep {
 pub fn adamw(
     step: AdamwStep,
     parameters: &mut [f32],
-    gradients: &[f32],
+    gradient: Gradient<'_>,
     first: &mut [f32],
     second: &mut [f32],
 ) {
@@ -37,13 +37,17 @@ pub fn adamw(
     dispatch(
         #[inline(always)]
         || {
-            let moments = first.iter_mut().zip(second.iter_mut());
-            for ((p, g), (m, v)) in parameters.iter_mut().zip(gradients).zip(moments) {
-                *m = m.mul_add(beta1, rest1 * g);
-                *v = v.mul_add(beta2, rest2 * g * g);
-                let denominator = v.sqrt().mul_add(inv_sqrt_bias2, epsilon);
-                *p = (*m / denominator).mul_add(-step_size, *p * keep);
-            }
+            gradient.for_each(
+                parameters,
+                first.iter_mut().zip(second.iter_mut()),
+                #[inline(always)]
+                |p, g, (m, v)| {
+                    *m = m.mul_add(beta1, rest1 * g);
+                    *v = v.mul_add(beta2, rest2 * g * g);
+                    let denominator = v.sqrt().mul_add(inv_sqrt_bias2, epsilon);
+                    *p = (*m / denominator).mul_add(-step_size, *p * keep);
+                },
+            );
         },
     );
 }
@@ -70,7 +74,7 @@ mod tests {
         let (mut p, mut m, mut v) = ([0.5; 21], [0.0; 21], [0.0; 21]);
         let (mut p64, mut m64, mut v64) = (0.5f64, 0.0f64, 0.0f64);
         for (t, g) in (1..).zip(gradients) {
-            adamw(at(t), &mut p, &[g as f32; 21], &mut m, &mut v);
+            adamw(at(t), &mut p, [g as f32; 21][..].into(), &mut m, &mut v);
             p64 *= 1.0 - 1e-2 * 0.1;
             m64 = 0.9 * m64 + 0.1 * g;
             v64 = 0.999 * v64 + 0.001 * g * g;
@@ -85,14 +89,14 @@ mod tests {
         // By hand: the first step moves by the learning rate against the sign of the gradient, after decay:
         // 0.5 (1 - 0.01 * 0.1) - 0.01 = 0.4895.
         let (mut p, mut m, mut v) = ([0.5], [0.0], [0.0]);
-        adamw(at(1), &mut p, &[0.3], &mut m, &mut v);
+        adamw(at(1), &mut p, [0.3][..].into(), &mut m, &mut v);
         assert!((p[0] - 0.4895).abs() < 1e-6, "{}", p[0]);
     }
 
     #[test]
     fn a_zero_gradient_moves_nothing_but_decay() {
         let (mut p, mut m, mut v) = ([0.5], [0.0], [0.0]);
-        adamw(at(1), &mut p, &[0.0], &mut m, &mut v);
+        adamw(at(1), &mut p, [0.0][..].into(), &mut m, &mut v);
         assert!((p[0] - 0.4995).abs() < 1e-7, "{}", p[0]);
     }
 }

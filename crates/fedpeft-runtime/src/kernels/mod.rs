@@ -8,6 +8,7 @@
 
 mod adamw;
 mod gelu_grad;
+mod gradient;
 mod layer_norm_grad;
 mod math;
 mod reduce_rows;
@@ -16,6 +17,7 @@ mod softmax_grad;
 
 pub use adamw::{AdamwStep, adamw};
 pub use gelu_grad::gelu_grad;
+pub use gradient::{Gradient, accumulate, squared_norm};
 pub use layer_norm_grad::{Normalized, layer_norm_grad};
 pub use reduce_rows::{ROWS_PER_PART, combine_parts, reduce_rows};
 pub use sgd::{SgdStep, sgd};

@@ -1,6 +1,6 @@
 //! One step of stochastic gradient descent.
 
-use super::dispatch;
+use super::{Gradient, dispatch};
 
 /// Constants of a step, see [`fedpeft_protocol::run::OptimizerSpec::Sgd`].
 #[derive(Clone, Copy, Debug)]
@@ -16,17 +16,22 @@ pub struct SgdStep {
 }
 
 /// Updates `parameters` and `velocity` in place. A velocity of zeros makes the first step `v = d`.
-pub fn sgd(step: SgdStep, parameters: &mut [f32], gradients: &[f32], velocity: &mut [f32]) {
+pub fn sgd(step: SgdStep, parameters: &mut [f32], gradient: Gradient<'_>, velocity: &mut [f32]) {
     let SgdStep { learning_rate, momentum, weight_decay, nesterov } = step;
     dispatch(
         #[inline(always)]
         || {
-            for ((p, g), v) in parameters.iter_mut().zip(gradients).zip(velocity.iter_mut()) {
-                let d = p.mul_add(weight_decay, *g);
-                *v = v.mul_add(momentum, d);
-                let direction = if nesterov { v.mul_add(momentum, d) } else { *v };
-                *p = direction.mul_add(-learning_rate, *p);
-            }
+            gradient.for_each(
+                parameters,
+                velocity.iter_mut(),
+                #[inline(always)]
+                |p, g, v| {
+                    let d = p.mul_add(weight_decay, g);
+                    *v = v.mul_add(momentum, d);
+                    let direction = if nesterov { v.mul_add(momentum, d) } else { *v };
+                    *p = direction.mul_add(-learning_rate, *p);
+                },
+            );
         },
     );
 }
@@ -61,7 +66,7 @@ mod tests {
             let step = SgdStep { learning_rate: 0.1, momentum, weight_decay, nesterov };
             let (mut p, mut v) = ([0.5; 37], [0.0; 37]);
             for (g, want) in gradients.iter().zip(reference(step, 0.5, &gradients)) {
-                sgd(step, &mut p, &[*g as f32; 37], &mut v);
+                sgd(step, &mut p, [*g as f32; 37][..].into(), &mut v);
                 assert!(p.iter().all(|p| (f64::from(*p) - want).abs() < 1e-6), "{p:?} is not {want}");
             }
         }
@@ -72,7 +77,7 @@ mod tests {
         // By hand: d = 0.3 + 0.01 * 0.5 = 0.305, v = 0.305, p = 0.5 - 0.1 (0.305 + 0.9 * 0.305) = 0.44205.
         let step = SgdStep { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.01, nesterov: true };
         let (mut p, mut v) = ([0.5], [0.0]);
-        sgd(step, &mut p, &[0.3], &mut v);
+        sgd(step, &mut p, [0.3][..].into(), &mut v);
         assert!((p[0] - 0.442_05).abs() < 1e-7, "{}", p[0]);
     }
 }

@@ -1,84 +1,178 @@
 //! Optimizer step as a graph, for adapters that live on a device. It reads one set of tensors and writes
 //! the other, because no graph may write what it still reads.
 
-use fedpeft_artifacts::manifest::GRADIENT_SUFFIX;
+use fedpeft_artifacts::{
+    manifest::GRADIENT_SUFFIX,
+    optimizer::{NEXT_SUFFIX, gradient},
+};
 use fedpeft_codec::Layout;
-use fedpeft_protocol::run::OptimizerSpec;
+use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
 use ort::{
     memory::Allocator,
     session::{IoBinding, Session},
     value::Tensor,
 };
 
-use super::{Schedule, Step};
+use super::constants::{Constants, Step};
 use crate::{RuntimeError, graph::Side};
 
-/// Suffix of the outputs that replace an input.
-const NEXT: &str = ".next";
+/// What happens to gradients before a step of `training`.
+pub(crate) fn transforms(training: &TrainingSpec) -> gradient::Transforms {
+    gradient::Transforms {
+        accumulate: training.accumulate > 1,
+        proximal: training.proximal_mu > 0.0,
+        clip: training.clip_norm.is_some(),
+    }
+}
+
+/// Sessions of an optimizer's graph.
+pub(crate) struct Sessions {
+    /// The graph, with the transformations that are used.
+    pub step: Session,
+    /// The part that accumulates, where a step has several micro-batches.
+    pub accumulation: Option<Session>,
+}
+
+/// What both sessions work on.
+pub(crate) struct Bound<'a> {
+    pub layout: &'a Layout,
+    /// Both sets.
+    pub adapter: &'a mut [Vec<Tensor<f32>>; 2],
+    pub gradients: &'a [Tensor<f32>],
+    /// The adapter that the proximal term pulls to, flat; empty where there is none.
+    pub anchor: &'a [f32],
+    pub allocator: &'a Allocator,
+}
 
 pub(crate) struct GraphOptimizer {
     // Bindings and tensors go before the session whose memory they may use.
     bindings: [IoBinding; 2],
-    schedule: Schedule,
+    accumulation: Option<Accumulation>,
+    constants: Constants,
     session: Session,
 }
 
 impl GraphOptimizer {
-    /// Binds `session` to both sets of the adapter, in both directions.
-    pub fn new(
-        session: Session,
-        spec: OptimizerSpec,
-        learning_rate: f64,
-        layout: &Layout,
-        adapter: &mut [Vec<Tensor<f32>>; 2],
-        gradients: &[Tensor<f32>],
-        allocator: &Allocator,
-    ) -> Result<Self, RuntimeError> {
-        let names: &[&str] = match spec {
+    /// Binds the sessions to both sets of the adapter, in both directions.
+    pub fn new(sessions: Sessions, training: &TrainingSpec, bound: Bound<'_>) -> Result<Self, RuntimeError> {
+        let Sessions { step: session, accumulation } = sessions;
+        let Bound { layout, adapter: [current, next], gradients, anchor, allocator } = bound;
+        let state: &[&str] = match training.optimizer {
             OptimizerSpec::Sgd { .. } => &["momentum"],
             OptimizerSpec::Adamw { .. } => &["m", "v"],
         };
         let mut bindings = [session.create_binding()?, session.create_binding()?];
-        for name in names {
+        for name in state {
             let (mut a, mut b) = (zeros(layout.values(), allocator)?, zeros(layout.values(), allocator)?);
             bind_both(&mut bindings, name, &mut a, &mut b)?;
         }
-        let [current, next] = adapter;
-        for ((spec, gradient), (current, next)) in
-            layout.tensors().iter().zip(gradients).zip(current.iter_mut().zip(next))
-        {
+        for (spec, (current, next)) in layout.tensors().iter().zip(current.iter_mut().zip(next)) {
             bind_both(&mut bindings, &spec.name, current, next)?;
-            for binding in &mut bindings {
-                binding.bind_input(format!("{}{GRADIENT_SUFFIX}", spec.name), gradient)?;
+        }
+        let anchor = if anchor.is_empty() { None } else { Some(flat(anchor, allocator)?) };
+        for binding in &mut bindings {
+            bind_gradients(binding, layout, gradients)?;
+            if let Some(anchor) = &anchor {
+                binding.bind_input(gradient::ANCHOR, anchor)?;
+                bind_scalar(binding, gradient::PROXIMAL_MU, training.proximal_mu as f32)?;
+            }
+            if let Some(norm) = training.clip_norm {
+                bind_scalar(binding, gradient::CLIP_NORM, norm as f32)?;
             }
         }
-        Ok(Self { bindings, schedule: Schedule::new(spec, learning_rate), session })
+        let accumulation = accumulation
+            .map(|session| Accumulation::new(session, layout, gradients, allocator))
+            .transpose()?;
+        Ok(Self { bindings, accumulation, constants: Constants::new(training.optimizer), session })
     }
 
-    /// Steps from the adapter's set `side` to the other one.
-    pub fn step(&mut self, side: Side) -> Result<(), RuntimeError> {
+    /// Forgets gradients that no step has used.
+    pub fn begin(&mut self) {
+        if let Some(accumulation) = &mut self.accumulation {
+            accumulation.clear();
+        }
+    }
+
+    /// Adds the bound gradients with this weight to those of the next step.
+    pub fn accumulate(&mut self, weight: f64) -> Result<(), RuntimeError> {
+        self.accumulation.as_mut().map_or(Ok(()), |accumulation| accumulation.add(weight))
+    }
+
+    /// Steps from the adapter's set `side` to the other one, along the mean of the bound gradients and of what
+    /// was accumulated.
+    pub fn step(&mut self, side: Side, weight: f64, learning_rate: f64) -> Result<(), RuntimeError> {
         let binding = &mut self.bindings[side];
-        let scalars: Vec<(&str, f32)> = match self.schedule.next() {
-            Step::Sgd(step) => vec![
-                ("lr", step.learning_rate),
-                ("momentum_factor", step.momentum),
-                ("weight_decay", step.weight_decay),
-                ("nesterov", if step.nesterov { 1.0 } else { 0.0 }),
-            ],
-            Step::Adamw(step) => vec![
-                ("lr", step.learning_rate),
-                ("beta1", step.beta1),
-                ("beta2", step.beta2),
-                ("epsilon", step.epsilon),
-                ("weight_decay", step.weight_decay),
-                ("bias1", step.bias1),
-                ("bias2", step.bias2),
-            ],
-        };
-        for (name, value) in scalars {
-            binding.bind_input(name, &Tensor::from_array((Vec::<i64>::new(), vec![value]))?)?;
+        if let Some(accumulation) = &mut self.accumulation {
+            accumulation.hand_over(binding, weight)?;
+        }
+        match self.constants.next(learning_rate) {
+            Step::Sgd(step) => {
+                bind_scalar(binding, "lr", step.learning_rate)?;
+                bind_scalar(binding, "momentum_factor", step.momentum)?;
+                bind_scalar(binding, "weight_decay", step.weight_decay)?;
+                bind_scalar(binding, "nesterov", if step.nesterov { 1.0 } else { 0.0 })?;
+            }
+            Step::Adamw(step) => {
+                bind_scalar(binding, "lr", step.learning_rate)?;
+                bind_scalar(binding, "beta1", step.beta1)?;
+                bind_scalar(binding, "beta2", step.beta2)?;
+                bind_scalar(binding, "epsilon", step.epsilon)?;
+                bind_scalar(binding, "weight_decay", step.weight_decay)?;
+                bind_scalar(binding, "bias1", step.bias1)?;
+                bind_scalar(binding, "bias2", step.bias2)?;
+            }
         }
         self.session.run_binding(binding)?;
+        Ok(())
+    }
+}
+
+/// The weighted sum of the gradients of all micro-batches of a step but the last, which the step itself adds.
+struct Accumulation {
+    binding: IoBinding,
+    /// Zeros, which a sum begins with, and two sums, one of which is read while the other is written.
+    sums: [Tensor<f32>; 3],
+    current: usize,
+    /// Weight of what the current sum holds.
+    weight: f64,
+    session: Session,
+}
+
+impl Accumulation {
+    fn new(
+        session: Session,
+        layout: &Layout,
+        gradients: &[Tensor<f32>],
+        allocator: &Allocator,
+    ) -> Result<Self, RuntimeError> {
+        let zeros = || zeros(layout.values(), allocator);
+        let mut binding = session.create_binding()?;
+        bind_gradients(&mut binding, layout, gradients)?;
+        Ok(Self { binding, sums: [zeros()?, zeros()?, zeros()?], current: 0, weight: 0.0, session })
+    }
+
+    fn clear(&mut self) {
+        (self.current, self.weight) = (0, 0.0);
+    }
+
+    fn add(&mut self, weight: f64) -> Result<(), RuntimeError> {
+        self.binding.bind_input(gradient::ACCUMULATED, &self.sums[self.current])?;
+        self.current = if self.current == 1 { 2 } else { 1 };
+        self.binding.bind_output(gradient::SUM, &mut self.sums[self.current])?;
+        bind_scalar(&mut self.binding, gradient::WEIGHT, weight as f32)?;
+        self.session.run_binding(&self.binding)?;
+        self.weight += weight;
+        Ok(())
+    }
+
+    /// Binds the sum to a step, to which a micro-batch of this weight belongs as well.
+    fn hand_over(&mut self, step: &mut IoBinding, weight: f64) -> Result<(), RuntimeError> {
+        // The only micro-batch of a step has its gradient as it is.
+        let weight = if self.weight == 0.0 { 1.0 } else { weight };
+        step.bind_input(gradient::ACCUMULATED, &self.sums[self.current])?;
+        bind_scalar(step, gradient::WEIGHT, weight as f32)?;
+        bind_scalar(step, gradient::SCALE, (1.0 / (self.weight + weight)) as f32)?;
+        self.clear();
         Ok(())
     }
 }
@@ -93,15 +187,37 @@ fn bind_both(
 ) -> Result<(), RuntimeError> {
     let [forth, back] = bindings;
     forth.bind_input(name, a)?;
-    forth.bind_output(format!("{name}{NEXT}"), &mut *b)?;
+    forth.bind_output(format!("{name}{NEXT_SUFFIX}"), &mut *b)?;
     back.bind_input(name, b)?;
-    back.bind_output(format!("{name}{NEXT}"), a)?;
+    back.bind_output(format!("{name}{NEXT_SUFFIX}"), a)?;
+    Ok(())
+}
+
+fn bind_gradients(
+    binding: &mut IoBinding,
+    layout: &Layout,
+    gradients: &[Tensor<f32>],
+) -> Result<(), RuntimeError> {
+    for (spec, gradient) in layout.tensors().iter().zip(gradients) {
+        binding.bind_input(format!("{}{GRADIENT_SUFFIX}", spec.name), gradient)?;
+    }
+    Ok(())
+}
+
+fn bind_scalar(binding: &mut IoBinding, name: &str, value: f32) -> Result<(), RuntimeError> {
+    binding.bind_input(name, &Tensor::from_array((Vec::<i64>::new(), vec![value]))?)?;
     Ok(())
 }
 
 fn zeros(count: usize, allocator: &Allocator) -> Result<Tensor<f32>, RuntimeError> {
-    let mut tensor = Tensor::<f32>::new(allocator, vec![count as i64])?;
-    let host = Tensor::<f32>::new(&Allocator::default(), vec![count as i64])?;
+    flat(&vec![0.0; count], allocator)
+}
+
+fn flat(values: &[f32], allocator: &Allocator) -> Result<Tensor<f32>, RuntimeError> {
+    let shape = [values.len() as i64];
+    let mut host = Tensor::<f32>::new(&Allocator::default(), shape)?;
+    host.extract_tensor_mut().1.copy_from_slice(values);
+    let mut tensor = Tensor::<f32>::new(allocator, shape)?;
     host.copy_into(&mut tensor)?;
     Ok(tensor)
 }

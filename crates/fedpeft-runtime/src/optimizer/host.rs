@@ -1,96 +1,203 @@
-//! Optimizer step in one pass over memory, in place.
+//! Optimizer step in one pass over memory, in place. Clipping takes one more pass, which only reads.
 
 use fedpeft_codec::Layout;
-use fedpeft_protocol::run::OptimizerSpec;
-use ort::value::Tensor;
+use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
+use ort::{memory::Allocator, value::Tensor};
 
-use super::{Schedule, Step};
-use crate::kernels;
+use super::constants::{Constants, Step};
+use crate::{
+    RuntimeError,
+    graph::tensors,
+    kernels::{self, Gradient},
+};
 
 /// Values below which one thread is faster than starting others.
 const PARALLEL_VALUES: usize = 1 << 20;
 
+/// Values of a part. It does not depend on the number of threads, so neither does the norm of the gradient,
+/// which is the sum of the parts' in their order.
+const PART_VALUES: usize = 64 << 10;
+
+/// Keeps the quotient finite where the gradient is zero, as PyTorch does.
+const CLIP_EPSILON: f64 = 1e-6;
+
 pub(crate) struct HostOptimizer {
-    schedule: Schedule,
+    constants: Constants,
+    clip_norm: Option<f64>,
+    proximal_mu: f64,
     /// Flat, in layout order: the velocity, or the first moment.
     first: Vec<f32>,
     /// The second moment; empty for SGD.
     second: Vec<f32>,
+    /// The adapter that the proximal term pulls to; empty where there is no such term.
+    anchor: Vec<f32>,
+    /// Squared norm of the gradient by part; empty where nothing is clipped.
+    squares: Vec<f64>,
+    /// Weighted sum of gradients; empty where there is one micro-batch per step.
+    sum: Vec<Tensor<f32>>,
+    /// Weight of what `sum` holds.
+    weight: f64,
     threads: usize,
 }
 
-/// A tensor, or a part of one, with its gradient and state.
+/// A part of a tensor, with its gradient and state.
 struct Part<'a> {
     parameters: &'a mut [f32],
-    gradients: &'a [f32],
+    gradient: &'a [f32],
+    anchor: &'a [f32],
     first: &'a mut [f32],
     second: &'a mut [f32],
 }
 
 impl HostOptimizer {
-    pub fn new(spec: OptimizerSpec, learning_rate: f64, layout: &Layout, threads: usize) -> Self {
+    /// `anchor` is the adapter that the proximal term of `training` pulls to; empty where it has none.
+    pub fn new(
+        training: &TrainingSpec,
+        anchor: Vec<f32>,
+        layout: &Layout,
+        threads: usize,
+    ) -> Result<Self, RuntimeError> {
         let values = layout.values();
-        let second = if matches!(spec, OptimizerSpec::Adamw { .. }) { values } else { 0 };
-        let schedule = Schedule::new(spec, learning_rate);
-        Self { schedule, first: vec![0.0; values], second: vec![0.0; second], threads: threads.max(1) }
+        let second = if matches!(training.optimizer, OptimizerSpec::Adamw { .. }) { values } else { 0 };
+        let parts: usize = layout.tensors().iter().map(|spec| spec.values().div_ceil(PART_VALUES)).sum();
+        let accumulates = training.accumulate > 1;
+        Ok(Self {
+            constants: Constants::new(training.optimizer),
+            clip_norm: training.clip_norm,
+            proximal_mu: training.proximal_mu,
+            first: vec![0.0; values],
+            second: vec![0.0; second],
+            anchor,
+            squares: vec![0.0; if training.clip_norm.is_some() { parts } else { 0 }],
+            sum: if accumulates { tensors(layout, &Allocator::default())? } else { Vec::new() },
+            weight: 0.0,
+            threads: if values < PARALLEL_VALUES { 1 } else { threads.max(1) },
+        })
     }
 
-    pub fn step(&mut self, adapter: &mut [Tensor<f32>], gradients: &[Tensor<f32>]) {
-        let step = self.schedule.next();
-        let parallel = self.threads > 1 && self.first.len() >= PARALLEL_VALUES;
-        let parts = parts(adapter, gradients, &mut self.first, &mut self.second);
-        if !parallel {
-            parts.for_each(|part| part.apply(step));
-            return;
-        }
-        // Each value is computed alone, so how they are divided among threads does not show in the result.
-        let mut shares: Vec<Vec<Part<'_>>> = (0..self.threads).map(|_| Vec::new()).collect();
-        for (index, part) in parts.flat_map(Part::split).enumerate() {
-            shares[index % self.threads].push(part);
-        }
-        std::thread::scope(|scope| {
-            for share in shares {
-                scope.spawn(move || share.into_iter().for_each(|part| part.apply(step)));
-            }
+    /// Forgets gradients that no step has used.
+    pub fn begin(&mut self) {
+        self.weight = 0.0;
+    }
+
+    /// Adds `gradients` with this weight to those of the next step.
+    pub fn accumulate(&mut self, gradients: &[Tensor<f32>], weight: f64) {
+        let first = self.weight == 0.0;
+        self.weight += weight;
+        let pairs = self.sum.iter_mut().zip(gradients).flat_map(|(sum, gradient)| {
+            let gradient = gradient.extract_tensor().1.chunks(PART_VALUES);
+            sum.extract_tensor_mut().1.chunks_mut(PART_VALUES).zip(gradient)
+        });
+        for_each(pairs, self.threads, |(sum, gradient)| {
+            kernels::accumulate(weight as f32, gradient, first, sum);
         });
     }
+
+    /// Steps along the mean of `gradients` and of what was accumulated.
+    pub fn step(
+        &mut self,
+        adapter: &mut [Tensor<f32>],
+        gradients: &[Tensor<f32>],
+        weight: f64,
+        learning_rate: f64,
+    ) {
+        if self.weight == 0.0 {
+            return self.descend(adapter, gradients, 1.0, learning_rate);
+        }
+        self.accumulate(gradients, weight);
+        let sum = std::mem::take(&mut self.sum);
+        self.descend(adapter, &sum, 1.0 / self.weight, learning_rate);
+        (self.sum, self.weight) = (sum, 0.0);
+    }
+
+    /// Steps along `scale` times `gradients`.
+    fn descend(
+        &mut self,
+        adapter: &mut [Tensor<f32>],
+        gradients: &[Tensor<f32>],
+        scale: f64,
+        learning_rate: f64,
+    ) {
+        let clip = self.clip_factor(adapter, gradients, scale);
+        let (factor, pull) = ((scale * clip) as f32, (self.proximal_mu * clip) as f32);
+        let step = self.constants.next(learning_rate);
+        let parts = parts(adapter, gradients, &self.anchor, &mut self.first, &mut self.second);
+        for_each(parts, self.threads, |part| part.descend(step, factor, pull));
+    }
+
+    /// What clipping multiplies the gradient by.
+    fn clip_factor(&mut self, adapter: &mut [Tensor<f32>], gradients: &[Tensor<f32>], scale: f64) -> f64 {
+        let Some(clip_norm) = self.clip_norm else { return 1.0 };
+        let (factor, pull) = (scale as f32, self.proximal_mu as f32);
+        let parts = parts(adapter, gradients, &self.anchor, &mut self.first, &mut self.second);
+        for_each(parts.zip(&mut self.squares), self.threads, |(part, squares)| {
+            *squares = kernels::squared_norm(part.gradient(factor, pull), part.parameters);
+        });
+        let norm = self.squares.iter().sum::<f64>().sqrt();
+        (clip_norm / (norm + CLIP_EPSILON)).min(1.0)
+    }
+}
+
+/// Does `work` for every part. Each is computed alone, so how they are divided among threads does not show in
+/// the result.
+fn for_each<P: Send>(parts: impl Iterator<Item = P>, threads: usize, work: impl Fn(P) + Sync) {
+    if threads == 1 {
+        return parts.for_each(work);
+    }
+    let mut shares: Vec<Vec<P>> = (0..threads).map(|_| Vec::new()).collect();
+    for (index, part) in parts.enumerate() {
+        shares[index % threads].push(part);
+    }
+    let work = &work;
+    std::thread::scope(|scope| {
+        for share in shares {
+            scope.spawn(move || share.into_iter().for_each(work));
+        }
+    });
 }
 
 fn parts<'a>(
     adapter: &'a mut [Tensor<f32>],
     gradients: &'a [Tensor<f32>],
-    first: &'a mut [f32],
-    second: &'a mut [f32],
+    mut anchor: &'a [f32],
+    mut first: &'a mut [f32],
+    mut second: &'a mut [f32],
 ) -> impl Iterator<Item = Part<'a>> {
-    let (mut first, mut second) = (first, second);
-    adapter.iter_mut().zip(gradients).map(move |(parameters, gradients)| {
-        let (parameters, gradients) = (parameters.extract_tensor_mut().1, gradients.extract_tensor().1);
+    let tensors = adapter.iter_mut().zip(gradients).map(move |(parameters, gradient)| {
+        let (parameters, gradient) = (parameters.extract_tensor_mut().1, gradient.extract_tensor().1);
         let count = parameters.len();
+        let anchor = anchor.split_off(..count.min(anchor.len())).unwrap_or_default();
         let first = first.split_off_mut(..count.min(first.len())).unwrap_or_default();
         let second = second.split_off_mut(..count.min(second.len())).unwrap_or_default();
-        Part { parameters, gradients, first, second }
-    })
+        Part { parameters, gradient, anchor, first, second }
+    });
+    tensors.flat_map(Part::split)
 }
 
 impl<'a> Part<'a> {
-    fn apply(self, step: Step) {
-        let Self { parameters, gradients, first, second } = self;
-        match step {
-            Step::Sgd(step) => kernels::sgd(step, parameters, gradients, first),
-            Step::Adamw(step) => kernels::adamw(step, parameters, gradients, first, second),
-        }
-    }
-
-    /// Parts of at most 64 Ki values.
+    /// Parts of at most [`PART_VALUES`] values.
     fn split(self) -> impl Iterator<Item = Part<'a>> {
-        const SIZE: usize = 64 << 10;
-        let mut second = self.second.chunks_mut(SIZE);
-        let values = self.parameters.chunks_mut(SIZE).zip(self.gradients.chunks(SIZE));
-        values.zip(self.first.chunks_mut(SIZE)).map(move |((parameters, gradients), first)| Part {
+        let mut anchor = self.anchor.chunks(PART_VALUES);
+        let mut second = self.second.chunks_mut(PART_VALUES);
+        let values = self.parameters.chunks_mut(PART_VALUES).zip(self.gradient.chunks(PART_VALUES));
+        values.zip(self.first.chunks_mut(PART_VALUES)).map(move |((parameters, gradient), first)| Part {
             parameters,
-            gradients,
+            gradient,
+            anchor: anchor.next().unwrap_or_default(),
             first,
             second: second.next().unwrap_or_default(),
         })
+    }
+
+    fn gradient(&self, factor: f32, pull: f32) -> Gradient<'a> {
+        Gradient { values: self.gradient, factor, pull, anchor: self.anchor }
+    }
+
+    fn descend(self, step: Step, factor: f32, pull: f32) {
+        let gradient = self.gradient(factor, pull);
+        match step {
+            Step::Sgd(step) => kernels::sgd(step, self.parameters, gradient, self.first),
+            Step::Adamw(step) => kernels::adamw(step, self.parameters, gradient, self.first, self.second),
+        }
     }
 }

@@ -1,55 +1,84 @@
 //! Optimizers: native kernels over tensors in host memory, the optimizer graph over tensors on a device.
 //! Both start with a state of zeros.
 
+mod constants;
 mod graph;
 mod host;
+#[cfg(test)]
+mod tests;
 
-pub(crate) use graph::GraphOptimizer;
+pub(crate) use graph::{Bound, GraphOptimizer, Sessions, transforms};
 pub(crate) use host::HostOptimizer;
 
-use fedpeft_protocol::run::OptimizerSpec;
+use fedpeft_protocol::run::TrainingSpec;
+use ort::value::Tensor;
 
-use crate::kernels::{AdamwStep, SgdStep};
+use crate::{RuntimeError, adapter::Adapter};
 
-/// Constants of the next step.
-#[derive(Debug, Clone, Copy)]
-enum Step {
-    Sgd(SgdStep),
-    Adamw(AdamwStep),
-}
-
-/// Counts steps and derives each one's constants, in f64 as PyTorch does.
-#[derive(Debug, Clone, Copy)]
-struct Schedule {
-    spec: OptimizerSpec,
+/// An optimizer with its state; see [`crate::Trainer::optimizer`].
+pub struct Optimizer {
+    form: Form,
     learning_rate: f64,
-    steps: i32,
+    micro_batch: usize,
 }
 
-impl Schedule {
-    fn new(spec: OptimizerSpec, learning_rate: f64) -> Self {
-        Self { spec, learning_rate, steps: 0 }
+pub(crate) enum Form {
+    Host(HostOptimizer),
+    Graph(Box<GraphOptimizer>),
+}
+
+impl Optimizer {
+    pub(crate) fn new(form: Form, training: &TrainingSpec) -> Self {
+        let micro_batch = match training.accumulate {
+            0 | 1 => usize::MAX,
+            parts => training.batch_size.div_ceil(parts).max(1) as usize,
+        };
+        Self { form, learning_rate: training.learning_rate, micro_batch }
     }
 
-    fn next(&mut self) -> Step {
-        self.steps = self.steps.saturating_add(1);
-        let learning_rate = self.learning_rate as f32;
-        match self.spec {
-            OptimizerSpec::Sgd { momentum, nesterov, weight_decay } => Step::Sgd(SgdStep {
-                learning_rate,
-                momentum: momentum as f32,
-                weight_decay: weight_decay as f32,
-                nesterov,
-            }),
-            OptimizerSpec::Adamw { beta1, beta2, epsilon, weight_decay } => Step::Adamw(AdamwStep {
-                learning_rate,
-                beta1: beta1 as f32,
-                beta2: beta2 as f32,
-                epsilon: epsilon as f32,
-                weight_decay: weight_decay as f32,
-                bias1: (1.0 - beta1.powi(self.steps)) as f32,
-                bias2: (1.0 - beta2.powi(self.steps)) as f32,
-            }),
+    /// Sets the learning rate of the steps that follow.
+    pub fn set_learning_rate(&mut self, learning_rate: f64) {
+        self.learning_rate = learning_rate;
+    }
+
+    /// Most examples whose gradient is computed at once.
+    pub(crate) fn micro_batch(&self) -> usize {
+        self.micro_batch
+    }
+
+    /// Forgets gradients that no step has used.
+    pub(crate) fn begin(&mut self) {
+        match &mut self.form {
+            Form::Host(optimizer) => optimizer.begin(),
+            Form::Graph(optimizer) => optimizer.begin(),
         }
+    }
+
+    /// Adds the gradients of a micro-batch that is not the last.
+    pub(crate) fn accumulate(&mut self, gradients: &[Tensor<f32>], weight: f64) -> Result<(), RuntimeError> {
+        match &mut self.form {
+            Form::Host(optimizer) => optimizer.accumulate(gradients, weight),
+            Form::Graph(optimizer) => optimizer.accumulate(weight)?,
+        }
+        Ok(())
+    }
+
+    /// Steps along the mean of `gradients`, those of the last or only micro-batch, and of what was accumulated.
+    pub(crate) fn step(
+        &mut self,
+        adapter: &mut Adapter,
+        gradients: &[Tensor<f32>],
+        weight: f64,
+    ) -> Result<(), RuntimeError> {
+        match &mut self.form {
+            Form::Host(optimizer) => {
+                optimizer.step(adapter.current_mut(), gradients, weight, self.learning_rate);
+            }
+            Form::Graph(optimizer) => {
+                optimizer.step(adapter.side(), weight, self.learning_rate)?;
+                adapter.swap();
+            }
+        }
+        Ok(())
     }
 }

@@ -1,6 +1,8 @@
 //! Optimizer steps as graphs, for devices on which adapter and gradients stay between steps. All tensors are
 //! joined into one flat vector first, so that a step costs a dozen operators whatever the number of tensors.
-//! Formulas: [`fedpeft_protocol::run::OptimizerSpec`].
+//! Formulas: [`fedpeft_protocol::run::OptimizerSpec`], and [`gradient`] for what comes before.
+
+pub mod gradient;
 
 use fedpeft_codec::Layout;
 use fedpeft_onnx::{DType, Graph, Model, Node, Tensor};
@@ -26,28 +28,40 @@ impl Step {
                 b.input(&format!("{}{suffix}", tensor.name), Type::new(DType::F32, shape));
             }
         }
-        for name in state {
+        for name in gradient::VECTORS.iter().chain(state) {
             b.input(name, Type::new(DType::F32, vec![Extent::from(layout.values())]));
         }
-        for name in constants {
+        for name in gradient::CONSTANTS.iter().chain(constants) {
             b.input(name, Type::new(DType::F32, Vec::new()));
         }
         Ok(Self { b, layout: layout.clone() })
     }
 
-    /// All tensors whose name ends with `suffix`, as one vector.
-    fn flat(&mut self, suffix: &str) -> Result<String, PassError> {
+    /// All tensors whose name ends with `suffix`, as one vector called `name`.
+    fn flat(&mut self, suffix: &str, name: &str) -> Result<(), PassError> {
         let mut parts = Vec::new();
         for tensor in self.layout.tensors() {
             parts
                 .push(self.b.reshape(&format!("{}{suffix}", tensor.name), &[Extent::from(tensor.values())])?);
         }
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        self.b.add(Node::new("Concat", &parts, &[]).with("axis", 0i64))
+        self.b.push(Node::new("Concat", &parts, &[name]).with("axis", 0i64))
     }
 
     fn op(&mut self, op: &str, inputs: &[&str]) -> Result<String, PassError> {
         self.b.op(op, inputs)
+    }
+
+    /// Like [`Self::op`], with a name for the output.
+    fn named(&mut self, op: &str, inputs: &[&str], output: &str) -> Result<(), PassError> {
+        self.b.push(Node::new(op, inputs, &[output]))
+    }
+
+    /// The adapter and its gradient, ready for a step.
+    fn begin(&mut self) -> Result<(String, String), PassError> {
+        const ADAPTER: &str = "adapter.joined";
+        self.flat("", ADAPTER)?;
+        Ok((ADAPTER.to_owned(), gradient::transform(self, ADAPTER)?))
     }
 
     /// Gives back the flat adapter as tensors.
@@ -72,7 +86,7 @@ impl Step {
 /// SGD: constants `lr`, `momentum_factor`, `weight_decay`, `nesterov` (0 or 1), state `momentum`, zero at first.
 pub fn sgd(layout: &Layout) -> Result<Model, PassError> {
     let mut s = Step::new(layout, &["lr", "momentum_factor", "weight_decay", "nesterov"], &["momentum"])?;
-    let (p, g) = (s.flat("")?, s.flat(GRADIENT_SUFFIX)?);
+    let (p, g) = s.begin()?;
     let decay = s.op("Mul", &[&p, "weight_decay"])?;
     let d = s.op("Add", &[&g, &decay])?;
     let kept = s.op("Mul", &["momentum", "momentum_factor"])?;
@@ -93,7 +107,7 @@ pub fn sgd(layout: &Layout) -> Result<Model, PassError> {
 pub fn adamw(layout: &Layout) -> Result<Model, PassError> {
     let constants = ["lr", "beta1", "beta2", "epsilon", "weight_decay", "bias1", "bias2"];
     let mut s = Step::new(layout, &constants, &["m", "v"])?;
-    let (p, g) = (s.flat("")?, s.flat(GRADIENT_SUFFIX)?);
+    let (p, g) = s.begin()?;
     let one = s.b.scalar(1.0);
     let average = |s: &mut Step, old: &str, new: &str, beta: &str| {
         let rest = s.op("Sub", &[&one, beta])?;

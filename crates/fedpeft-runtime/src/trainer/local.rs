@@ -1,0 +1,175 @@
+//! Local training: what one client does in one round.
+
+#[cfg(test)]
+mod tests;
+
+use std::{num::NonZeroUsize, time::Instant};
+
+use fedpeft_artifacts::optimizer::gradient;
+use fedpeft_protocol::{
+    Round,
+    run::{OptimizerSpec, TrainingSpec},
+};
+
+use super::{Stepped, Trainer};
+use crate::{
+    Examples, Optimizer, OrderSeed, RuntimeError, Schedule,
+    graph::Residence,
+    optimizer::{Bound, Form, GraphOptimizer, HostOptimizer, Sessions, transforms},
+    session,
+};
+
+/// One client's part in one round.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalTraining<'a> {
+    /// How to train.
+    pub spec: &'a TrainingSpec,
+    /// Which client and round this is: they make the order of its examples.
+    pub seed: OrderSeed<'a>,
+    /// Rounds of the run, for learning rates that depend on how far it is.
+    pub rounds: Round,
+}
+
+/// What training came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Trained {
+    /// Examples of the client.
+    pub examples: u64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Mean loss over the last local epoch.
+    pub loss: f64,
+    /// Seconds spent.
+    pub seconds: f64,
+}
+
+impl Trainer {
+    /// Trains on every example once per local epoch. `proceed` is asked before every step and stops training by
+    /// returning `false`.
+    pub fn train(
+        &mut self,
+        training: LocalTraining<'_>,
+        examples: &dyn Examples,
+        proceed: &mut dyn FnMut() -> bool,
+    ) -> Result<Trained, RuntimeError> {
+        let start = Instant::now();
+        let LocalTraining { spec, seed, rounds } = training;
+        let count = examples.len();
+        if count == 0 {
+            return Err(RuntimeError::NoExamples);
+        }
+        let batch = (spec.batch_size.max(1) as usize).min(count);
+        let planned = u64::from(spec.local_epochs).saturating_mul(count.div_ceil(batch) as u64);
+        let schedule = Schedule::new(spec, planned, seed.round, rounds);
+        let mut optimizer = self.optimizer(spec)?;
+        let (mut steps, mut loss, mut scored) = (0, 0.0, 0);
+        for epoch in 0..spec.local_epochs {
+            (loss, scored) = (0.0, 0);
+            for indices in seed.permutation(epoch, count).chunks(batch) {
+                if !proceed() {
+                    return Err(RuntimeError::Stopped);
+                }
+                optimizer.set_learning_rate(schedule.learning_rate(steps));
+                let stepped = self.train_step(&mut optimizer, examples, indices)?;
+                steps += 1;
+                if !stepped.loss.is_finite() {
+                    return Err(RuntimeError::Diverged { step: steps, loss: stepped.loss });
+                }
+                loss += f64::from(stepped.loss) * stepped.scored as f64;
+                scored += stepped.scored;
+            }
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(Trained { examples: count as u64, steps, loss: loss / scored.max(1) as f64, seconds })
+    }
+
+    /// One step on the examples at `indices`. A loss that is no number leaves the adapter as it is.
+    pub fn train_step(
+        &mut self,
+        optimizer: &mut Optimizer,
+        examples: &dyn Examples,
+        indices: &[usize],
+    ) -> Result<Stepped, RuntimeError> {
+        if indices.is_empty() {
+            return Err(RuntimeError::NoExamples);
+        }
+        optimizer.begin();
+        let (mut loss, mut correct, mut decisions, mut scored) = (0.0, 0, 0, 0);
+        let mut parts = indices.chunks(optimizer.micro_batch()).peekable();
+        while let Some(part) = parts.next() {
+            let measured = self.gradients(examples, part)?;
+            if !measured.loss.is_finite() {
+                return Ok(measured);
+            }
+            // Loss and gradients are means over what was scored of the part.
+            let weight = measured.scored as f64;
+            loss += f64::from(measured.loss) * weight;
+            correct += measured.correct;
+            decisions += measured.count;
+            scored += measured.scored;
+            let Some(training) = &self.training else {
+                return Err(RuntimeError::Run("the training session is gone".to_owned()));
+            };
+            if parts.peek().is_some() {
+                optimizer.accumulate(&training.gradients, weight)?;
+            } else {
+                optimizer.step(&mut self.adapter, &training.gradients, weight)?;
+            }
+        }
+        let loss = (loss / scored.max(1) as f64) as f32;
+        Ok(Stepped { loss, correct, count: decisions, scored })
+    }
+
+    /// An optimizer for training as `training` says, at a constant learning rate until
+    /// [`Optimizer::set_learning_rate`]. Its state is zero, and its proximal term pulls to the present adapter.
+    pub fn optimizer(&mut self, training: &TrainingSpec) -> Result<Optimizer, RuntimeError> {
+        let mut anchor = Vec::new();
+        if training.proximal_mu > 0.0 {
+            self.adapter.read(&mut anchor)?;
+        }
+        let form = match self.memory.residence {
+            Residence::Host => {
+                let threads = match self.options.threads {
+                    0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+                    threads => threads,
+                };
+                Form::Host(HostOptimizer::new(training, anchor, self.layout(), threads)?)
+            }
+            Residence::Device => Form::Graph(Box::new(self.graph_optimizer(training, &anchor)?)),
+        };
+        Ok(Optimizer::new(form, training))
+    }
+
+    fn graph_optimizer(
+        &mut self,
+        spec: &TrainingSpec,
+        anchor: &[f32],
+    ) -> Result<GraphOptimizer, RuntimeError> {
+        self.training()?;
+        let Self { training: Some(training), adapter, memory, folder, .. } = self else {
+            return Err(RuntimeError::Run("the training session is gone".to_owned()));
+        };
+        let files = &folder.manifest().files;
+        let file = match spec.optimizer {
+            OptimizerSpec::Sgd { .. } => &files.optimizer_sgd,
+            OptimizerSpec::Adamw { .. } => &files.optimizer_adamw,
+        };
+        let (runtime, device, options) = (&self.runtime, self.device, &self.options);
+        let transforms = transforms(spec);
+        let step = session::open_edited(runtime, folder, file, device, options, |model| {
+            gradient::keep(model, transforms)
+        })?;
+        let accumulation = transforms
+            .accumulate
+            .then(|| session::open_edited(runtime, folder, file, device, options, gradient::accumulation));
+        let sessions = Sessions { step, accumulation: accumulation.transpose()? };
+        let bound = Bound {
+            layout: &folder.manifest().adapter,
+            adapter: adapter.sets_mut(),
+            gradients: &training.gradients,
+            anchor,
+            allocator: &memory.allocator,
+        };
+        GraphOptimizer::new(sessions, spec, bound)
+    }
+}
