@@ -69,9 +69,11 @@ macro_rules! cases {
 const VIT: [&str; 4] = ["vit-sdpa", "vit-eager", "vit-opset14", "vit-dynamo"];
 const BERT: [&str; 3] = ["bert-eager", "bert-sdpa", "bert-dynamo"];
 const GPT: [&str; 3] = ["gpt-eager", "gpt-sdpa", "gpt-dynamo"];
-/// Of a table of positions, the dynamo exporter keeps the rows that are read.
+/// Of a table of positions, the dynamo exporter keeps the rows that are read; of rotary ones it makes constants.
 const BERT_WHOLE: [&str; 2] = ["bert-eager", "bert-sdpa"];
 const GPT_WHOLE: [&str; 2] = ["gpt-eager", "gpt-sdpa"];
+
+const LLAMA: [&str; 2] = ["llama-eager", "llama-dynamo"];
 
 cases! {
     bert_adapter_houlsby: "bert-adapter-houlsby" on BERT,
@@ -106,9 +108,17 @@ cases! {
     gpt_lora_lm: "gpt-lora-lm" on GPT,
     gpt_lora_packed: "gpt-lora-packed" on GPT,
     gpt_lora: "gpt-lora" on GPT,
+    gpt_lora_tied: "gpt-lora-tied" on ["gpt-lm"],
     gpt_prefix: "gpt-prefix" on GPT,
     gpt_prompt_deep: "gpt-prompt-deep" on GPT,
     gpt_prompt_shallow: "gpt-prompt-shallow" on GPT,
+    llama_adapter_houlsby: "llama-adapter-houlsby" on LLAMA,
+    llama_dora: "llama-dora" on LLAMA,
+    llama_full: "llama-full" on ["llama-eager"],
+    llama_head: "llama-head" on LLAMA,
+    llama_ia3: "llama-ia3" on LLAMA,
+    llama_layernorm: "llama-layernorm" on LLAMA,
+    llama_lora: "llama-lora" on LLAMA,
     vit_adapter_houlsby: "vit-adapter-houlsby" on VIT,
     vit_adapter_pfeiffer: "vit-adapter-pfeiffer" on VIT,
     vit_adapter_relu: "vit-adapter-relu" on VIT,
