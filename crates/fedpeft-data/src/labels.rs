@@ -1,5 +1,7 @@
 //! What examples are labelled with.
 
+use std::fmt;
+
 use crate::prepare::{BatchError, Column};
 
 /// What a model learns to predict from this data.
@@ -13,6 +15,17 @@ pub enum LabelKind {
     Regression(u32),
     /// The tokens of the text: `i64 [N, T]`, [`IGNORED`] at padding.
     Tokens,
+}
+
+impl fmt::Display for LabelKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Classes(count) => write!(formatter, "one of {count} classes"),
+            Self::MultiLabel(count) => write!(formatter, "any of {count} labels"),
+            Self::Regression(count) => write!(formatter, "{count} numbers"),
+            Self::Tokens => write!(formatter, "its tokens"),
+        }
+    }
 }
 
 /// Label of a token that is not scored.
