@@ -163,14 +163,8 @@ impl Thread {
     }
 
     fn work(&mut self, mut job: Job) -> Result<Done, EngineError> {
-<<<<<<< HEAD
         let loaded = self.load(job.folder)?;
         let (trainer, examples) = loaded.prepare(&job.client, &job.data)?;
-=======
-        let trainer = self.trainer(job.folder)?;
-        let examples =
-            ClientExamples::new(&job.data, trainer.artifacts().manifest()).map_err(EngineError::Data)?;
->>>>>>> main
         trainer.set_adapter(&job.adapter)?;
         match job.work {
             EngineWork::Train { training, seed, round, rounds } => {
@@ -202,7 +196,6 @@ impl Thread {
         Ok(self.loaded.insert(loaded))
     }
 }
-<<<<<<< HEAD
 
 impl Loaded {
     /// The trainer and the examples of `client`, who always has the same `data`.
@@ -222,5 +215,3 @@ impl Loaded {
         Ok((&mut self.trainer, examples))
     }
 }
-=======
->>>>>>> main
