@@ -55,7 +55,7 @@ struct Subject {
 enum Work {
     Forward,
     Gradients,
-    Step(Optimizer),
+    Step(Box<Optimizer>),
 }
 
 impl Subject {
@@ -107,7 +107,7 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
             // A rate of almost nothing: the values must not wander while they are timed.
             Some(true) => {
                 let training = TrainingSpec { learning_rate: 1e-12, ..Default::default() };
-                Work::Step(trainer.optimizer(&training)?)
+                Work::Step(Box::new(trainer.optimizer(&training)?))
             }
         };
         subjects.push(Subject { name, trainer, work, seconds: Vec::new() });

@@ -110,3 +110,98 @@ fn expect(graph: &Graph, value: &str) -> Result<(), OnnxError> {
     }
     Err(OnnxError::Graph(format!("no node computes {value:?}: build the artifacts again")))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use fedpeft_codec::{Layout, TensorSpec};
+    use fedpeft_interp::{Interpreter, Value};
+    use fedpeft_onnx::{Dim, Tensor};
+
+    use super::*;
+    use crate::optimizer::{adamw, sgd};
+
+    const NOTHING: Transforms = Transforms { accumulate: false, proximal: false, clip: false };
+
+    fn layout() -> Layout {
+        let spec = |name: &str, shape: &[u64]| TensorSpec { name: name.into(), shape: shape.into() };
+        Layout::new(vec![spec("a", &[2, 3]), spec("b", &[4])]).unwrap()
+    }
+
+    fn inputs(model: &Model) -> Vec<&str> {
+        model.graph.inputs.iter().map(|input| input.name.as_str()).collect()
+    }
+
+    /// Outputs at inputs that are waves, but for the scalars given.
+    fn outputs(model: &Model, scalars: &[(&str, f32)]) -> HashMap<String, Value> {
+        let mut values = HashMap::new();
+        for input in &model.graph.inputs {
+            let size = |dim: &Dim| if let Dim::Fixed(size) = dim { *size } else { panic!("{input:?}") };
+            let shape: Vec<usize> = input.shape.iter().flatten().map(size).collect();
+            let given = scalars.iter().find(|(name, _)| *name == input.name);
+            let wave = |i: usize| (i as f32 + input.name.len() as f32).sin() * 0.5;
+            let count: usize = shape.iter().product();
+            let tensor: Vec<f32> = (0..count).map(|i| given.map_or(wave(i), |(_, value)| *value)).collect();
+            values.insert(input.name.clone(), Value::from_tensor(&Tensor::f32(shape, &tensor)).unwrap());
+        }
+        Interpreter::new(model).unwrap().run(&values).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_used_costs_nothing() {
+        let mut model = sgd(&layout()).unwrap();
+        let before = model.graph.nodes.len();
+        keep(&mut model, NOTHING).unwrap();
+        let left =
+            ["a", "b", "a.grad", "b.grad", "momentum", "lr", "momentum_factor", "weight_decay", "nesterov"];
+        assert_eq!(inputs(&model), left);
+        assert_eq!(before - model.graph.nodes.len(), 3 + 3 + 6);
+        let mut model = sgd(&layout()).unwrap();
+        keep(&mut model, Transforms { clip: true, ..NOTHING }).unwrap();
+        assert!(inputs(&model).contains(&CLIP_NORM) && !inputs(&model).contains(&ANCHOR));
+    }
+
+    #[test]
+    fn neutral_constants_change_nothing() {
+        let scalars = [
+            ("lr", 0.1),
+            ("beta1", 0.9),
+            ("beta2", 0.99),
+            ("epsilon", 1e-8),
+            ("bias1", 0.1),
+            ("bias2", 0.01),
+            ("v", 0.5),
+            (WEIGHT, 1.0),
+            (SCALE, 1.0),
+            (ACCUMULATED, 0.0),
+            (PROXIMAL_MU, 0.0),
+            (CLIP_NORM, f32::INFINITY),
+        ];
+        let whole = adamw(&layout()).unwrap();
+        let mut bare = whole.clone();
+        keep(&mut bare, NOTHING).unwrap();
+        let (whole, bare) = (outputs(&whole, &scalars), outputs(&bare, &scalars));
+        assert_eq!(bare.len(), 4);
+        for (name, value) in &bare {
+            assert_eq!(value.as_float().unwrap(), whole[name].as_float().unwrap(), "{name}");
+        }
+    }
+
+    #[test]
+    fn accumulation_is_a_graph_of_its_own() {
+        let mut model = sgd(&layout()).unwrap();
+        accumulation(&mut model).unwrap();
+        assert_eq!(inputs(&model), ["a.grad", "b.grad", ACCUMULATED, WEIGHT]);
+        let sum = &outputs(&model, &[(WEIGHT, 2.0), (ACCUMULATED, 1.0)])[SUM];
+        let first = sum.as_float().unwrap().iter().next().copied().unwrap();
+        assert!((first - (1.0 + 2.0 * 0.5 * f64::from(6f32.sin()))).abs() < 1e-6, "{first}");
+    }
+
+    #[test]
+    fn graphs_of_something_else_are_refused() {
+        let mut model = Model::new(Graph::default());
+        assert!(keep(&mut model, NOTHING).unwrap_err().to_string().contains("build the artifacts again"));
+        assert!(accumulation(&mut model).is_err());
+    }
+}

@@ -7,6 +7,7 @@
 pub mod method;
 mod model;
 mod overrides;
+mod training;
 
 use std::{
     fs,
@@ -292,7 +293,7 @@ mod tests {
             serde_json::to_value(config).unwrap()
         };
         // `# key = value` lines are defaults; those with a name or a place of the user's own are not.
-        let own = ["version", "workers", "threads", "exporter", "min_clients", "quorum"];
+        let own = ["version", "workers", "threads", "exporter", "min_clients", "quorum", "clip_norm"];
         let is_default = |line: &str| match line.split_once(" = ") {
             None => line.starts_with('['),
             Some((key, _)) => {

@@ -2,11 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use toml::{Table, Value};
 
-use super::{Document, EvaluateOn, method::MethodArgs};
+use super::{Document, EvaluateOn, method::MethodArgs, training::TrainingOverrides};
 
 /// Names the four files have in the Fashion-MNIST and MNIST distributions.
 const IDX_FILES: [(&str, &str); 4] = [
@@ -110,24 +110,6 @@ pub struct RunOverrides {
     /// Rounds.
     #[arg(long, value_name = "R")]
     rounds: Option<u32>,
-    /// Passes over a client's examples per round.
-    #[arg(long, value_name = "E")]
-    local_epochs: Option<u32>,
-    /// Images per optimizer step.
-    #[arg(long, value_name = "B")]
-    batch_size: Option<u32>,
-    /// Optimizer.
-    #[arg(long, value_enum)]
-    optimizer: Option<Optimizer>,
-    /// Learning rate.
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    lr: Option<f64>,
-    /// Momentum of SGD.
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    momentum: Option<f64>,
-    /// Weight decay.
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    weight_decay: Option<f64>,
     /// Seconds after which a round closes with the updates it has.
     #[arg(long, value_name = "SECONDS")]
     deadline: Option<f64>,
@@ -140,25 +122,11 @@ pub struct RunOverrides {
     /// Height and width of the images the model sees.
     #[arg(long, value_name = "PX")]
     input_size: Option<u32>,
+    // Last, because their headings hold for all that follows.
     #[command(flatten)]
     method: MethodArgs,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
-enum Optimizer {
-    /// Stochastic gradient descent.
-    Sgd,
-    /// Adam with decoupled weight decay.
-    Adamw,
-}
-
-impl Optimizer {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Sgd => "sgd",
-            Self::Adamw => "adamw",
-        }
-    }
+    #[command(flatten)]
+    training: TrainingOverrides,
 }
 
 impl RunOverrides {
@@ -168,15 +136,10 @@ impl RunOverrides {
         set(document, "run.rounds", self.rounds)?;
         set(document, "run.quorum", self.quorum)?;
         set(document, "run.seed", seed)?;
-        set(document, "run.training.local_epochs", self.local_epochs)?;
-        set(document, "run.training.batch_size", self.batch_size)?;
-        if let Some(rate) = self.lr {
-            document.set("run.training.learning_rate", rate)?;
-        }
         if let Some(seconds) = self.deadline {
             document.set("run.round_deadline_seconds", seconds)?;
         }
-        self.apply_optimizer(document)?;
+        self.training.apply(document)?;
         let given = document.get("model.method").cloned().map(Value::try_into).transpose();
         if let Some(peft) = self.method.over(given.context("model.method")?)? {
             document.set("model.method", Value::try_from(peft)?)?;
@@ -185,27 +148,6 @@ impl RunOverrides {
             document.set("model.onnx", std::path::absolute(onnx)?.to_string_lossy().into_owned())?;
         }
         set(document, "model.input_size", self.input_size)
-    }
-
-    /// Another optimizer drops the constants of the one in the file.
-    fn apply_optimizer(&self, document: &mut Document) -> Result<()> {
-        const PATH: &str = "run.training.optimizer";
-        let current =
-            document.get("run.training.optimizer.kind").and_then(Value::as_str).unwrap_or("adamw").to_owned();
-        let word = self.optimizer.map_or_else(|| current.clone(), |kind| kind.word().to_owned());
-        if word != current {
-            document.set(PATH, kind(&word, []))?;
-        }
-        if self.momentum.is_some() && word != "sgd" {
-            bail!("--momentum belongs to --optimizer sgd, the optimizer is {word}");
-        }
-        for (key, value) in [("momentum", self.momentum), ("weight_decay", self.weight_decay)] {
-            if let Some(value) = value {
-                document.set(&format!("{PATH}.kind"), word.as_str())?;
-                document.set(&format!("{PATH}.{key}"), value)?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -248,11 +190,11 @@ impl SimulationOverrides {
     }
 }
 
-fn set(document: &mut Document, path: &str, value: Option<u32>) -> Result<()> {
+pub(super) fn set(document: &mut Document, path: &str, value: Option<u32>) -> Result<()> {
     value.map_or(Ok(()), |value| document.set(path, i64::from(value)))
 }
 
-fn kind<const N: usize>(name: &str, fields: [(&str, Value); N]) -> Table {
+pub(super) fn kind<const N: usize>(name: &str, fields: [(&str, Value); N]) -> Table {
     let mut table: Table = fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     table.insert("kind".to_owned(), name.into());
     table
@@ -262,7 +204,6 @@ fn kind<const N: usize>(name: &str, fields: [(&str, Value); N]) -> Table {
 mod tests {
     use super::*;
     use fedpeft_data::PartitionSpec;
-    use fedpeft_protocol::run::OptimizerSpec;
 
     fn document() -> Document {
         let text = "[run]\nrounds = 1\ncohort = 1\n[model]\nname = 'm'\n[data]\npartition = { kind = 'iid' }";
@@ -274,12 +215,7 @@ mod tests {
         let mut file = document();
         let data = DataOverrides { clients: Some(7), alpha: Some(0.1), seed: Some(5), ..Default::default() };
         data.apply(&mut file).unwrap();
-        let run = RunOverrides {
-            optimizer: Some(Optimizer::Sgd),
-            momentum: Some(0.9),
-            lr: Some(0.5),
-            ..Default::default()
-        };
+        let run = RunOverrides { cohort: Some(3), ..Default::default() };
         run.apply(&mut file, data.seed()).unwrap();
         let config = file.config(None).unwrap();
         assert_eq!((config.data.clients, config.data.seed, config.run.seed), (7, 5, 5));
@@ -288,14 +224,7 @@ mod tests {
             "{:?}",
             config.data.partition
         );
-        let sgd = OptimizerSpec::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
-        assert_eq!((config.run.training.optimizer, config.run.training.learning_rate), (sgd, 0.5));
-    }
-
-    #[test]
-    fn momentum_needs_sgd() {
-        let run = RunOverrides { momentum: Some(0.9), ..Default::default() };
-        assert!(run.apply(&mut document(), None).unwrap_err().to_string().contains("sgd"));
+        assert_eq!(config.run.cohort, 3);
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Local training: what one client does in one round.
 
+#[cfg(test)]
+mod tests;
+
 use std::{num::NonZeroUsize, time::Instant};
 
 use fedpeft_artifacts::optimizer::gradient;
@@ -168,140 +171,5 @@ impl Trainer {
             allocator: &memory.allocator,
         };
         GraphOptimizer::new(sessions, spec, bound)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use fedpeft_artifacts::ArtifactFolder;
-    use fedpeft_protocol::run::{ScheduleSpec, Span, Warmup};
-    use ort::memory::Allocator;
-
-    use super::{super::Memory, *};
-    use crate::{ChosenDevice, Device, InMemory, SessionOptions, toy};
-
-    const SEED: OrderSeed<'_> = OrderSeed { run: 1, round: 2, client: "c" };
-
-    /// The adapter before and after one round, on the processor: as it is, or as on a device, where the adapter
-    /// is in two sets and steps are graphs.
-    struct Bench {
-        trainer: Trainer,
-        examples: InMemory,
-        start: Vec<f32>,
-    }
-
-    impl Bench {
-        fn new(folder: &ArtifactFolder, residence: Residence) -> Self {
-            let (runtime, cpu) = (toy::runtime(), ChosenDevice::Cpu);
-            let options = SessionOptions { device: Device::Cpu, threads: 1, ..Default::default() };
-            let memory = Memory { allocator: Allocator::default(), residence, _owner: None };
-            let trainer = Trainer::in_memory(&runtime, folder.clone(), options, cpu, memory).unwrap();
-            let start = folder.initial_adapter().unwrap();
-            // The head begins at zero, where the backbone has no gradient yet.
-            let start = start.iter().enumerate().map(|(i, v)| v + (i as f32 * 0.7).sin() * 0.1).collect();
-            Self { trainer, examples: toy::examples(45), start }
-        }
-
-        fn train(&mut self, spec: &TrainingSpec, rounds: Round) -> (Vec<f32>, Trained) {
-            self.trainer.set_adapter(&self.start).unwrap();
-            let training = LocalTraining { spec, seed: SEED, rounds };
-            let trained = self.trainer.train(training, &self.examples, &mut || true).unwrap();
-            let mut values = Vec::new();
-            self.trainer.adapter_into(&mut values).unwrap();
-            (values, trained)
-        }
-    }
-
-    fn benches() -> ([Bench; 2], tempfile::TempDir) {
-        // Before any allocator of it: the library is found here.
-        let _library = toy::runtime();
-        let directory = tempfile::tempdir().unwrap();
-        let folder = toy::built(directory.path());
-        ([Residence::Host, Residence::Device].map(|residence| Bench::new(&folder, residence)), directory)
-    }
-
-    fn spec() -> TrainingSpec {
-        let sgd = OptimizerSpec::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-3 };
-        TrainingSpec {
-            local_epochs: 2,
-            batch_size: 16,
-            learning_rate: 0.02,
-            optimizer: sgd,
-            ..Default::default()
-        }
-    }
-
-    fn difference(a: &[f32], b: &[f32]) -> f32 {
-        assert_eq!(a.len(), b.len());
-        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-    }
-
-    fn length(a: &[f32], b: &[f32]) -> f64 {
-        a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
-    }
-
-    #[test]
-    fn micro_batches_make_the_same_steps() {
-        let (benches, _directory) = benches();
-        for mut bench in benches {
-            let (whole, wanted) = bench.train(&spec(), 1);
-            assert!(difference(&whole, &bench.start) > 1e-2);
-            // Batches of 16, 16 and 13: in parts of 8, 8 and 5; of 6, 6 and 4 or 1; one by one.
-            for accumulate in [2, 3, 16] {
-                let (parts, trained) = bench.train(&TrainingSpec { accumulate, ..spec() }, 1);
-                assert!(difference(&whole, &parts) < 1e-5, "{accumulate}: {}", difference(&whole, &parts));
-                assert_eq!(trained.steps, wanted.steps);
-                assert!((trained.loss - wanted.loss).abs() < 1e-5);
-            }
-        }
-    }
-
-    #[test]
-    fn devices_train_as_the_processor_does() {
-        let ([mut host, mut device], _directory) = benches();
-        let warmup = Warmup::Fraction(0.1);
-        let everything = TrainingSpec {
-            accumulate: 3,
-            clip_norm: Some(0.5),
-            proximal_mu: 0.1,
-            schedule: ScheduleSpec::Cosine { warmup, floor: 0.1, span: Span::Run },
-            ..spec()
-        };
-        let clip = TrainingSpec { clip_norm: Some(0.5), optimizer: OptimizerSpec::default(), ..spec() };
-        let proximal = TrainingSpec { proximal_mu: 1.0, ..spec() };
-        for spec in [everything, clip, proximal] {
-            let ([(a, _), (b, _)], start) = ([host.train(&spec, 3), device.train(&spec, 3)], &host.start);
-            assert!(difference(&a, start) > 1e-3);
-            assert!(difference(&a, &b) < 1e-6, "{spec:?}: {}", difference(&a, &b));
-        }
-    }
-
-    #[test]
-    fn proximal_terms_hold_the_adapter_back_and_clipping_bounds_a_step() {
-        let ([mut bench, _], _directory) = benches();
-        let way = |bench: &mut Bench, spec: &TrainingSpec| {
-            let (after, trained) = bench.train(spec, 1);
-            (length(&after, &bench.start), trained)
-        };
-        let (free, _) = way(&mut bench, &spec());
-        let (held, _) = way(&mut bench, &TrainingSpec { proximal_mu: 5.0, ..spec() });
-        assert!(held < 0.7 * free, "{held} is not much less than {free}");
-        let plain = OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
-        let clip = TrainingSpec { clip_norm: Some(1e-3), optimizer: plain, ..spec() };
-        let (clipped, trained) = way(&mut bench, &clip);
-        let most = trained.steps as f64 * 0.02 * 1e-3;
-        assert!(clipped > 0.0 && clipped <= most * 1.01, "{clipped} is more than {most}");
-    }
-
-    #[test]
-    fn the_rate_depends_on_the_round_where_it_should() {
-        let ([mut bench, _], _directory) = benches();
-        let linear = |span| ScheduleSpec::Linear { warmup: Warmup::default(), floor: 0.0, span };
-        let [run, round] =
-            [Span::Run, Span::Round].map(|span| TrainingSpec { schedule: linear(span), ..spec() });
-        assert_ne!(bench.train(&run, 2).0, bench.train(&run, 4).0);
-        assert_eq!(bench.train(&round, 2).0, bench.train(&round, 4).0);
-        // A task that does not say how many rounds there are is one of the last.
-        assert_eq!(bench.train(&run, 0).0, bench.train(&run, 2).0);
     }
 }

@@ -17,7 +17,7 @@ use fedpeft_peft::Method;
 use fedpeft_protocol::{
     ClientId, Digest, PROTOCOL_VERSION, Round, RunId,
     round::{Payload, Task, Work},
-    run::{OptimizerSpec, TrainingSpec},
+    run::TrainingSpec,
     subject,
 };
 use fedpeft_testkit::{NatsServer, assets};
@@ -176,14 +176,9 @@ pub fn run() -> RunId {
 }
 
 pub fn train() -> Work {
-    let training = TrainingSpec {
-        local_epochs: 4,
-        batch_size: 16,
-        learning_rate: 0.05,
-        optimizer: OptimizerSpec::default(),
-        ..Default::default()
-    };
-    Work::Train { training, seed: 3, rounds: 1 }
+    let training =
+        TrainingSpec { local_epochs: 4, batch_size: 16, learning_rate: 0.05, ..Default::default() };
+    Work::Train { training, seed: 3, rounds: 8 }
 }
 
 /// A test that hangs fails.
