@@ -9,6 +9,7 @@ use std::{
 
 use fedpeft_autodiff::AutodiffError;
 use fedpeft_codec::{InvalidLayout, Layout, TensorSpec};
+use fedpeft_hf::HfError;
 use fedpeft_onnx::{Data, Model, OPSET, OnnxError};
 use fedpeft_passes::{InputDecl, PassError, PrepareOptions, Prepared, prepare};
 use fedpeft_peft::{Peft, PeftError, Pooling, apply};
@@ -21,12 +22,13 @@ use crate::{
         InvalidTask, MANIFEST_FILE, ManifestError, TaskSpec, TextSpec,
     },
     optimizer,
+    source::{self, digest_of, source_digest},
 };
 
 /// What to build.
 #[derive(Debug, Clone)]
 pub struct BuildOptions {
-    /// The ONNX export.
+    /// The ONNX export, or a Hugging Face model folder.
     pub model: PathBuf,
     /// The value at which the backbone ends: tokens `[N, T, C]` or features `[N, C]`.
     pub output: String,
@@ -132,6 +134,9 @@ pub enum BuildError {
     /// The model cannot be read.
     #[error(transparent)]
     Onnx(#[from] OnnxError),
+    /// The model folder cannot be read.
+    #[error(transparent)]
+    HuggingFace(#[from] HfError),
     /// The backbone cannot be prepared.
     #[error(transparent)]
     Prepare(#[from] PassError),
@@ -173,8 +178,8 @@ const ALIGNMENT: u64 = 64;
 /// [`BuildError`], one line that names what was wrong.
 pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, BuildError> {
     check(options, destination)?;
-    let source = digest_of(&options.model)?;
-    let model = Model::load(&options.model)?;
+    let source = source_digest(&options.model)?;
+    let model = source::read(options)?;
     let prepare_options = PrepareOptions {
         output: options.output.clone(),
         inputs: options.inputs.iter().map(InputOptions::declaration).collect(),
@@ -250,11 +255,6 @@ fn check(options: &BuildOptions, destination: &Path) -> Result<(), BuildError> {
         return Err(BuildError::Occupied(destination.to_owned()));
     }
     Ok(())
-}
-
-fn digest_of(path: &Path) -> Result<Digest, BuildError> {
-    let opened = File::open(path).and_then(Digest::of_reader);
-    opened.map_err(|source| BuildError::Io { path: path.to_owned(), source })
 }
 
 /// All weights of the backbone and where each lies in their file. The file holds every parameter, also those

@@ -1,6 +1,6 @@
 //! Builds, stores and reads training artifacts.
 //!
-//! [`build()`] turns an ONNX export into a folder that trains on any stock ONNX Runtime:
+//! [`build()`] turns an ONNX export or a Hugging Face model folder into a folder that trains on any stock ONNX Runtime:
 //!
 //! | file | content |
 //! | --- | --- |
@@ -21,6 +21,7 @@ mod inputs;
 mod losses;
 pub mod manifest;
 pub mod optimizer;
+mod source;
 mod task;
 
 pub use build::{BuildError, BuildOptions, InputOptions, TextOptions, build};
@@ -28,3 +29,4 @@ pub use checkpoint::{CheckpointError, read_checkpoint};
 pub use exported::ExportedText;
 pub use folder::{ArtifactFolder, FolderError};
 pub use manifest::Manifest;
+pub use source::source_digest;

@@ -53,7 +53,7 @@ pub struct Manifest {
 pub struct BackboneSpec {
     /// Values in all its parameters, without the head.
     pub values: u64,
-    /// Digest of the ONNX file it was cut from.
+    /// Digest of what it was cut from, see [`crate::source_digest`].
     pub source: Digest,
 }
 

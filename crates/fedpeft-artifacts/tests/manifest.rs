@@ -46,7 +46,8 @@ fn options(folder: &Path) -> BuildOptions {
         ],
         text: Some(TextOptions { tokenizer, vocabulary: 20, pad_id: 0 }),
         task: TaskSpec::classification(3),
-        method: Method::Head,
+        method: Method::Head.into(),
+        seed: 0,
         pooling: Pooling::Mean,
     }
 }

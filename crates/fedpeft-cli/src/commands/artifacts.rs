@@ -5,29 +5,31 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Subcommand, ValueEnum};
-use fedpeft_artifacts::{ArtifactFolder, BuildOptions, Manifest, build};
+use fedpeft_artifacts::{ArtifactFolder, BuildOptions, Manifest, build, manifest::TaskSpec};
 use fedpeft_peft::Pooling;
 use fedpeft_protocol::Digest;
 use serde::Serialize;
 
 use crate::{
-    config::method::MethodArgs,
+    config::{MAX_LENGTH, method::MethodArgs, text_options},
     output::{self, Output},
 };
 
 /// What to do with artifacts.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Build training artifacts from an ONNX model.
+    /// Build training artifacts from an ONNX model or a Hugging Face folder.
     #[command(after_help = "\
-The model is cut at a value that holds tokens [N, T, C] or features [N, C]; a classification head is put on it.
+An ONNX model of images is cut at a value that holds tokens [N, T, C] or features [N, C]. A Hugging Face folder
+holds config.json, model.safetensors and tokenizer.json of a BERT, RoBERTa or DistilBERT. A head is put on it.
 The folder trains on any stock ONNX Runtime: its graphs have standard operators only.
 
 Examples:
   fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method bias -o vit-bias
-  fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method lora --rank 4 --targets query,value -o vit-lora")]
+  fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method lora --rank 4 --targets query,value -o vit-lora
+  fedpeft artifacts build --model all-MiniLM-L6-v2 --max-length 64 --classes 5 --method bias -o minilm-bias")]
     Build(BuildArgs),
     /// Print the adapter's tensors, their size and the files of an artifact folder.
     #[command(after_help = "\
@@ -48,31 +50,59 @@ Examples:
 /// What to build.
 #[derive(Debug, clap::Args)]
 pub struct BuildArgs {
-    /// ONNX model, as exported.
-    #[arg(long, value_name = "FILE")]
+    /// ONNX model, as exported, or Hugging Face folder.
+    #[arg(long, value_name = "PATH")]
     model: PathBuf,
-    /// Value at which the backbone ends.
+    /// Value at which the backbone ends (ONNX).
     #[arg(long, value_name = "NAME")]
-    output: String,
-    /// Height and width of the input images.
+    output: Option<String>,
+    /// Height and width of the input images (ONNX).
     #[arg(long, value_name = "PX")]
-    input_size: u32,
-    /// Classes of the head.
-    #[arg(long, value_name = "C")]
-    classes: u32,
+    input_size: Option<u32>,
+    /// Tokens of a text; longer ones are cut (Hugging Face) [default: 128].
+    #[arg(long, value_name = "TOKENS")]
+    max_length: Option<u32>,
+    #[command(flatten)]
+    task: TaskArgs,
     #[command(flatten)]
     method: MethodArgs,
     /// Seed of the random part of new tensors.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// How tokens become features.
-    #[arg(long, value_enum, default_value_t = PoolingArg::Cls)]
-    pooling: PoolingArg,
+    /// How tokens become features [default: cls for images, mean for texts].
+    #[arg(long, value_enum)]
+    pooling: Option<PoolingArg>,
     /// Folder to write; an artifact folder that is there is replaced.
     #[arg(short, long = "out", value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
     format: Output,
+}
+
+/// What is learned: one of these.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct TaskArgs {
+    /// Classes, one of which an example has.
+    #[arg(long, value_name = "C")]
+    classes: Option<u32>,
+    /// Labels, any of which an example has.
+    #[arg(long, value_name = "K")]
+    labels: Option<u32>,
+    /// Real numbers to predict.
+    #[arg(long, value_name = "K")]
+    outputs: Option<u32>,
+}
+
+impl TaskArgs {
+    fn task(&self) -> Result<TaskSpec> {
+        match (self.classes, self.labels, self.outputs) {
+            (Some(classes), None, None) => Ok(TaskSpec::classification(classes)),
+            (None, Some(labels), None) => Ok(TaskSpec::MultiLabel { labels, pos_weight: Vec::new() }),
+            (None, None, Some(outputs)) => Ok(TaskSpec::Regression { outputs }),
+            _ => bail!("give one of --classes, --labels and --outputs"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -101,13 +131,27 @@ pub fn run(command: Command) -> Result<()> {
 }
 
 fn build_folder(args: BuildArgs) -> Result<()> {
-    let side = args.input_size as usize;
     let method = args.method.over(None)?.ok_or_else(|| anyhow!("--method is missing: say what to train"))?;
-    let options = BuildOptions {
-        pooling: args.pooling.into(),
-        seed: args.seed,
-        ..BuildOptions::image_classification(args.model, args.output, side, args.classes, method)
+    let task = args.task.task()?;
+    let mut options = if args.model.is_dir() {
+        if args.output.is_some() || args.input_size.is_some() {
+            bail!("--output and --input-size are for ONNX models, {} is a folder", args.model.display());
+        }
+        text_options(&args.model, args.max_length.unwrap_or(MAX_LENGTH), task, method)?
+    } else {
+        if args.max_length.is_some() {
+            bail!("--max-length is for Hugging Face folders, {} is none", args.model.display());
+        }
+        let missing = |flag: &str| anyhow!("{flag} is missing: an ONNX model needs it");
+        let output = args.output.ok_or_else(|| missing("--output"))?;
+        let side = args.input_size.ok_or_else(|| missing("--input-size"))? as usize;
+        let options = BuildOptions::image_classification(args.model, output, side, task.width(), method);
+        BuildOptions { task, ..options }
     };
+    options.seed = args.seed;
+    if let Some(pooling) = args.pooling {
+        options.pooling = pooling.into();
+    }
     build(&options, &args.out)?;
     // What was written is what is shown: the folder is read back.
     inspect(&args.out, false, args.format)

@@ -21,7 +21,7 @@ use fedpeft_protocol::run::{ModelRef, RunSpec};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use toml::Table;
 
-pub use model::{Build, Model, Source};
+pub use model::{Build, MAX_LENGTH, Model, Source, text_options};
 pub use overrides::{DataOverrides, RunOverrides, SimulationOverrides};
 
 /// Paths that begin with this lie in the asset cache.
@@ -181,7 +181,7 @@ impl Document {
     fn model_section(&mut self, data: &DataSpec, assets: Option<&Path>) -> Result<Model> {
         let section: model::Section = self.section("model")?;
         let section = section.with_paths(|path| self.locate(path, assets))?;
-        section.resolve(data.classes).with_context(|| format!("{}: [model]", self.name))
+        section.resolve(data.label_kind()).with_context(|| format!("{}: [model]", self.name))
     }
 
     fn data_section(&mut self, assets: Option<&Path>) -> Result<DataSpec> {
@@ -281,8 +281,8 @@ mod tests {
         assert_eq!((config.run.rounds, config.run.training.local_epochs), (3, 2));
         assert_eq!(config.run.model.name.as_str(), "vit-bias");
         let Source::Build(build) = config.model.source else { panic!("not a build") };
-        assert_eq!(build.onnx, Path::new("/a/models/vit.onnx"));
-        assert_eq!((build.classes, config.simulate.workers), (10, Some(2)));
+        assert_eq!(build.path(), Path::new("/a/models/vit.onnx"));
+        assert_eq!((build.task.width(), config.simulate.workers), (10, Some(2)));
     }
 
     #[test]

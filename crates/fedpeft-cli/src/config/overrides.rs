@@ -122,6 +122,12 @@ pub struct RunOverrides {
     /// Height and width of the images the model sees.
     #[arg(long, value_name = "PX")]
     input_size: Option<u32>,
+    /// Hugging Face folder to build artifacts from.
+    #[arg(long, value_name = "DIR", conflicts_with = "onnx")]
+    hf: Option<PathBuf>,
+    /// Tokens of the texts the model sees.
+    #[arg(long, value_name = "TOKENS")]
+    max_length: Option<u32>,
     // Last, because their headings hold for all that follows.
     #[command(flatten)]
     method: MethodArgs,
@@ -147,6 +153,10 @@ impl RunOverrides {
         if let Some(onnx) = &self.onnx {
             document.set("model.onnx", std::path::absolute(onnx)?.to_string_lossy().into_owned())?;
         }
+        if let Some(hf) = &self.hf {
+            document.set("model.hf", std::path::absolute(hf)?.to_string_lossy().into_owned())?;
+        }
+        set(document, "model.max_length", self.max_length)?;
         set(document, "model.input_size", self.input_size)
     }
 }
