@@ -14,6 +14,7 @@
 
 pub mod build;
 mod checkpoint;
+mod exported;
 mod folder;
 mod graphs;
 mod inputs;
@@ -25,6 +26,7 @@ mod task;
 
 pub use build::{BuildError, BuildOptions, InputOptions, TextOptions, build};
 pub use checkpoint::{CheckpointError, read_checkpoint};
+pub use exported::ExportedText;
 pub use folder::{ArtifactFolder, FolderError};
 pub use manifest::Manifest;
 pub use source::source_digest;
