@@ -2,6 +2,7 @@
 
 mod download;
 mod pins;
+mod tree;
 mod unpack;
 
 use std::env;
@@ -57,7 +58,9 @@ pub fn fetch() -> Result<Assets> {
 
 fn ensure(asset: &Asset, folder: &Path, downloads: &Path) -> Result<()> {
     // Somebody who names their own library or server need not fetch ours.
-    if asset.variable.is_some_and(is_set) || asset.members.iter().all(|member| intact(member, folder)) {
+    let whole = asset.members.iter().all(|member| intact(member, folder))
+        && asset.tree.as_ref().is_none_or(|tree| tree.intact(folder));
+    if whole || asset.variable.is_some_and(is_set) {
         return Ok(());
     }
     if env::consts::OS != "linux" || env::consts::ARCH != "x86_64" {

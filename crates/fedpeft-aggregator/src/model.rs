@@ -76,7 +76,7 @@ impl Model {
             .map_err(|source| ModelError::Manifest { digest: *manifest, source })?;
         Ok(Self {
             layout: parsed.adapter,
-            method: parsed.method,
+            method: parsed.method.to_string(),
             backbone_values: parsed.backbone.values,
             manifest: *manifest,
             checkpoint: parsed.files.checkpoint,

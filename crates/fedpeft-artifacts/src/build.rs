@@ -10,13 +10,16 @@ use std::{
 use fedpeft_autodiff::AutodiffError;
 use fedpeft_codec::{InvalidLayout, Layout, TensorSpec};
 use fedpeft_onnx::{Data, Model, OPSET, OnnxError};
-use fedpeft_passes::{PassError, PrepareOptions, Prepared, prepare};
-use fedpeft_peft::{Method, Pooling, SelectError, select};
+use fedpeft_passes::{InputDecl, PassError, PrepareOptions, Prepared, prepare};
+use fedpeft_peft::{Peft, PeftError, Pooling, apply};
 use fedpeft_protocol::Digest;
 
 use crate::{
-    CheckpointError, Manifest, checkpoint, graphs,
-    manifest::{BackboneSpec, FORMAT_VERSION, FileRef, Files, InputSpec, MANIFEST_FILE, ManifestError},
+    CheckpointError, Manifest, checkpoint, graphs, inputs,
+    manifest::{
+        BackboneSpec, ElementType, FORMAT_VERSION, FileRef, Files, InputSource, InputSpec, InvalidInput,
+        InvalidTask, MANIFEST_FILE, ManifestError, TaskSpec, TextSpec,
+    },
     optimizer,
 };
 
@@ -27,25 +30,91 @@ pub struct BuildOptions {
     pub model: PathBuf,
     /// The value at which the backbone ends: tokens `[N, T, C]` or features `[N, C]`.
     pub output: String,
-    /// Shape of one example: channels, height, width.
-    pub input_shape: Vec<usize>,
-    /// Classes of the head.
-    pub classes: u32,
+    /// Every input that the backbone reads.
+    pub inputs: Vec<InputOptions>,
+    /// How text becomes token ids, for models that read them.
+    pub text: Option<TextOptions>,
+    /// What is learned.
+    pub task: TaskSpec,
     /// What is trained.
-    pub method: Method,
+    pub method: Peft,
+    /// Seed of the random part of new tensors.
+    pub seed: u64,
     /// How tokens become features.
     pub pooling: Pooling,
-    /// Per-channel mean of the input, for values in `[0, 1]`.
-    pub mean: Vec<f32>,
-    /// Per-channel deviation of the input.
-    pub std: Vec<f32>,
+}
+
+/// One input of the model.
+#[derive(Debug, Clone)]
+pub struct InputOptions {
+    /// Its name; inputs without one are taken in the model's order.
+    pub name: Option<String>,
+    /// Type of its values.
+    pub dtype: ElementType,
+    /// Shape of one example.
+    pub shape: Vec<usize>,
+    /// What the values are made from.
+    pub source: InputSource,
+}
+
+/// How text becomes token ids.
+#[derive(Debug, Clone)]
+pub struct TextOptions {
+    /// `tokenizer.json` of the `tokenizers` library.
+    pub tokenizer: PathBuf,
+    /// Token ids are `0..vocabulary`.
+    pub vocabulary: u32,
+    /// Id of padding.
+    pub pad_id: u32,
 }
 
 impl BuildOptions {
+    /// Plain classification of square RGB images by their class token, normalised as ImageNet is.
+    pub fn image_classification(
+        model: impl Into<PathBuf>,
+        output: impl Into<String>,
+        side: usize,
+        classes: u32,
+        method: impl Into<Peft>,
+    ) -> Self {
+        Self {
+            model: model.into(),
+            output: output.into(),
+            inputs: vec![InputOptions::image(side)],
+            text: None,
+            task: TaskSpec::classification(classes),
+            method: method.into(),
+            seed: 0,
+            pooling: Pooling::Cls,
+        }
+    }
+}
+
+impl InputOptions {
     /// Per-channel mean of ImageNet, which most vision backbones expect.
     pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
     /// Per-channel deviation of ImageNet.
     pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+    /// Square RGB images, normalised as ImageNet is.
+    pub fn image(side: usize) -> Self {
+        let source = InputSource::Image { mean: Self::IMAGENET_MEAN.into(), std: Self::IMAGENET_STD.into() };
+        Self { name: None, dtype: ElementType::F32, shape: vec![3, side, side], source }
+    }
+
+    /// Token ids, attention mask or token types of `length` tokens.
+    pub fn tokens(name: impl Into<String>, source: InputSource, length: usize) -> Self {
+        Self { name: Some(name.into()), dtype: ElementType::I64, shape: vec![length], source }
+    }
+
+    fn declaration(&self) -> InputDecl {
+        InputDecl { name: self.name.clone(), dtype: self.dtype.dtype(), shape: self.shape.clone() }
+    }
+
+    fn spec(&self, name: String) -> InputSpec {
+        let shape = self.shape.iter().map(|dim| *dim as u64).collect();
+        InputSpec { name, dtype: self.dtype, shape, source: self.source.clone() }
+    }
 }
 
 /// Why a folder cannot be built.
@@ -54,6 +123,12 @@ pub enum BuildError {
     /// An option that cannot be.
     #[error("{0}")]
     Option(String),
+    /// Inputs that cannot be.
+    #[error(transparent)]
+    Input(#[from] InvalidInput),
+    /// A task that cannot be.
+    #[error(transparent)]
+    Task(#[from] InvalidTask),
     /// The model cannot be read.
     #[error(transparent)]
     Onnx(#[from] OnnxError),
@@ -62,7 +137,7 @@ pub enum BuildError {
     Prepare(#[from] PassError),
     /// The method does not fit the model.
     #[error(transparent)]
-    Select(#[from] SelectError),
+    Method(#[from] PeftError),
     /// The graph cannot be differentiated.
     #[error(transparent)]
     Autodiff(#[from] AutodiffError),
@@ -100,15 +175,29 @@ pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, Bui
     check(options, destination)?;
     let source = digest_of(&options.model)?;
     let model = Model::load(&options.model)?;
-    let prepare_options =
-        PrepareOptions { output: options.output.clone(), input_shape: options.input_shape.clone() };
+    let prepare_options = PrepareOptions {
+        output: options.output.clone(),
+        inputs: options.inputs.iter().map(InputOptions::declaration).collect(),
+    };
     let mut backbone = prepare(model, &prepare_options)?;
-    let trainable = select(options.method, &backbone)?;
+    let names: Vec<String> = backbone.graph.inputs.iter().map(|input| input.name.clone()).collect();
+    let mut inputs: Vec<InputSpec> =
+        options.inputs.iter().zip(names).map(|(input, name)| input.spec(name)).collect();
     let weights = Weights::lay_out(&backbone);
+    let trainable = apply(&options.method, &mut backbone, options.seed)?;
     backbone.fold_frozen(&trainable)?;
     tracing::debug!(nodes = backbone.graph.nodes.len(), trainable = trainable.len(), "backbone prepared");
-    let input = backbone.graph.inputs[0].name.clone();
-    let mut graphs = graphs::build(backbone, &trainable, options.classes as usize, options.pooling)?;
+    let mask = inputs.iter().find(|input| input.source == InputSource::AttentionMask);
+    let mask = mask.map(|input| input.name.as_str());
+    let mut graphs = graphs::build(backbone, &trainable, &options.task, options.pooling, mask)?;
+    if graphs.adapter.is_empty() {
+        let method = &options.method;
+        return Err(BuildError::Option(format!(
+            "method {method} trains nothing here: the model has its own head, choose another method"
+        )));
+    }
+    // What neither graph reads (a mask of which the model needs the shape alone) is no input.
+    inputs.retain(|input| graphs.eval.graph.input(&input.name).is_some());
 
     let spec = |(name, tensor): &(String, fedpeft_onnx::Tensor)| TensorSpec {
         name: name.clone(),
@@ -117,6 +206,7 @@ pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, Bui
     let adapter = Layout::new(graphs.adapter.iter().map(spec).collect())?;
     let folder = Staging::new(destination)?;
     let backbone_file = folder.write_weights(&weights)?;
+    let text = options.text.as_ref().map(|text| folder.write_text(text, &inputs)).transpose()?;
     for model in [&mut graphs.training, &mut graphs.eval] {
         weights.externalise(model, &backbone_file.name);
     }
@@ -130,37 +220,30 @@ pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, Bui
     };
     let manifest = Manifest {
         format: FORMAT_VERSION,
-        method: options.method.name().into(),
+        method: options.method.clone(),
         adapter,
         excluded: BTreeMap::new(),
-        input: InputSpec {
-            name: input,
-            shape: options.input_shape.iter().map(|dim| *dim as u64).collect(),
-            mean: options.mean.clone(),
-            std: options.std.clone(),
-        },
-        classes: options.classes,
+        inputs,
+        text,
+        task: options.task.clone(),
         backbone: BackboneSpec { values: weights.values, source },
         opset: OPSET,
         files,
     };
+    manifest.check()?;
     folder.write(MANIFEST_FILE, &manifest.to_json()?)?;
     folder.publish(destination)?;
     Ok(manifest)
 }
 
 fn check(options: &BuildOptions, destination: &Path) -> Result<(), BuildError> {
-    let wrong = |text: String| Err(BuildError::Option(text));
-    let channels = options.input_shape.first().copied().unwrap_or(0);
-    if options.classes < 2 {
-        return wrong(format!("classes must be at least 2, not {}", options.classes));
-    }
-    if options.mean.len() != channels || options.std.len() != channels {
-        return wrong(format!("mean and std need one value for each of the {channels} channels"));
-    }
-    if options.std.iter().any(|std| !std.is_finite() || *std <= 0.0) {
-        return wrong(format!("std must be greater than 0, not {:?}", options.std));
-    }
+    let numbered = |(i, input): (usize, &InputOptions)| {
+        input.spec(input.name.clone().unwrap_or_else(|| format!("number {}", i + 1)))
+    };
+    let specs: Vec<InputSpec> = options.inputs.iter().enumerate().map(numbered).collect();
+    inputs::check(&specs, None)?;
+    options.task.check()?;
+    options.task.label_shape(&specs)?;
     let occupied = destination.exists() && !destination.join(MANIFEST_FILE).is_file();
     let empty = fs::read_dir(destination).is_ok_and(|mut entries| entries.next().is_none());
     if occupied && !empty {
@@ -243,6 +326,20 @@ impl Staging {
         let path = self.folder.path().join(name);
         fs::write(&path, bytes).map_err(|source| BuildError::Io { path, source })?;
         Ok(FileRef { name: name.to_owned(), digest: Digest::of(bytes), size: bytes.len() as u64 })
+    }
+
+    /// Copies the tokenizer.
+    fn write_text(&self, text: &TextOptions, inputs: &[InputSpec]) -> Result<TextSpec, BuildError> {
+        let path = text.tokenizer.clone();
+        let bytes = fs::read(&path).map_err(|source| BuildError::Io { path, source })?;
+        let ids = inputs.iter().find(|input| input.source == InputSource::TokenIds);
+        let length = ids.and_then(|ids| ids.shape.first()).copied().unwrap_or(0);
+        Ok(TextSpec {
+            tokenizer: self.write("tokenizer.json", &bytes)?,
+            max_length: u32::try_from(length).unwrap_or(u32::MAX),
+            vocabulary: text.vocabulary,
+            pad_id: text.pad_id,
+        })
     }
 
     /// Writes the weights under a name that begins with their digest.

@@ -97,7 +97,7 @@ impl ArtifactFolder {
 
     /// Compares every file with its digest.
     pub fn verify(&self) -> Result<(), FolderError> {
-        for (file, _) in self.manifest.files.all() {
+        for (file, _) in self.manifest.all_files() {
             let path = self.file(file);
             let opened = File::open(&path).and_then(Digest::of_reader);
             let found = opened.map_err(|source| FolderError::Io { path: path.clone(), source })?;

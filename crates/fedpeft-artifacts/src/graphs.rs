@@ -3,11 +3,14 @@
 use std::collections::BTreeSet;
 
 use fedpeft_autodiff::{AutodiffError, differentiate, functions};
-use fedpeft_onnx::{DType, Graph, Model, Node, surgery};
-use fedpeft_passes::{Builder, Extent, PassError, Prepared, Type};
+use fedpeft_onnx::{Graph, Model, surgery};
+use fedpeft_passes::{Builder, PassError, Prepared};
 use fedpeft_peft::{HEAD_BIAS, HEAD_WEIGHT, Pooling, head};
 
-use crate::manifest::{CORRECT, GRADIENT_SUFFIX, LABELS, LOGITS, LOSS};
+use crate::{
+    losses,
+    manifest::{GRADIENT_SUFFIX, LOGITS, LOSS, TaskSpec},
+};
 
 /// Both graphs, and the initial values of the adapter in the order of their names.
 pub struct Graphs {
@@ -16,24 +19,24 @@ pub struct Graphs {
     pub adapter: Vec<(String, fedpeft_onnx::Tensor)>,
 }
 
-/// Attaches head and loss to `backbone` and differentiates with respect to `trainable` and the head.
+/// Attaches head and loss to `backbone` and differentiates with respect to `trainable` and the head. `mask` is
+/// the input that tells tokens from padding.
 pub fn build(
     backbone: Prepared,
     trainable: &BTreeSet<String>,
-    classes: usize,
+    task: &TaskSpec,
     pooling: Pooling,
+    mask: Option<&str>,
 ) -> Result<Graphs, AutodiffError> {
     let mut graph = backbone.graph;
     let features = graph.outputs[0].name.clone();
     graph.outputs.clear();
     let mut b = Builder::new(graph, "fedpeft.")?;
-    b.input(LABELS, Type::new(DType::I64, vec![Extent::N]));
-    let logits = head::attach(&mut b, &features, classes, pooling)?;
-    b.push(Node::new("SoftmaxCrossEntropyLoss", &[&logits, LABELS], &[LOSS]).with("reduction", "mean"))?;
-    b.output(LOSS, LOSS)?;
-    count_correct(&mut b, &logits)?;
+    let logits = logits(&mut b, &features, task, pooling, mask)?;
+    losses::attach(&mut b, &logits, task)?;
     let mut names = trainable.clone();
     names.extend([HEAD_WEIGHT.to_owned(), HEAD_BIAS.to_owned()]);
+    names.retain(|name| b.graph().initializers.contains_key(name));
 
     let mut eval = Builder::new(b.graph().clone(), "eval.")?;
     eval.output(&logits, LOGITS)?;
@@ -46,13 +49,27 @@ pub fn build(
     Ok(Graphs { training, eval, adapter })
 }
 
-fn count_correct(b: &mut Builder, logits: &str) -> Result<(), PassError> {
-    let predicted = b.add(Node::new("ArgMax", &[logits], &[]).with("axis", -1i64).with("keepdims", 0i64))?;
-    let right = b.op("Equal", &[&predicted, LABELS])?;
-    let right = b.add(Node::new("Cast", &[&right], &[]).with("to", i64::from(DType::I64.code())))?;
-    let axis = b.ints(&[0]);
-    let sum = b.add(Node::new("ReduceSum", &[&right, &axis], &[]).with("keepdims", 0i64))?;
-    b.output(&sum, CORRECT)
+/// Logits of every decision. A language model that ends in its own head needs no other.
+fn logits(
+    b: &mut Builder,
+    features: &str,
+    task: &TaskSpec,
+    pooling: Pooling,
+    mask: Option<&str>,
+) -> Result<String, PassError> {
+    let width = task.width() as usize;
+    match task {
+        TaskSpec::CausalLm { .. } if b.ty(features)?.rank() != 3 => Err(PassError::Input(format!(
+            "the output {features:?} has shape {:?}: causal-lm needs one vector for each token [N, T, C]",
+            b.ty(features)?.shape
+        ))),
+        TaskSpec::CausalLm { .. } if b.ty(features)?.last() == Some(width as i64) => Ok(features.to_owned()),
+        TaskSpec::CausalLm { .. } => head::attach(b, features, width),
+        _ => {
+            let pooled = head::pool(b, features, pooling, mask)?;
+            head::attach(b, &pooled, width)
+        }
+    }
 }
 
 /// Turns the adapter's initializers into inputs, and drops what nothing needs.

@@ -4,21 +4,25 @@
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `training_model.onnx` | (batch, labels, adapter) -> loss, correct, gradients |
-//! | `eval_model.onnx` | (batch, labels, adapter) -> loss, correct, logits |
+//! | `training_model.onnx` | (inputs, labels, adapter) -> loss, correct, count, gradients |
+//! | `eval_model.onnx` | (inputs, labels, adapter) -> loss, correct, count, logits |
 //! | `optimizer_sgd.onnx`, `optimizer_adamw.onnx` | (adapter, gradients, state, constants) -> adapter', state' |
 //! | `checkpoint.safetensors` | initial adapter |
 //! | `backbone-<digest>.bin` | every weight of the backbone, external data of both models |
+//! | `tokenizer.json` | how text becomes token ids, for models that read them |
 //! | `manifest.json` | what all this is, with digests |
 
 pub mod build;
 mod checkpoint;
 mod folder;
 mod graphs;
+mod inputs;
+mod losses;
 pub mod manifest;
 pub mod optimizer;
+mod task;
 
-pub use build::{BuildError, BuildOptions, build};
+pub use build::{BuildError, BuildOptions, InputOptions, TextOptions, build};
 pub use checkpoint::{CheckpointError, read_checkpoint};
 pub use folder::{ArtifactFolder, FolderError};
 pub use manifest::Manifest;

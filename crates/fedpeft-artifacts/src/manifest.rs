@@ -4,12 +4,19 @@
 use std::collections::BTreeMap;
 
 use fedpeft_codec::Layout;
-use fedpeft_protocol::{Digest, round::ByteKind};
+use fedpeft_peft::Peft;
+use fedpeft_protocol::{Digest, model::is_safe_file_name, round::ByteKind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::inputs;
+pub use crate::{
+    inputs::{ElementType, InputSource, InputSpec, InvalidInput, TextSpec},
+    task::{IGNORED, InvalidTask, TaskSpec},
+};
+
 /// Version of the folder's format.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// The file that holds the manifest.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -19,36 +26,26 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 pub struct Manifest {
     /// Version of this format, [`FORMAT_VERSION`].
     pub format: u32,
-    /// PEFT method: `head`, `bias`, `full`.
-    pub method: String,
+    /// PEFT method with its hyper-parameters.
+    pub method: Peft,
     /// Trainable tensors in their order on the wire.
     pub adapter: Layout,
     /// Tensors of the backbone that the method would train but cannot, with the reason.
     #[serde(default)]
     pub excluded: BTreeMap<String, String>,
-    /// The model's input.
-    pub input: InputSpec,
-    /// Classes; labels are `0..classes`.
-    pub classes: u32,
+    /// The model's inputs, in the order in which batches are given.
+    pub inputs: Vec<InputSpec>,
+    /// How text becomes token ids, for models that read them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextSpec>,
+    /// What is learned: labels and loss.
+    pub task: TaskSpec,
     /// The backbone's parameters.
     pub backbone: BackboneSpec,
     /// Opset of the graphs.
     pub opset: i64,
     /// Every other file of the folder by its role.
     pub files: Files,
-}
-
-/// The model's input tensor. A batch has shape `[N, ..shape]`, N dynamic; values are `f32`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct InputSpec {
-    /// Name of the graph input.
-    pub name: String,
-    /// Shape of one example, without the batch dimension: channels, height, width.
-    pub shape: Vec<u64>,
-    /// Per-channel mean to subtract from values in `[0, 1]`.
-    pub mean: Vec<f32>,
-    /// Per-channel deviation to divide by.
-    pub std: Vec<f32>,
 }
 
 /// The backbone's parameters.
@@ -63,9 +60,9 @@ pub struct BackboneSpec {
 /// Files of the folder by role.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Files {
-    /// `(batch, labels, adapter) -> loss, correct, gradients`
+    /// `(inputs, labels, adapter) -> loss, correct, count, gradients`
     pub training: FileRef,
-    /// `(batch, labels, adapter) -> loss, correct, logits`
+    /// `(inputs, labels, adapter) -> loss, correct, count, logits`
     pub eval: FileRef,
     /// `(adapter, gradients, momentum, lr, ...) -> adapter', momentum'`
     pub optimizer_sgd: FileRef,
@@ -89,8 +86,8 @@ pub struct FileRef {
 }
 
 impl Files {
-    /// Every file with what its bytes count as on the wire.
-    pub fn all(&self) -> [(&FileRef, ByteKind); 6] {
+    /// Every file of a role, with what its bytes count as on the wire.
+    fn all(&self) -> [(&FileRef, ByteKind); 6] {
         [
             (&self.training, ByteKind::Artifacts),
             (&self.eval, ByteKind::Artifacts),
@@ -116,11 +113,12 @@ pub enum ManifestError {
         "manifest names the file {0:?}: file names are 1 to 128 of A-Z a-z 0-9 . _ - and do not begin with a dot"
     )]
     FileName(String),
-    /// An input without values.
-    #[error(
-        "manifest input shape {0:?} is not usable: every dimension must be at least 1 and all together at most 2^28"
-    )]
-    Input(Vec<u64>),
+    /// Inputs that cannot be.
+    #[error("manifest: {0}")]
+    Input(#[from] InvalidInput),
+    /// A task that cannot be.
+    #[error("manifest: {0}")]
+    Task(#[from] InvalidTask),
 }
 
 impl Manifest {
@@ -135,17 +133,37 @@ impl Manifest {
             return Err(ManifestError::Format(format));
         }
         let manifest: Self = serde_json::from_slice(bytes)?;
-        let unsafe_name =
-            |(file, _): &(&FileRef, ByteKind)| !fedpeft_protocol::model::is_safe_file_name(&file.name);
-        if let Some((file, _)) = manifest.files.all().into_iter().find(unsafe_name) {
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// Whether a stranger's manifest may be worked with.
+    pub(crate) fn check(&self) -> Result<(), ManifestError> {
+        if let Some((file, _)) = self.all_files().into_iter().find(|(file, _)| !is_safe_file_name(&file.name))
+        {
             return Err(ManifestError::FileName(file.name.clone()));
         }
-        let shape = &manifest.input.shape;
-        let values = shape.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim));
-        if !values.is_some_and(|n| (1..=1 << 28).contains(&n)) {
-            return Err(ManifestError::Input(shape.clone()));
+        inputs::check(&self.inputs, self.text.as_ref())?;
+        let taken = |input: &&InputSpec| {
+            input.name == LABELS || self.adapter.tensors().iter().any(|tensor| tensor.name == input.name)
+        };
+        if let Some(input) = self.inputs.iter().find(taken) {
+            return Err(InvalidInput::NameTaken(input.name.clone()).into());
         }
-        Ok(manifest)
+        self.task.check()?;
+        self.task.label_shape(&self.inputs)?;
+        Ok(())
+    }
+
+    /// Type of a batch's labels, and their shape for one example.
+    pub fn labels(&self) -> Result<(ElementType, Vec<u64>), InvalidTask> {
+        Ok((self.task.label_type(), self.task.label_shape(&self.inputs)?))
+    }
+
+    /// Every other file of the folder with what its bytes count as on the wire.
+    pub fn all_files(&self) -> Vec<(&FileRef, ByteKind)> {
+        let tokenizer = self.text.as_ref().map(|text| (&text.tokenizer, ByteKind::Artifacts));
+        self.files.all().into_iter().chain(tokenizer).collect()
     }
 
     /// The bytes of `manifest.json`; equal manifests give equal bytes.
@@ -158,11 +176,14 @@ impl Manifest {
 
 /// Suffix of the graph output that holds the gradient of an adapter tensor.
 pub const GRADIENT_SUFFIX: &str = ".grad";
-/// Graph input with the labels, `i64 [N]`.
+/// Graph input with the labels, see [`TaskSpec`].
 pub const LABELS: &str = "labels";
 /// Graph output with the mean loss over the batch, `f32` scalar.
 pub const LOSS: &str = "loss";
-/// Graph output with the number of right predictions in the batch, `i64` scalar.
+/// Graph output with the number of right decisions in the batch, `i64` scalar.
 pub const CORRECT: &str = "correct";
-/// Graph output with the logits, `f32 [N, classes]`.
+/// Graph output with the number of decisions that [`CORRECT`] is out of, `i64` scalar: examples, labels of all
+/// examples, or scored tokens. Regression makes none.
+pub const COUNT: &str = "count";
+/// Graph output with the logits, `f32 [N, width]`, or `[N, T, vocabulary]` of a language model.
 pub const LOGITS: &str = "logits";

@@ -4,11 +4,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use fedpeft_artifacts::{ArtifactFolder, BuildError, BuildOptions, FolderError, build};
+use fedpeft_artifacts::{
+    ArtifactFolder, BuildError, BuildOptions, FolderError, InputOptions, build,
+    manifest::{InputSource, TaskSpec},
+};
 use fedpeft_interp::{Interpreter, Value};
 use fedpeft_onnx::{DType, Dim, Model, Tensor, ValueInfo, opset, surgery};
 use fedpeft_passes::{PrepareOptions, prepare};
-use fedpeft_peft::{Method, Pooling};
+use fedpeft_peft::Method;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -16,16 +19,7 @@ const OUTPUT: &str = "/backbone/layernorm/Add_1_output_0";
 const SIZE: usize = 28;
 
 fn options(method: Method) -> BuildOptions {
-    BuildOptions {
-        model: fedpeft_testkit::assets().dinov2().unwrap(),
-        output: OUTPUT.into(),
-        input_shape: vec![3, SIZE, SIZE],
-        classes: 10,
-        method,
-        pooling: Pooling::Cls,
-        mean: BuildOptions::IMAGENET_MEAN.into(),
-        std: BuildOptions::IMAGENET_STD.into(),
-    }
+    BuildOptions::image_classification(fedpeft_testkit::assets().dinov2().unwrap(), OUTPUT, SIZE, 10, method)
 }
 
 /// Roughly normal values, as images after normalisation are.
@@ -38,8 +32,7 @@ fn images(rng: &mut impl Rng, count: usize) -> Value {
 #[test]
 fn the_prepared_graph_computes_what_the_export_computes() {
     let source = Model::load(options(Method::Head).model).unwrap();
-    let prepare_options = PrepareOptions { output: OUTPUT.into(), input_shape: vec![3, SIZE, SIZE] };
-    let prepared = prepare(source.clone(), &prepare_options).unwrap();
+    let prepared = prepare(source.clone(), &PrepareOptions::single(OUTPUT, [3, SIZE, SIZE])).unwrap();
     let operators: BTreeSet<&str> = prepared.graph.nodes.iter().map(|node| node.op.as_str()).collect();
     for gone in ["Erf", "Sqrt", "Pow", "Where", "Resize", "Conv", "Cast"] {
         assert!(!operators.contains(gone), "{gone} is still there: {operators:?}");
@@ -79,7 +72,7 @@ fn check_gradients(method: Method, count: usize, choose: impl Fn(&str) -> bool) 
     let eval = Model::load(folder.file(&manifest.files.eval)).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let mut inputs = HashMap::from([
-        (manifest.input.name.clone(), images(&mut rng, 2)),
+        (manifest.inputs[0].name.clone(), images(&mut rng, 2)),
         ("labels".to_owned(), Value::from_tensor(&Tensor::i64([2], &[3, 8])).unwrap()),
     ]);
     let adapter = folder.initial_adapter().unwrap();
@@ -140,7 +133,7 @@ fn graphs_hold_standard_operators_only() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("artifacts");
     let manifest = build(&options(Method::Full), &path).unwrap();
-    for (file, _) in manifest.files.all().iter().filter(|(file, _)| file.name.ends_with(".onnx")) {
+    for (file, _) in manifest.all_files().iter().filter(|(file, _)| file.name.ends_with(".onnx")) {
         let model = Model::load_graph(path.join(&file.name)).unwrap();
         assert_eq!(model.opset, 20);
         for node in &model.graph.nodes {
@@ -158,7 +151,7 @@ fn graphs_hold_standard_operators_only() {
 fn sizes_are_those_of_the_architecture() {
     let dir = tempfile::tempdir().unwrap();
     let manifests = [Method::Head, Method::Bias, Method::Full]
-        .map(|m| build(&options(m), &dir.path().join(m.name())).unwrap());
+        .map(|m| build(&options(m.clone()), &dir.path().join(m.name())).unwrap());
     let head = 384 * 10 + 10;
     // Per block: query, key, value, projection, two of the MLP, two normalisations; then patches and last norm.
     let biases = 12 * (4 * 384 + 1536 + 384 + 2 * 384) + 2 * 384;
@@ -181,19 +174,23 @@ fn builds_are_reproducible() {
 fn bad_options_are_named_and_nothing_is_left_behind() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("artifacts");
-    let refused = |change: fn(&mut BuildOptions), text: &str| {
+    let refused = |change: &dyn Fn(&mut BuildOptions), text: &str| {
         let mut options = options(Method::Bias);
         change(&mut options);
         let error = build(&options, &path).unwrap_err().to_string();
         assert!(error.contains(text) && !error.contains('\n'), "{error}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{error}");
     };
-    refused(|o| o.classes = 0, "classes must be at least 2, not 0");
-    refused(|o| o.model = "/nonexistent/model.onnx".into(), "/nonexistent/model.onnx");
-    refused(|o| o.output = "/backbone/layernorm/Add_1_output".into(), OUTPUT);
-    refused(|o| o.input_shape = vec![3, 13, 13], "enlarge the input");
-    refused(|o| o.std[1] = 0.0, "std");
-    refused(|o| o.mean.clear(), "mean");
+    refused(&|o| o.task = TaskSpec::classification(0), "classes must be at least 2");
+    refused(&|o| o.task = TaskSpec::CausalLm { vocabulary: 50 }, "token ids");
+    refused(&|o| o.model = "/nonexistent/model.onnx".into(), "/nonexistent/model.onnx");
+    refused(&|o| o.output = "/backbone/layernorm/Add_1_output".into(), OUTPUT);
+    refused(&|o| o.inputs[0].shape = vec![3, 13, 13], "enlarge the input");
+    refused(&|o| o.inputs[0].name = Some("pixels".into()), "no input \"pixels\"");
+    refused(&|o| o.inputs.clear(), "1 to 16 inputs, not 0");
+    refused(&|o| o.inputs.push(InputOptions::tokens("ids", InputSource::TokenIds, 4)), "no input \"ids\"");
+    let wrong_std = InputSource::Image { mean: vec![0.0; 3], std: vec![1.0, 0.0, 1.0] };
+    refused(&move |o| o.inputs[0].source = wrong_std.clone(), "std");
 }
 
 #[test]

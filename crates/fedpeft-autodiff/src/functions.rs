@@ -6,13 +6,17 @@
 //! | `LayerNormGrad` | dY, X, scale, mean, inv_std_dev | dX, over the last axis |
 //! | `SoftmaxGrad` | dY, Y | dX, over the last axis |
 //! | `ReduceRows` | X | sum over all axes but the last |
+//! | `StopGradient` | X | X, a constant to differentiation |
+//! | `Dropout` | X, seed, layer, rate | X / (1 - rate) where a hash of place, seed and layer keeps it, 0 elsewhere |
+//!
+//! `Dropout` is linear in X and has no state, so that it is its own gradient and its mask is nowhere stored.
 
 use std::collections::BTreeSet;
 
 use fedpeft_onnx::{Function, Model, Node, OPSET, Tensor};
 
-/// Domain of our operators.
-pub const DOMAIN: &str = "fedpeft";
+pub use fedpeft_passes::DOMAIN;
+
 /// Version of [`DOMAIN`].
 pub const VERSION: i64 = 1;
 
@@ -33,7 +37,7 @@ pub fn attach(model: &mut Model) {
 
 /// Every function of the domain.
 pub fn all() -> Vec<Function> {
-    vec![gelu_grad(), layer_norm_grad(), softmax_grad(), reduce_rows()]
+    vec![gelu_grad(), layer_norm_grad(), softmax_grad(), reduce_rows(), stop_gradient(), dropout()]
 }
 
 /// Function bodies, one line a node.
@@ -132,4 +136,59 @@ fn reduce_rows() -> Function {
         .op("matrix", "Reshape", &["X", "shape"])
         .node(Node::new("ReduceSum", &["matrix", "first"], &["Y"]).with("keepdims", 0i64))
         .function("ReduceRows", &["X"], "Y")
+}
+
+fn stop_gradient() -> Function {
+    Body::new().op("Y", "Identity", &["X"]).function("StopGradient", &["X"], "Y")
+}
+
+/// The modulus of the hash: prime, so that raising to the fifth power permutes the residues, and so small that
+/// products of residues fit 64 bits.
+const PRIME: i64 = (1 << 31) - 1;
+
+/// Numbers the places of X, hashes the numbers, keeps those below a threshold. The hash is a keyed permutation
+/// of residues: three rounds of adding a key and raising to the fifth power.
+fn dropout() -> Function {
+    let mut body = Body::new()
+        .constant("zero", Tensor::i64([], &[0]))
+        .constant("step", Tensor::i64([], &[1]))
+        .constant("prime", Tensor::i64([], &[PRIME]))
+        .constant("prime_f", Tensor::scalar(PRIME as f32))
+        .constant("one", Tensor::scalar(1.0))
+        .constant("none", Tensor::scalar(0.0))
+        .constant("spread", Tensor::i64([], &[48_271]))
+        .op("shape", "Shape", &["X"])
+        .op("count", "Size", &["X"])
+        .op("places", "Range", &["zero", "count", "step"])
+        .op("key.a", "Mod", &["seed", "prime"])
+        .op("layer.a", "Mul", &["layer", "spread"])
+        .op("key.b", "Mod", &["layer.a", "prime"])
+        .op("key.ab", "Add", &["key.a", "key.b"])
+        .op("key.c", "Mod", &["key.ab", "prime"]);
+    let mut value = "places".to_owned();
+    for (round, key) in ["key.a", "key.b", "key.c"].into_iter().enumerate() {
+        let name = |part: &str| format!("round{round}.{part}");
+        let steps = [
+            ("keyed", "Add", value.as_str(), key),
+            ("x", "Mod", &name("keyed"), "prime"),
+            ("square", "Mul", &name("x"), &name("x")),
+            ("x2", "Mod", &name("square"), "prime"),
+            ("fourth", "Mul", &name("x2"), &name("x2")),
+            ("x4", "Mod", &name("fourth"), "prime"),
+            ("fifth", "Mul", &name("x4"), &name("x")),
+            ("x5", "Mod", &name("fifth"), "prime"),
+        ];
+        for (output, op, a, b) in steps {
+            body = body.op(&name(output), op, &[a, b]);
+        }
+        value = name("x5");
+    }
+    body.node(Node::new("Cast", &[&value], &["hash"]).with("to", 1i64))
+        .op("threshold", "Mul", &["rate", "prime_f"])
+        .op("kept.flat", "GreaterOrEqual", &["hash", "threshold"])
+        .op("kept", "Reshape", &["kept.flat", "shape"])
+        .op("share", "Sub", &["one", "rate"])
+        .op("scaled", "Div", &["X", "share"])
+        .op("Y", "Where", &["kept", "scaled", "none"])
+        .function("Dropout", &["X", "seed", "layer", "rate"], "Y")
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use fedpeft_onnx::Node;
 use fedpeft_passes::{Builder, PassError};
 
-use crate::rules;
+use crate::{functions, rules};
 
 /// Why a graph cannot be differentiated.
 #[derive(Debug, thiserror::Error)]
@@ -155,7 +155,8 @@ fn total(b: &mut Builder, parts: Vec<String>) -> Result<String, PassError> {
 fn depending_on(nodes: &[Node], tensors: &BTreeSet<String>) -> (HashSet<String>, HashMap<String, String>) {
     let mut source: HashMap<String, String> =
         tensors.iter().map(|name| (name.clone(), name.clone())).collect();
-    for node in nodes {
+    let stops = |node: &Node| node.domain == functions::DOMAIN && node.op == "StopGradient";
+    for node in nodes.iter().filter(|node| !stops(node)) {
         if let Some(tensor) = node.inputs.iter().find_map(|name| source.get(name)).cloned() {
             for output in node.outputs.iter().filter(|name| !name.is_empty()) {
                 source.insert(output.clone(), tensor.clone());

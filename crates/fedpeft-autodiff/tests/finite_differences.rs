@@ -136,7 +136,7 @@ proptest! {
 
     #[test]
     fn elementwise_unary(shape in shape(), seed: u64, op in prop::sample::select(vec![
-        "Abs", "Erf", "Exp", "Gelu", "Identity", "Log", "Neg", "Reciprocal", "Relu", "Sigmoid", "Sqrt", "Tanh",
+        "Abs", "Erf", "Exp", "Gelu", "Identity", "Log", "Neg", "Reciprocal", "Relu", "Sigmoid", "Softplus", "Sqrt", "Tanh",
     ])) {
         let mut n = Numbers(seed);
         let positive = matches!(op, "Log" | "Sqrt" | "Reciprocal");
@@ -229,11 +229,25 @@ proptest! {
     }
 
     #[test]
-    fn cross_entropy(classes in 2usize..5, labels in (0i64..2, 0i64..2), seed: u64) {
-        // Two examples: the batch of the unused input.
-        let x = Numbers(seed).tensor(&[2, classes], -2.0, 2.0);
-        let node = Node::new("SoftmaxCrossEntropyLoss", &["x", "labels"], &[]).with("reduction", "mean");
-        Case::new(vec![("x", x)], node).with("labels", Tensor::i64([2], &[labels.0, labels.1])).check();
+    fn cross_entropy(
+        classes in 2usize..5,
+        // The last row is scored whatever the others are.
+        labels in proptest::collection::vec((0i64..2, any::<bool>()), 0..4),
+        weighted: bool, ignoring: bool, seed: u64,
+    ) {
+        let mut n = Numbers(seed);
+        let ignored = -100;
+        let mut labels: Vec<i64> =
+            labels.into_iter().map(|(label, skip)| if skip && ignoring { ignored } else { label }).collect();
+        labels.push(1);
+        let x = n.tensor(&[labels.len(), classes], -2.0, 2.0);
+        let inputs: &[&str] = if weighted { &["x", "labels", "w"] } else { &["x", "labels"] };
+        let mut node = Node::new("SoftmaxCrossEntropyLoss", inputs, &[]).with("reduction", "mean");
+        if ignoring {
+            node = node.with("ignore_index", ignored);
+        }
+        let labels = Tensor::i64([labels.len()], &labels);
+        Case::new(vec![("x", x)], node).with("labels", labels).with("w", n.tensor(&[classes], 0.5, 2.0)).check();
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub(crate) enum Purpose {
     Pool = 1,
     HeldOut = 2,
     Partition = 3,
+    Split = 4,
 }
 
 /// A stream of draws.

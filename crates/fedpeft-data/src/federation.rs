@@ -2,18 +2,22 @@
 
 use std::sync::Arc;
 
+use crate::dataset::Dataset;
 use crate::draw::{Draw, Purpose};
-use crate::images::{DataError, Images};
+use crate::error::DataError;
+use crate::labels::LabelKind;
 use crate::partition::Partition;
-use crate::prepare::{Input, Prepared};
+use crate::prepare::{FitError, Input, Prepared, TextInput};
+use crate::read::{Test, read};
 use crate::spec::DataSpec;
+use crate::split::stratified;
 use crate::table::ClassTable;
 
 /// A dataset dealt out. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Federation {
-    train: Arc<Images>,
-    test: Arc<Images>,
+    train: Arc<Dataset>,
+    test: Arc<Dataset>,
     partition: Arc<Partition>,
     validation: Arc<[u32]>,
     held_out: Arc<[u32]>,
@@ -22,34 +26,46 @@ pub struct Federation {
 impl Federation {
     /// Reads the files and deals their examples out. Blocks while it reads.
     pub fn load(spec: &DataSpec) -> Result<Self, DataError> {
-        let files = spec.files()?;
-        let train = Images::read_idx(&files.train_images, &files.train_labels, spec.classes)?;
-        let test = Images::read_idx(&files.test_images, &files.test_labels, spec.classes)?;
-        if train.size() != test.size() {
-            return Err(DataError::Sizes { train: train.size(), test: test.size() });
+        let (train, test) = read(spec)?;
+        let train = Arc::new(train);
+        let strata = train.labels.strata();
+        if matches!(train.labels.kind(), LabelKind::Regression(_) | LabelKind::Tokens) {
+            spec.partition.check_without_classes()?;
         }
+        let (mut pool, test, mut held_out) = match test {
+            Test::Own(test) => {
+                let held_out = positions(&test);
+                (positions(&train), Arc::new(test), held_out)
+            }
+            Test::Share(fraction) => {
+                let (pool, held_out) = stratified(&strata, fraction, spec.seed);
+                (pool, train.clone(), held_out)
+            }
+        };
 
         let asked = spec.eval_examples;
-        if asked as usize > test.len() {
-            return Err(DataError::HeldOut { path: files.test_images, asked, available: test.len() });
+        if asked as usize > held_out.len() || held_out.is_empty() {
+            let (path, available) = (test.path.clone(), held_out.len());
+            return Err(DataError::HeldOut { path, asked, available });
         }
-        let mut held_out = shuffled(test.len(), spec.seed, Purpose::HeldOut);
+        Draw::new(spec.seed, Purpose::HeldOut).shuffle(&mut held_out);
         if asked > 0 {
             held_out.truncate(asked as usize);
         }
 
         let asked = spec.validation_examples;
-        let mut pool = shuffled(train.len(), spec.seed, Purpose::Pool);
+        Draw::new(spec.seed, Purpose::Pool).shuffle(&mut pool);
         // From the end: clients take from the front, so a larger split seldom moves their examples.
         let Some(kept) = pool.len().checked_sub(asked as usize).filter(|kept| *kept > 0) else {
-            return Err(DataError::Validation { path: files.train_images, asked, available: train.len() });
+            let (path, available) = (train.path.clone(), pool.len());
+            return Err(DataError::Validation { path, asked, available });
         };
         let validation = pool.split_off(kept);
 
-        let partition = spec.partition.deal(&pool, train.labels(), &spec.deal())?;
+        let partition = spec.partition.deal(&pool, &strata.of, &spec.deal())?;
         Ok(Self {
-            train: Arc::new(train),
-            test: Arc::new(test),
+            train,
+            test,
             partition: Arc::new(partition),
             validation: validation.into(),
             held_out: held_out.into(),
@@ -64,46 +80,49 @@ impl Federation {
     /// What client `position` trains on; `None` when there is no such client.
     pub fn client(&self, position: usize) -> Option<ClientData> {
         let examples = self.partition.clients().get(position)?;
-        Some(ClientData { images: self.train.clone(), examples: examples.as_slice().into() })
+        Some(ClientData { dataset: self.train.clone(), examples: examples.as_slice().into() })
     }
 
-    /// Training images that no client holds, to choose hyperparameters on. May be empty.
+    /// Training examples that no client holds, to choose hyperparameters on. May be empty.
     pub fn validation(&self) -> ClientData {
-        ClientData { images: self.train.clone(), examples: self.validation.clone() }
+        ClientData { dataset: self.train.clone(), examples: self.validation.clone() }
     }
 
-    /// Images from the held-out file.
+    /// Held-out examples.
     pub fn held_out(&self) -> ClientData {
-        ClientData { images: self.test.clone(), examples: self.held_out.clone() }
+        ClientData { dataset: self.test.clone(), examples: self.held_out.clone() }
     }
 
-    /// Who holds which examples of the training file.
+    /// Who holds which training examples.
     pub fn partition(&self) -> &Partition {
         &self.partition
     }
 
     /// Who holds how many examples of which class.
     pub fn table(&self) -> ClassTable {
-        ClassTable::new(&self.partition, self.train.labels(), self.classes())
+        ClassTable::new(&self.partition, &self.train.labels.strata(), &self.train.class_names)
     }
 
-    /// Classes; labels are `0..classes`.
-    pub fn classes(&self) -> u32 {
-        self.train.classes()
+    /// What examples are labelled with.
+    pub fn label_kind(&self) -> LabelKind {
+        self.train.labels.kind()
+    }
+
+    /// What the classes are called, in order; empty where they are numbers.
+    pub fn class_names(&self) -> &[String] {
+        &self.train.class_names
     }
 }
 
-fn shuffled(count: usize, seed: u64, purpose: Purpose) -> Vec<u32> {
-    // The reader's bound on payloads keeps counts of images far below 2^32.
-    let mut positions: Vec<u32> = (0..count as u32).collect();
-    Draw::new(seed, purpose).shuffle(&mut positions);
-    positions
+/// All of a dataset. The readers' bounds keep examples far below 2^32.
+fn positions(dataset: &Dataset) -> Vec<u32> {
+    (0..dataset.len() as u32).collect()
 }
 
 /// Some examples of a dataset. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ClientData {
-    images: Arc<Images>,
+    dataset: Arc<Dataset>,
     examples: Arc<[u32]>,
 }
 
@@ -118,30 +137,33 @@ impl ClientData {
         self.examples.is_empty()
     }
 
-    /// Classes; labels are `0..classes`.
-    pub fn classes(&self) -> u32 {
-        self.images.classes()
+    /// What they are labelled with.
+    pub fn label_kind(&self) -> LabelKind {
+        self.dataset.labels.kind()
     }
 
-    /// The labels, in the order of the examples.
-    pub fn labels(&self) -> impl Iterator<Item = u8> {
-        self.examples.iter().filter_map(|example| self.images.labels().get(*example as usize).copied())
+    /// Fits images to a model's input.
+    pub fn prepare_images(&self, input: &Input) -> Result<Prepared, FitError> {
+        Prepared::images(self.clone(), input.clone())
     }
 
-    /// Rows and columns of an image as stored.
-    pub fn source_size(&self) -> (usize, usize) {
-        self.images.size()
+    /// Makes tokens of texts, all of them now.
+    pub fn prepare_texts(&self, input: &TextInput<'_>) -> Result<Prepared, FitError> {
+        Prepared::texts(self.clone(), input)
     }
 
-    /// Fits the data to a model's input.
-    pub fn prepare(&self, input: &Input) -> Prepared {
-        Prepared::new(self.clone(), input.clone())
+    pub(crate) fn dataset(&self) -> &Dataset {
+        &self.dataset
     }
 
-    /// Pixels and label of the example at `position`.
-    pub(crate) fn example(&self, position: usize) -> Option<(&[u8], u8)> {
-        let example = *self.examples.get(position)? as usize;
-        Some((self.images.pixels(example)?, *self.images.labels().get(example)?))
+    /// Where the example at `index`, below [`Self::len`], is in the dataset.
+    pub(crate) fn position(&self, index: usize) -> usize {
+        self.examples[index] as usize
+    }
+
+    /// Where the examples are in the dataset.
+    pub(crate) fn positions(&self) -> impl Iterator<Item = usize> {
+        self.examples.iter().map(|example| *example as usize)
     }
 }
 
@@ -149,13 +171,18 @@ impl ClientData {
 mod tests {
     use std::collections::HashSet;
     use std::fs;
+    use std::path::PathBuf;
 
     use tempfile::TempDir;
 
     use super::*;
-    use crate::idx::tests::{gzip, images_file, labels_file};
+    use crate::dataset::Content;
+    use crate::images::Images;
+    use crate::labels::Labels;
     use crate::partition::PartitionSpec;
-    use crate::prepare::BatchError;
+    use crate::prepare::{BatchError, Column};
+    use crate::read::idx::tests::{gzip, images_file, labels_file};
+    use crate::spec::{IdxFiles, Source};
 
     /// 60 training and 20 held-out images of 2x2 pixels, whose pixels tell which image they are.
     fn dataset() -> (TempDir, DataSpec) {
@@ -167,11 +194,14 @@ mod tests {
         };
         let pixels = |count: u8| (0..count).flat_map(|i| [i, i, i, i]).collect::<Vec<_>>();
         let labels = |count: u8| (0..count).map(|i| i % 3).collect::<Vec<_>>();
-        let spec = DataSpec {
+        let files = IdxFiles {
             train_images: write("a", gzip(&images_file(60, 2, 2, &pixels(60)))),
             train_labels: write("b", labels_file(&labels(60))),
             test_images: write("c", images_file(20, 2, 2, &pixels(20))),
             test_labels: write("d", gzip(&labels_file(&labels(20)))),
+        };
+        let spec = DataSpec {
+            source: Source::Idx(files),
             classes: 3,
             clients: 4,
             samples_per_client: 10,
@@ -228,14 +258,15 @@ mod tests {
         let (_folder, spec) = dataset();
         let data = Federation::load(&spec).unwrap().client(0).unwrap();
         let input = Input::new(&[3, 4, 3], &[0.0, 0.5, 0.25], &[1.0, 0.5, 2.0]).unwrap();
-        let prepared = data.prepare(&input);
+        let prepared = data.prepare_images(&input).unwrap();
         let mut pixels = vec![f32::NAN; 2 * input.values()];
         let mut labels = [-1; 2];
-        prepared.fill_batch(&[7, 2], &mut pixels, &mut labels).unwrap();
-        for (place, position) in [7, 2].into_iter().enumerate() {
-            let (image, label) = data.example(position).unwrap();
-            assert_eq!(labels[place], i64::from(label));
-            let gray = f32::from(image[0]) / 255.0;
+        prepared.fill(&[7, 2], &mut [Column::F32(&mut pixels)], Column::I64(&mut labels)).unwrap();
+        for (place, index) in [7, 2].into_iter().enumerate() {
+            // The pixels of an image say which it is.
+            let position = data.position(index);
+            assert_eq!(labels[place], (position % 3) as i64);
+            let gray = position as f32 / 255.0;
             let planes = &pixels[place * 36..][..36];
             for (plane, want) in planes.chunks(12).zip([gray, (gray - 0.5) / 0.5, (gray - 0.25) / 2.0]) {
                 assert!(plane.iter().all(|value| (value - want).abs() < 1e-6), "{plane:?} {want}");
@@ -244,7 +275,8 @@ mod tests {
 
         let values = input.values();
         let fill = |indices: &[usize], pixels: usize, labels: usize| {
-            prepared.fill_batch(indices, &mut vec![0.0; pixels], &mut vec![0; labels]).unwrap_err()
+            let (mut pixels, mut labels) = (vec![0.0; pixels], vec![0; labels]);
+            prepared.fill(indices, &mut [Column::F32(&mut pixels)], Column::I64(&mut labels)).unwrap_err()
         };
         assert_eq!(fill(&[10], values, 1), BatchError::Index { index: 10, len: 10 });
         assert!(matches!(fill(&[1], values + 1, 1), BatchError::Length { buffer: "pixel", .. }));
@@ -260,30 +292,40 @@ mod tests {
             refuse(DataSpec { validation_examples: 60, ..spec.clone() }),
             DataError::Validation { .. }
         ));
-        assert!(matches!(refuse(DataSpec { classes: 0, ..spec.clone() }), DataError::Classes(0)));
+        assert!(matches!(
+            refuse(DataSpec { classes: 0, ..spec.clone() }),
+            DataError::Classes { classes: 0, .. }
+        ));
         let error = refuse(DataSpec { classes: 2, ..spec.clone() });
         assert!(matches!(error, DataError::Label { example: 2, label: 2, classes: 2, .. }), "{error}");
-        let error = refuse(DataSpec { train_labels: spec.test_labels.clone(), ..spec.clone() });
+        let with = |change: fn(&mut IdxFiles, PathBuf), path: PathBuf| {
+            let Source::Idx(mut files) = spec.source.clone() else { panic!("not IDX") };
+            change(&mut files, path);
+            DataSpec { source: Source::Idx(files), ..spec.clone() }
+        };
+        let error = refuse(with(|files, path| files.train_labels = Some(path), folder.path().join("d")));
         assert!(matches!(error, DataError::Count { images: 60, labels: 20, .. }), "{error}");
         assert!(matches!(refuse(DataSpec { clients: 5, ..spec.clone() }), DataError::Partition(_)));
 
         let wide = folder.path().join("wide");
         fs::write(&wide, images_file(20, 1, 4, &[0; 80])).unwrap();
-        let error = refuse(DataSpec { test_images: Some(wide), ..spec });
+        let error = refuse(with(|files, path| files.test_images = Some(path), wide));
         assert!(matches!(error, DataError::Sizes { train: (2, 2), test: (1, 4) }), "{error}");
     }
 
     #[test]
     fn resizing_blends_neighbours() {
-        let folder = TempDir::new().unwrap();
-        let (images, labels) = (folder.path().join("i"), folder.path().join("l"));
-        fs::write(&images, images_file(1, 2, 2, &[0, 100, 200, 255])).unwrap();
-        fs::write(&labels, labels_file(&[0])).unwrap();
-        let images = Arc::new(Images::read_idx(&images, &labels, 1).unwrap());
-        let data = ClientData { images, examples: Arc::new([0]) };
+        let dataset = Dataset {
+            path: "images".into(),
+            content: Content::Images(Images::new(1, 2, 2, vec![0, 100, 200, 255]).into()),
+            labels: Labels::Classes { classes: 1, values: vec![0] },
+            class_names: Vec::new(),
+        };
+        let data = ClientData { dataset: Arc::new(dataset), examples: Arc::new([0]) };
         let input = Input::new(&[1, 4, 4], &[0.0], &[1.0 / 255.0]).unwrap();
         let mut pixels = [0.0; 16];
-        data.prepare(&input).fill_batch(&[0], &mut pixels, &mut [0]).unwrap();
+        let prepared = data.prepare_images(&input).unwrap();
+        prepared.fill(&[0], &mut [Column::F32(&mut pixels)], Column::I64(&mut [0])).unwrap();
         // PyTorch: interpolate(x, (4, 4), mode="bilinear", align_corners=False)
         #[rustfmt::skip]
         let want = [

@@ -105,6 +105,9 @@ pub enum PartitionError {
     /// No client, or too many.
     #[error("clients must be between 1 and {MAX_CLIENTS}, not {0}")]
     Clients(u32),
+    /// There are no classes to deal out by.
+    #[error("the labels are no classes, by which {0} deals out: set partition = {{ kind = \"iid\" }}")]
+    NoClasses(&'static str),
     /// No shard per client, or too many.
     #[error("shards per client must be between 1 and 65536, not {0}")]
     Shards(u32),
@@ -213,8 +216,22 @@ fn equal_parts(total: usize, parts: usize) -> Vec<usize> {
 }
 
 impl PartitionSpec {
+    /// Refuses what would pretend to deal out by class where there are none.
+    pub(crate) fn check_without_classes(&self) -> Result<(), PartitionError> {
+        match self {
+            Self::Iid {} => Ok(()),
+            Self::Dirichlet { .. } => Err(PartitionError::NoClasses("dirichlet")),
+            Self::Shards { .. } => Err(PartitionError::NoClasses("shards")),
+        }
+    }
+
     /// Deals out examples of `pool`, positions in `labels` in the order in which they are to be used.
-    pub(crate) fn deal(&self, pool: &[u32], labels: &[u8], deal: &Deal) -> Result<Partition, PartitionError> {
+    pub(crate) fn deal(
+        &self,
+        pool: &[u32],
+        labels: &[u32],
+        deal: &Deal,
+    ) -> Result<Partition, PartitionError> {
         let &Deal { clients, samples_per_client, .. } = deal;
         if clients == 0 || clients > MAX_CLIENTS {
             return Err(PartitionError::Clients(clients));
@@ -254,11 +271,12 @@ impl PartitionSpec {
 struct Classes(Vec<Vec<u32>>);
 
 impl Classes {
-    fn new(pool: &[u32], labels: &[u8]) -> Self {
-        let mut classes = vec![Vec::new(); 256];
+    fn new(pool: &[u32], labels: &[u32]) -> Self {
+        let count = labels.iter().max().map_or(0, |last| *last as usize + 1);
+        let mut classes = vec![Vec::new(); count];
         for &example in pool {
             if let Some(&label) = labels.get(example as usize) {
-                classes[usize::from(label)].push(example);
+                classes[label as usize].push(example);
             }
         }
         classes.retain(|class| !class.is_empty());

@@ -1,87 +1,72 @@
-//! From bytes to the model's input: resize, replicate gray to channels, normalise.
-//!
-//! Resizing runs per batch rather than once per dataset: from 28 to 56 pixels it takes microseconds per
-//! image where a training step takes milliseconds, and storing resized floats would cost sixteen times the
-//! memory of the bytes.
+//! From examples to batches.
+
+mod pixels;
+mod tokens;
 
 use thiserror::Error;
 
+use crate::dataset::Content;
 use crate::federation::ClientData;
+use crate::labels::{LabelKind, Labels};
 
-/// Largest side of the model's input.
-const MAX_SIDE: usize = 1 << 13;
+pub use pixels::{Input, InputError};
+pub use tokens::{TextInput, TokenColumn};
 
-/// What the model expects of one example.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Input {
-    channels: Vec<Channel>,
-    height: usize,
-    width: usize,
+use pixels::Fit;
+use tokens::Tokens;
+
+/// Where part of a batch is written: a tensor of the model, row-major.
+#[derive(Debug)]
+pub enum Column<'a> {
+    /// Real values.
+    F32(&'a mut [f32]),
+    /// Whole ones.
+    I64(&'a mut [i64]),
 }
 
-/// `value = scale * byte + offset`, which is `(byte / 255 - mean) / std`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Channel {
-    scale: f32,
-    offset: f32,
-}
-
-/// The model's input cannot be made from images.
-#[derive(Debug, Error, PartialEq)]
+/// Data that does not fit a model's inputs.
+#[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum InputError {
-    /// It is not `[channels, height, width]`.
-    #[error("the model's input has shape {0:?} per example; images need [channels, height, width]")]
-    Rank(Vec<u64>),
-    /// A dimension is zero or beyond the limit.
-    #[error("the model's input has shape {0:?}: channels must be 1 to 16, sides 1 to {MAX_SIDE}")]
-    Dimensions(Vec<u64>),
-    /// Mean or deviation do not match the channels.
-    #[error("the model's input has {channels} channels but {mean} means and {std} deviations")]
+pub enum FitError {
+    /// Texts for a model of images.
+    #[error("{0} holds texts, but the model reads images")]
+    NotImages(String),
+    /// Images for a model of texts.
+    #[error("{0} holds images, but the model reads tokens")]
+    NotTexts(String),
+    /// Colour for a model with another number of channels.
+    #[error("{path} holds colour images, but the model's input has {channels} channels, not 3")]
     Channels {
-        /// Channels.
+        /// The data.
+        path: String,
+        /// Channels of the model's input.
         channels: usize,
-        /// Means given.
-        mean: usize,
-        /// Deviations given.
-        std: usize,
     },
-    /// Mean or deviation cannot normalise.
-    #[error("channel {channel}: mean {mean} and deviation {std} must be finite, the deviation above 0")]
-    Normalisation {
-        /// Position of the channel.
-        channel: usize,
-        /// Its mean.
-        mean: f32,
-        /// Its deviation.
-        std: f32,
+    /// Tokens as targets where there are none.
+    #[error("the model predicts tokens, but {0} holds images")]
+    NoTokens(String),
+    /// A text cannot be made tokens.
+    #[error("{path}: example {example} cannot be tokenised: {reason}")]
+    Tokenize {
+        /// The data.
+        path: String,
+        /// Position in it.
+        example: usize,
+        /// Why.
+        reason: String,
     },
-}
-
-impl Input {
-    /// `shape` is channels, height, width; `mean` and `std` are per channel on a scale where white is 1.
-    pub fn new(shape: &[u64], mean: &[f32], std: &[f32]) -> Result<Self, InputError> {
-        let &[channels, height, width] = shape else { return Err(InputError::Rank(shape.to_vec())) };
-        let side = |value: u64| usize::try_from(value).ok().filter(|side| (1..=MAX_SIDE).contains(side));
-        let (Some(height), Some(width), 1..=16) = (side(height), side(width), channels) else {
-            return Err(InputError::Dimensions(shape.to_vec()));
-        };
-        let channels = channels as usize;
-        if mean.len() != channels || std.len() != channels {
-            return Err(InputError::Channels { channels, mean: mean.len(), std: std.len() });
-        }
-        let channels = mean.iter().zip(std).enumerate().map(|(channel, (&mean, &std))| {
-            let fit = Channel { scale: 1.0 / (255.0 * std), offset: -mean / std };
-            let usable = std > 0.0 && std.is_finite() && fit.scale.is_finite() && fit.offset.is_finite();
-            if usable { Ok(fit) } else { Err(InputError::Normalisation { channel, mean, std }) }
-        });
-        Ok(Self { channels: channels.collect::<Result<_, _>>()?, height, width })
-    }
-
-    /// Values of one example.
-    pub fn values(&self) -> usize {
-        self.channels.len() * self.height * self.width
-    }
+    /// A text gives no or too many tokens.
+    #[error("{path}: example {example} gives {found} tokens, the model reads 1 to {length}")]
+    Length {
+        /// The data.
+        path: String,
+        /// Position in it.
+        example: usize,
+        /// Tokens it gives.
+        found: usize,
+        /// Most tokens of the model.
+        length: usize,
+    },
 }
 
 /// A batch cannot be filled: a mistake of the caller.
@@ -91,7 +76,7 @@ pub enum BatchError {
     /// A buffer has the wrong length.
     #[error("a batch of {examples} examples needs {needed} values in its {buffer} buffer, which has {found}")]
     Length {
-        /// `pixel` or `label`.
+        /// `pixel`, `token` or `label`.
         buffer: &'static str,
         /// Examples asked for.
         examples: usize,
@@ -100,6 +85,25 @@ pub enum BatchError {
         /// Values there is room for.
         found: usize,
     },
+    /// A buffer has the wrong type.
+    #[error("the {buffer} buffer must hold {needed}")]
+    Type {
+        /// `pixel`, `token` or `label`.
+        buffer: &'static str,
+        /// `f32` or `i64`.
+        needed: &'static str,
+    },
+    /// There are more or fewer input buffers than the data was prepared for.
+    #[error("the data was prepared for {needed} inputs, not {found}")]
+    Inputs {
+        /// Inputs it was prepared for.
+        needed: usize,
+        /// Buffers there are.
+        found: usize,
+    },
+    /// Labels are tokens, but the data is none.
+    #[error("only texts are labelled with their tokens")]
+    TokensNeeded,
     /// There is no such example.
     #[error("example {index} asked for, but there are {len}")]
     Index {
@@ -110,21 +114,51 @@ pub enum BatchError {
     },
 }
 
-/// A client's data fitted to a model's input.
+impl BatchError {
+    fn check(buffer: &'static str, examples: usize, needed: usize, found: usize) -> Result<(), Self> {
+        if needed == found { Ok(()) } else { Err(Self::Length { buffer, examples, needed, found }) }
+    }
+}
+
+/// A client's data fitted to a model's inputs.
 #[derive(Debug, Clone)]
 pub struct Prepared {
     data: ClientData,
-    input: Input,
-    rows: Vec<Tap>,
-    columns: Vec<Tap>,
+    fitted: Fitted,
+}
+
+#[derive(Debug, Clone)]
+enum Fitted {
+    Pixels(Fit),
+    Tokens(Tokens),
 }
 
 impl Prepared {
-    pub(crate) fn new(data: ClientData, input: Input) -> Self {
-        let (height, width) = data.source_size();
-        let rows = taps(height, input.height);
-        let columns = taps(width, input.width);
-        Self { data, input, rows, columns }
+    /// For a model of images.
+    pub(crate) fn images(data: ClientData, input: Input) -> Result<Self, FitError> {
+        let dataset = data.dataset();
+        let path = dataset.path.display();
+        match (&dataset.content, &dataset.labels) {
+            (Content::Texts(_), _) => Err(FitError::NotImages(path.to_string())),
+            (Content::Images(_), Labels::Tokens { .. }) => Err(FitError::NoTokens(path.to_string())),
+            (Content::Images(images), _) if ![1, input.channels()].contains(&images.channels()) => {
+                Err(FitError::Channels { path: path.to_string(), channels: input.channels() })
+            }
+            (Content::Images(images), _) => {
+                let fitted = Fitted::Pixels(Fit::new(images.clone(), input));
+                Ok(Self { data, fitted })
+            }
+        }
+    }
+
+    /// For a model of tokens: every text is tokenised now, once.
+    pub(crate) fn texts(data: ClientData, input: &TextInput<'_>) -> Result<Self, FitError> {
+        let Content::Texts(texts) = &data.dataset().content else {
+            return Err(FitError::NotTexts(data.dataset().path.display().to_string()));
+        };
+        let examples = data.positions().map(|position| (position, texts[position].as_ref()));
+        let tokens = Tokens::new(examples, input, &data.dataset().path)?;
+        Ok(Self { data, fitted: Fitted::Tokens(tokens) })
     }
 
     /// The data.
@@ -132,113 +166,47 @@ impl Prepared {
         &self.data
     }
 
-    /// The model's input.
-    pub fn input(&self) -> &Input {
-        &self.input
-    }
-
-    /// Writes the examples at `indices` (positions in `0..len` of this data) to `pixels`, shape
-    /// `[indices, channels, height, width]`, and their labels to `labels`. Allocates nothing.
-    pub fn fill_batch(
+    /// Writes the examples at `indices` (positions in `0..len` of this data) to `inputs`, one buffer per input of
+    /// the model, and their labels to `labels`, see [`LabelKind`]. Images are one input
+    /// `[indices, channels, height, width]`; tokens are the inputs they were prepared for, `[indices, T]` each.
+    /// Allocates nothing.
+    pub fn fill(
         &self,
         indices: &[usize],
-        pixels: &mut [f32],
-        labels: &mut [i64],
+        inputs: &mut [Column<'_>],
+        labels: Column<'_>,
     ) -> Result<(), BatchError> {
-        let values = self.input.values();
-        let fits = |buffer, needed, found| {
-            let error = BatchError::Length { buffer, examples: indices.len(), needed, found };
-            if needed == found { Ok(()) } else { Err(error) }
-        };
-        fits("pixel", indices.len() * values, pixels.len())?;
-        fits("label", indices.len(), labels.len())?;
-        for ((&index, pixels), slot) in indices.iter().zip(pixels.chunks_exact_mut(values)).zip(labels) {
-            let (image, label) =
-                self.data.example(index).ok_or(BatchError::Index { index, len: self.data.len() })?;
-            self.write(image, pixels);
-            *slot = i64::from(label);
+        let len = self.data.len();
+        if let Some(&index) = indices.iter().find(|index| **index >= len) {
+            return Err(BatchError::Index { index, len });
         }
-        Ok(())
-    }
-
-    /// Resizes into the first channel's plane, copies it to the others, then normalises each.
-    fn write(&self, image: &[u8], out: &mut [f32]) {
-        let (_, width) = self.data.source_size();
-        let area = self.input.height * self.input.width;
-        let (first, others) = out.split_at_mut(area);
-        for (row, line) in self.rows.iter().zip(first.chunks_exact_mut(self.input.width)) {
-            let upper = &image[row.low * width..][..width];
-            let lower = &image[row.high * width..][..width];
-            for (column, value) in self.columns.iter().zip(line) {
-                let blend = |line: &[u8]| {
-                    let (left, right) = (f32::from(line[column.low]), f32::from(line[column.high]));
-                    left + (right - left) * column.share
+        let examples = || indices.iter().map(|index| self.data.position(*index));
+        match &self.fitted {
+            Fitted::Pixels(fit) => {
+                let [pixels] = inputs else {
+                    return Err(BatchError::Inputs { needed: 1, found: inputs.len() });
                 };
-                let (top, bottom) = (blend(upper), blend(lower));
-                *value = top + (bottom - top) * row.share;
+                fit.fill(examples(), indices.len(), pixels)?;
             }
+            Fitted::Tokens(tokens) => tokens.fill(indices, inputs)?,
         }
-        for plane in others.chunks_exact_mut(area) {
-            plane.copy_from_slice(first);
-        }
-        for (channel, plane) in self.input.channels.iter().zip(out.chunks_exact_mut(area)) {
-            for value in plane {
-                *value = *value * channel.scale + channel.offset;
+        let own = &self.data.dataset().labels;
+        let found = match &labels {
+            Column::F32(values) => values.len(),
+            Column::I64(values) => values.len(),
+        };
+        match (own.width(), &self.fitted) {
+            (Some(width), _) => {
+                BatchError::check("label", indices.len(), indices.len() * width, found)?;
+                own.write(examples(), labels)
             }
+            (None, Fitted::Tokens(tokens)) => tokens.fill_labels(indices, labels),
+            (None, Fitted::Pixels(_)) => Err(BatchError::TokensNeeded),
         }
     }
-}
 
-/// The two source positions an output position blends, and the share of the second.
-#[derive(Debug, Clone, Copy)]
-struct Tap {
-    low: usize,
-    high: usize,
-    share: f32,
-}
-
-/// Bilinear with half-pixel centres and edges held, without antialiasing: what PyTorch calls
-/// `interpolate(mode="bilinear", align_corners=False)`.
-fn taps(source: usize, target: usize) -> Vec<Tap> {
-    let ratio = source as f64 / target as f64;
-    let last = source.saturating_sub(1);
-    let tap = |position: usize| {
-        let centre = ((position as f64 + 0.5) * ratio - 0.5).max(0.0);
-        let low = (centre as usize).min(last);
-        Tap { low, high: (low + 1).min(last), share: (centre - low as f64) as f32 }
-    };
-    (0..target).map(tap).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn taps_match_the_reference_values() {
-        // interpolate([0, 10, 20, 30] -> 8), align_corners=False
-        let line = [0.0_f32, 10.0, 20.0, 30.0];
-        let at = |tap: &Tap| line[tap.low] + (line[tap.high] - line[tap.low]) * tap.share;
-        let up: Vec<f32> = taps(4, 8).iter().map(at).collect();
-        assert_eq!(up, [0.0, 2.5, 7.5, 12.5, 17.5, 22.5, 27.5, 30.0]);
-        let down: Vec<f32> = taps(4, 2).iter().map(at).collect();
-        assert_eq!(down, [5.0, 25.0]);
-        let same: Vec<f32> = taps(4, 4).iter().map(at).collect();
-        assert_eq!(same, line);
-    }
-
-    #[test]
-    fn inputs_are_checked() {
-        let new = Input::new;
-        assert!(matches!(new(&[3, 8], &[], &[]), Err(InputError::Rank(_))));
-        assert!(matches!(new(&[0, 8, 8], &[], &[]), Err(InputError::Dimensions(_))));
-        assert!(matches!(new(&[1, 8, u64::MAX], &[0.0], &[1.0]), Err(InputError::Dimensions(_))));
-        assert!(matches!(new(&[3, 8, 8], &[0.0], &[1.0; 3]), Err(InputError::Channels { .. })));
-        for (mean, std) in [(0.0, 0.0), (f32::NAN, 1.0), (0.0, f32::INFINITY), (0.0, -1.0), (1.0, 1e-40)] {
-            let found = new(&[1, 8, 8], &[mean], &[std]);
-            let refused = matches!(found, Err(InputError::Normalisation { .. }));
-            assert!(refused, "{mean} {std}: {found:?}");
-        }
-        assert_eq!(new(&[3, 4, 5], &[0.5; 3], &[0.5; 3]).unwrap().values(), 60);
+    /// What the labels are.
+    pub fn label_kind(&self) -> LabelKind {
+        self.data.label_kind()
     }
 }

@@ -2,13 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::labels::Strata;
 use crate::partition::Partition;
 
-/// The class-by-client table of a partition.
+/// The class-by-client table of a partition. Examples with several labels count for their first one, those
+/// without any for a class behind the others; where there are no classes, all count for one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClassTable {
     /// Classes; every row has as many counts.
     pub classes: u32,
+    /// What they are called; empty where they are numbers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
     /// One row per client.
     pub rows: Vec<ClassRow>,
 }
@@ -35,17 +40,22 @@ impl ClassRow {
 }
 
 impl ClassTable {
-    pub(crate) fn new(partition: &Partition, labels: &[u8], classes: u32) -> Self {
+    pub(crate) fn new(partition: &Partition, strata: &Strata, names: &[String]) -> Self {
         let row = |(client, indices): (usize, &Vec<u32>)| {
-            let mut counts = vec![0; classes as usize];
-            for label in indices.iter().filter_map(|index| labels.get(*index as usize)) {
-                if let Some(count) = counts.get_mut(usize::from(*label)) {
+            let mut counts = vec![0; strata.count as usize];
+            for class in indices.iter().filter_map(|index| strata.of.get(*index as usize)) {
+                if let Some(count) = counts.get_mut(*class as usize) {
                     *count += 1;
                 }
             }
             ClassRow { client, counts }
         };
-        Self { classes, rows: partition.clients().iter().enumerate().map(row).collect() }
+        let mut names = names.to_vec();
+        if !names.is_empty() && names.len() < strata.count as usize {
+            names.push("none".to_owned());
+        }
+        let rows = partition.clients().iter().enumerate().map(row).collect();
+        Self { classes: strata.count, names, rows }
     }
 
     /// Examples by class over all clients.

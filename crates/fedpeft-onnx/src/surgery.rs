@@ -94,10 +94,16 @@ pub fn redirect(graph: &mut Graph, old: &str, new: &str) {
     }
 }
 
-fn no_such_value<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> OnnxError {
+/// Up to three of `known` that resemble `name`, the most similar first.
+pub fn near_misses<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut near: Vec<(usize, &str)> = known.map(|other| (distance(name, other), other)).collect();
     near.sort_unstable();
-    let near: Vec<_> = near.iter().take(3).filter(|(d, _)| *d <= name.len() / 2).map(|(_, n)| *n).collect();
+    near.dedup();
+    near.iter().take(3).filter(|(d, _)| *d <= name.len() / 2).map(|(_, n)| *n).collect()
+}
+
+fn no_such_value<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> OnnxError {
+    let near = near_misses(name, known);
     let hint = if near.is_empty() { String::new() } else { format!("; near misses: {}", near.join(", ")) };
     OnnxError::NoSuchValue { name: name.to_owned(), hint }
 }

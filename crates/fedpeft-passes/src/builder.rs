@@ -24,7 +24,7 @@ impl Builder {
     }
 
     /// Begins with the inputs, outputs and initializers of `graph`, without its nodes.
-    pub(crate) fn without_nodes(graph: &Graph, prefix: &str) -> Result<Self, PassError> {
+    pub fn without_nodes(graph: &Graph, prefix: &str) -> Result<Self, PassError> {
         let empty = Graph { nodes: Vec::new(), ..graph.clone() };
         Ok(Self { types: seed_types(&empty)?, graph: empty, prefix: prefix.to_owned(), next: 0 })
     }
@@ -59,6 +59,23 @@ impl Builder {
                 return name;
             }
         }
+    }
+
+    /// A copy of `graph` in which `rewrite` pushes what takes the place of each node: perhaps the node itself.
+    /// The outputs of the graph keep their names.
+    ///
+    /// # Errors
+    /// [`PassError`] naming the node that does not fit.
+    pub fn rewrite<E: From<PassError>>(
+        graph: &Graph,
+        prefix: &str,
+        mut rewrite: impl FnMut(&mut Self, usize, Node) -> Result<(), E>,
+    ) -> Result<Graph, E> {
+        let mut builder = Self::without_nodes(graph, prefix)?;
+        for (index, node) in graph.nodes.iter().enumerate() {
+            rewrite(&mut builder, index, node.clone())?;
+        }
+        Ok(builder.finish())
     }
 
     /// Appends `node` as it is.

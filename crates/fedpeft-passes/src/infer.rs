@@ -181,7 +181,7 @@ impl<'a> Context<'a> {
 /// Facts of the outputs of `node`, from those of its inputs.
 pub(crate) fn infer_node(node: &Node, types: &Types) -> Result<Vec<Fact>, PassError> {
     let cx = Context { node, types };
-    if node.domain == fedpeft_domain::NAME {
+    if node.domain == DOMAIN {
         return fedpeft_domain::infer(&cx);
     }
     if !node.domain.is_empty() {
@@ -212,6 +212,10 @@ pub(crate) fn infer_node(node: &Node, types: &Types) -> Result<Vec<Fact>, PassEr
             let end = clamp(node.int("end").unwrap_or(shape.len() as i64)).max(start);
             let ints = shape[start..end].to_vec();
             Ok(vec![Fact { ty: Type::new(DType::I64, vec![Extent::from(ints.len())]), ints: Some(ints) }])
+        }
+        "Size" => {
+            let product = cx.shape(0)?.iter().try_fold(Extent::fixed(1), |p, e| p.times(*e));
+            Ok(vec![Fact { ty: Type::new(DType::I64, vec![]), ints: product.map(|size| vec![size]) }])
         }
         "ConstantOfShape" => {
             let shape = cx.ints(0)?.to_vec();
@@ -261,10 +265,10 @@ pub(crate) fn infer_node(node: &Node, types: &Types) -> Result<Vec<Fact>, PassEr
             let ints = cx.fold_ints(&shape, |a, b| equal(a, b).map(|e| Extent::fixed(e.into())));
             Ok(vec![Fact { ty: Type::new(DType::Bool, shape), ints }])
         }
-        "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" | "And" | "Or" => {
+        "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" | "And" | "Or" | "Xor" => {
             one(DType::Bool, cx.broadcast(2)?)
         }
-        "Not" => one(DType::Bool, cx.shape(0)?.to_vec()),
+        "Not" | "IsNaN" => one(DType::Bool, cx.shape(0)?.to_vec()),
         "Where" => {
             let shape = cx.broadcast(3)?;
             let ints = match (cx.maybe_ints(0), cx.maybe_ints(1), cx.maybe_ints(2)) {
@@ -278,7 +282,7 @@ pub(crate) fn infer_node(node: &Node, types: &Types) -> Result<Vec<Fact>, PassEr
         }
         "Sqrt" | "Neg" | "Abs" | "Sign" | "Reciprocal" | "Exp" | "Log" | "Erf" | "Tanh" | "Sigmoid"
         | "Relu" | "Gelu" | "Floor" | "Ceil" | "Softmax" | "LogSoftmax" | "Clip" | "Sin" | "Cos"
-        | "Softplus" => one(cx.ty(0)?.dtype, cx.shape(0)?.to_vec()),
+        | "Softplus" | "Round" | "Trilu" | "CumSum" => one(cx.ty(0)?.dtype, cx.shape(0)?.to_vec()),
         "Reshape" => {
             let shape = reshape(&cx)?;
             Ok(vec![Fact {
@@ -394,6 +398,17 @@ pub(crate) fn infer_node(node: &Node, types: &Types) -> Result<Vec<Fact>, PassEr
             };
             Ok(vec![Fact { ty: Type::new(cx.ty(0)?.dtype, out), ints }])
         }
+        "GatherElements" => one(cx.ty(0)?.dtype, cx.shape(1)?.to_vec()),
+        "GatherND" => {
+            let (shape, indices) = (cx.shape(0)?, cx.shape(1)?);
+            let batched = node.int("batch_dims").unwrap_or(0);
+            let split = indices.split_last().and_then(|(depth, lead)| Some((lead, depth.known()?)));
+            let rest = split.and_then(|(_, depth)| shape.get(usize::try_from(batched + depth).ok()?..));
+            match (split, rest) {
+                (Some((lead, _)), Some(rest)) => one(cx.ty(0)?.dtype, [lead, rest].concat()),
+                _ => Err(cx.error(format!("indices of shape {indices:?} do not fit a tensor of {shape:?}"))),
+            }
+        }
         "Expand" => {
             let shape = broadcast(cx.shape(0)?, &expand_target(cx.ints(1)?));
             one(cx.ty(0)?.dtype, shape.ok_or_else(|| cx.error("the shapes cannot be broadcast together"))?)
@@ -473,20 +488,7 @@ pub(crate) fn infer_node(node: &Node, types: &Types) -> Result<Vec<Fact>, PassEr
                 _ => Err(cx.error("only resizing to given sizes is supported")),
             }
         }
-        "Range" => match (cx.maybe_ints(0), cx.maybe_ints(1), cx.maybe_ints(2)) {
-            (Some(&[start]), Some(&[limit]), Some(&[delta])) => {
-                let known = (start.known(), limit.known(), delta.known());
-                let (Some(start), Some(limit), Some(delta @ 1..)) = known else {
-                    return Err(cx.error("only known ascending ranges are supported"));
-                };
-                let values: Vec<_> = (start..limit).step_by(delta as usize).take(MAX_INTS + 1).collect();
-                let len = ((limit - start).max(0) + delta - 1) / delta;
-                let ints =
-                    (values.len() <= MAX_INTS).then(|| values.into_iter().map(Extent::fixed).collect());
-                Ok(vec![Fact { ty: Type::new(cx.ty(0)?.dtype, vec![Extent::fixed(len)]), ints }])
-            }
-            _ => Err(cx.error("only known ranges are supported")),
-        },
+        "Range" => range(&cx),
         "SoftmaxCrossEntropyLoss" => {
             let scores = cx.ty(0)?.clone();
             let loss = match node.text("reduction").unwrap_or("mean") {
@@ -511,6 +513,27 @@ fn reduced(shape: &[Extent], axes: &[usize], keep: bool) -> Vec<Extent> {
 /// `Expand` treats -1 (which PyTorch writes for "as it is") like 1.
 fn expand_target(ints: &[Extent]) -> Vec<Extent> {
     ints.iter().map(|e| if *e == Extent::fixed(-1) { Extent::fixed(1) } else { *e }).collect()
+}
+
+/// `start, start + delta, ...` below a limit that is a number, or a multiple of the batch: one position per
+/// example, as masks are indexed with.
+fn range(cx: &Context<'_>) -> Result<Vec<Fact>, PassError> {
+    let known = || cx.error("only ranges known up to the batch, ascending from a known start, are supported");
+    let scalar = |index: usize| match cx.maybe_ints(index) {
+        Some(&[extent]) => Ok(extent),
+        _ => Err(known()),
+    };
+    let (start, limit, delta) = (scalar(0)?.known(), scalar(1)?, scalar(2)?.known());
+    let (Some(start), Some(delta @ 1..)) = (start, delta) else { return Err(known()) };
+    let dtype = cx.ty(0)?.dtype;
+    let Some(limit) = limit.known() else {
+        let len = limit.divided_by(Extent::fixed(delta)).filter(|_| start == 0).ok_or_else(known)?;
+        return Ok(vec![Fact { ty: Type::new(dtype, vec![len]), ints: None }]);
+    };
+    let values: Vec<_> = (start..limit).step_by(delta as usize).take(MAX_INTS + 1).collect();
+    let len = (limit.saturating_sub(start).max(0) as u64).div_ceil(delta as u64);
+    let ints = (values.len() <= MAX_INTS).then(|| values.into_iter().map(Extent::fixed).collect());
+    Ok(vec![Fact { ty: Type::new(dtype, vec![Extent::fixed(len as i64)]), ints }])
 }
 
 fn reshape(cx: &Context<'_>) -> Result<Vec<Extent>, PassError> {
@@ -638,16 +661,17 @@ fn conv_transpose(cx: &Context<'_>) -> Result<Vec<Fact>, PassError> {
     Ok(vec![Fact { ty: Type::new(cx.ty(0)?.dtype, out), ints: None }])
 }
 
-/// Our own operators: gradients that a runtime may compute in one kernel, defined by model-local functions.
+/// Domain of our own operators, which model-local functions define.
+pub const DOMAIN: &str = "fedpeft";
+
+/// Our own operators.
 mod fedpeft_domain {
     use super::{Context, Fact, PassError, Type};
-
-    pub const NAME: &str = "fedpeft";
 
     pub fn infer(cx: &Context<'_>) -> Result<Vec<Fact>, PassError> {
         let first = cx.ty(0)?;
         let ty = match cx.node.op.as_str() {
-            "GeluGrad" | "LayerNormGrad" | "SoftmaxGrad" => first.clone(),
+            "GeluGrad" | "LayerNormGrad" | "SoftmaxGrad" | "StopGradient" | "Dropout" => first.clone(),
             "ReduceRows" => Type::new(first.dtype, first.shape.last().copied().into_iter().collect()),
             other => return Err(cx.error(format!("operator {other} is not known to this program"))),
         };

@@ -12,11 +12,13 @@ mod extent;
 mod fold;
 mod fuse;
 mod infer;
+mod inputs;
 mod lower;
 mod prepare;
 
 pub use builder::Builder;
 pub use error::PassError;
 pub use extent::{Extent, Type};
-pub use infer::{Types, infer_graph};
+pub use infer::{DOMAIN, Types, infer_graph};
+pub use inputs::InputDecl;
 pub use prepare::{PrepareOptions, Prepared, prepare};

@@ -2,23 +2,38 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fedpeft_onnx::{DType, Dim, Graph, Model, Node, ValueInfo, opset, surgery};
+use fedpeft_onnx::{DType, Graph, Model, Node, opset, surgery};
 
-use crate::{PassError, Type, fold::fold, fuse::fuse, infer_graph, lower::lower};
+use crate::{
+    PassError, Type,
+    fold::fold,
+    fuse::fuse,
+    infer_graph,
+    inputs::{InputDecl, declare},
+    lower::lower,
+};
 
 /// What to make of a model.
 #[derive(Debug, Clone)]
 pub struct PrepareOptions {
     /// The value at which to cut.
     pub output: String,
-    /// Shape of one example at the model's input, without the batch dimension.
-    pub input_shape: Vec<usize>,
+    /// Every input that the cut model reads.
+    pub inputs: Vec<InputDecl>,
+}
+
+impl PrepareOptions {
+    /// Options for a model of one input, `f32` values `[N, ..shape]`.
+    pub fn single(output: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
+        let input = InputDecl { name: None, dtype: DType::F32, shape: shape.into() };
+        Self { output: output.into(), inputs: vec![input] }
+    }
 }
 
 /// A backbone ready for surgery.
 #[derive(Debug, Clone)]
 pub struct Prepared {
-    /// One input, one output; only the batch is not known.
+    /// The declared inputs in their order, one output; only the batch is not known.
     pub graph: Graph,
     /// The source model's weights among the initializers: what could be trained.
     pub parameters: BTreeSet<String>,
@@ -29,7 +44,7 @@ pub struct Prepared {
 impl Prepared {
     /// Folds everything that does not depend on the input or on `trainable` parameters.
     pub fn fold_frozen(&mut self, trainable: &BTreeSet<String>) -> Result<(), PassError> {
-        fold(&mut self.graph, trainable)
+        keeping_inputs(&mut self.graph, |graph| fold(graph, trainable))
     }
 }
 
@@ -42,11 +57,13 @@ pub fn prepare(mut model: Model, options: &PrepareOptions) -> Result<Prepared, P
     let mut graph = model.graph;
     surgery::cut(&mut graph, &options.output)?;
     let parameters = name_parameters(&mut graph);
-    fix_input(&mut graph, &options.input_shape)?;
-    fold(&mut graph, &parameters)?;
-    fuse(&mut graph)?;
-    lower(&mut graph)?;
-    fold(&mut graph, &parameters)?;
+    declare(&mut graph, &options.inputs)?;
+    keeping_inputs(&mut graph, |graph| {
+        fold(graph, &parameters)?;
+        fuse(graph)?;
+        lower(graph)?;
+        fold(graph, &parameters)
+    })?;
     let types = infer_graph(&graph)?;
     let name = &graph.outputs[0].name;
     let output = types
@@ -57,25 +74,15 @@ pub fn prepare(mut model: Model, options: &PrepareOptions) -> Result<Prepared, P
     Ok(Prepared { graph, parameters, output })
 }
 
-/// Declares the input as `[N, ..shape]`.
-fn fix_input(graph: &mut Graph, shape: &[usize]) -> Result<(), PassError> {
-    let [input] = &mut graph.inputs[..] else {
-        let names: Vec<_> = graph.inputs.iter().map(|input| input.name.as_str()).collect();
-        return Err(PassError::Input(format!(
-            "one input is supported, the model has {}: {}",
-            names.len(),
-            names.join(", ")
-        )));
-    };
-    let declared = input.shape.as_ref().map_or(shape.len() + 1, Vec::len);
-    if declared != shape.len() + 1 || shape.contains(&0) {
-        return Err(PassError::Input(format!(
-            "input {:?} has rank {declared}, which the example shape {shape:?} and a batch do not give",
-            input.name
-        )));
-    }
-    let dims = std::iter::once(Dim::Symbol("N".into())).chain(Dim::fixed(shape)).collect();
-    *input = ValueInfo { name: input.name.clone(), dtype: DType::F32, shape: Some(dims) };
+/// Of an input, the model may need no more than its shape, which is known; what comes after the backbone (a
+/// pooling, a loss) may need it all the same.
+fn keeping_inputs(
+    graph: &mut Graph,
+    work: impl FnOnce(&mut Graph) -> Result<(), PassError>,
+) -> Result<(), PassError> {
+    let inputs = graph.inputs.clone();
+    work(graph)?;
+    graph.inputs = inputs;
     Ok(())
 }
 

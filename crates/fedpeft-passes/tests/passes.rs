@@ -26,7 +26,7 @@ fn model(shape: &[usize], initializers: Vec<(&str, Tensor)>, nodes: Vec<Node>) -
 }
 
 fn ready(model: &Model, shape: &[usize]) -> Result<Prepared, PassError> {
-    prepare(model.clone(), &PrepareOptions { output: "y".into(), input_shape: shape.to_vec() })
+    prepare(model.clone(), &PrepareOptions::single("y", shape))
 }
 
 /// Prepares, checks that both compute the same for two batch sizes, and returns the operators left.

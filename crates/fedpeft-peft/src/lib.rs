@@ -1,13 +1,20 @@
 //! Parameter-efficient fine-tuning methods as graph surgery.
 //!
-//! A [`Method`] decides which tensors of a backbone are trained: the adapter. Places are found by structure
-//! (the third input of a `Gemm` is a bias), never by an exporter's names. Every method also trains the
-//! classification head that [`head`] attaches, as in Sun et al., arXiv 2210.01708.
+//! A [`Peft`] decides which tensors are trained, the adapter: some of a backbone's own, or new ones that
+//! [`apply`] puts into its graph. Places are found by [`Structure`], never by an exporter's names. Every method
+//! also trains the classification head that [`head`] attaches, as in Sun et al., arXiv 2210.01708.
 
 pub mod head;
+mod init;
 mod method;
 mod select;
+mod structure;
+mod surgery;
 
 pub use head::{HEAD_BIAS, HEAD_WEIGHT, Pooling};
-pub use method::{Method, UnknownMethod};
-pub use select::{SelectError, select};
+pub use method::{
+    Activation, Bottleneck, Ia3, InvalidMethod, Lora, Method, Peft, Placement, Prefix, Prompt, PromptInit,
+};
+pub(crate) use select::select;
+pub use structure::{Attention, Block, Linear, Mlp, Projection, Residual, Structure, Target, TargetError};
+pub use surgery::{DROPOUT_SEED, PeftError, apply};

@@ -1,33 +1,22 @@
-//! Which tensors of a prepared backbone a method trains.
+//! Which tensors of a prepared backbone a method that adds none trains.
 
 use std::collections::BTreeSet;
 
 use fedpeft_onnx::{Graph, Node};
 use fedpeft_passes::Prepared;
 
-use crate::Method;
+use crate::{Method, PeftError, structure::Structure};
 
-/// A method that finds nothing to train.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SelectError {
-    /// No tensor of the kind is in the graph.
-    #[error("method {method} finds no {kind} in this model: choose another method")]
-    Nothing {
-        /// The method.
-        method: Method,
-        /// What it looked for.
-        kind: &'static str,
-    },
-}
-
-/// Names of the backbone's tensors that `method` trains; empty for [`Method::Head`].
-pub fn select(method: Method, backbone: &Prepared) -> Result<BTreeSet<String>, SelectError> {
+/// Names of the backbone's tensors that `method` trains; empty for [`Method::Head`] and for methods that add
+/// their own.
+pub(crate) fn select(method: &Method, backbone: &Prepared) -> Result<BTreeSet<String>, PeftError> {
     let (found, kind) = match method {
-        Method::Head => return Ok(BTreeSet::new()),
         Method::Bias => (biases(&backbone.graph, &backbone.parameters), "biases"),
+        Method::LayerNorm => (Structure::of(backbone)?.norms, "normalisations"),
         Method::Full => (backbone.parameters.clone(), "parameters"),
+        _ => return Ok(BTreeSet::new()),
     };
-    if found.is_empty() { Err(SelectError::Nothing { method, kind }) } else { Ok(found) }
+    if found.is_empty() { Err(PeftError::Nothing { method: method.name(), kind }) } else { Ok(found) }
 }
 
 /// Biases by structure: what a linear layer, a convolution or a normalisation adds as its third input, and

@@ -156,8 +156,9 @@ pub enum Outcome {
         examples: u64,
         /// Mean loss.
         loss: f64,
-        /// Share of right predictions, 0 to 1.
-        accuracy: f64,
+        /// Share of right predictions, 0 to 1; none where there are none to be right, as in regression.
+        #[serde(default)]
+        accuracy: Option<f64>,
         /// Seconds spent.
         seconds: f64,
     },
@@ -323,7 +324,7 @@ pub struct RoundReport {
     pub round: Round,
     /// Mean held-out loss of the new global adapter, where it was evaluated.
     pub loss: Option<f64>,
-    /// Held-out accuracy, 0 to 1, likewise.
+    /// Held-out accuracy, 0 to 1, likewise; none where the task has none, as in regression.
     pub accuracy: Option<f64>,
     /// Mean of the accepted clients' training losses, weighted by examples.
     pub train_loss: f64,

@@ -45,7 +45,7 @@ pub async fn pull(
     let (manifest, fetched) = cached_manifest(bus, digest, cache).await?;
     let mut transfers: Vec<Transfer> = fetched.map(|m| down(ByteKind::Artifacts, m)).into_iter().collect();
     cache.link(digest, digest, MANIFEST_FILE)?;
-    for (file, kind) in manifest.files.all() {
+    for (file, kind) in manifest.all_files() {
         let report = |done| progress(&file.name, done, file.size);
         if let Some(measured) = fetch(bus, file, cache, verify, report).await? {
             transfers.push(down(kind, measured));

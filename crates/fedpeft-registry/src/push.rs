@@ -34,7 +34,7 @@ pub async fn push_folder(
         size: bytes.len() as u64,
         kind: ByteKind::Artifacts,
     }];
-    for (file, kind) in manifest.files.all() {
+    for (file, kind) in manifest.all_files() {
         let entry = FileEntry { name: file.name.clone(), digest: file.digest, size: file.size, kind };
         if !files.contains(&entry) {
             files.push(entry);
@@ -51,8 +51,12 @@ pub async fn push_folder(
     }
     let stored = bus.put_blob(bytes).await?;
     progress(MANIFEST_FILE, stored.size, stored.size);
-    let request =
-        PublishModel { name: name.clone(), method: manifest.method, manifest: stored.digest, files };
+    let request = PublishModel {
+        name: name.clone(),
+        method: manifest.method.to_string(),
+        manifest: stored.digest,
+        files,
+    };
     Ok(bus.request("models.publish", &request).await?)
 }
 

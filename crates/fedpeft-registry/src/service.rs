@@ -90,8 +90,9 @@ impl Models {
     async fn check(&self, request: &PublishModel) -> Result<(), ApiError> {
         check_names(&request.files)?;
         let manifest = self.manifest(request).await?;
-        if manifest.method != request.method {
-            let (declared, found) = (&request.method, &manifest.method);
+        let found = manifest.method.to_string();
+        if found != request.method {
+            let declared = &request.method;
             let message = format!("method is {declared:?}, the manifest says {found:?}");
             return Err(ApiError::bad_request(message));
         }
@@ -143,9 +144,10 @@ fn check_names(files: &[FileEntry]) -> Result<(), ApiError> {
 }
 
 fn check_same_files(request: &PublishModel, manifest: &Manifest) -> Result<(), ApiError> {
-    let listed = manifest.files.all().map(|(file, kind)| (file.name.as_str(), file.digest, kind));
+    let files = manifest.all_files().into_iter();
+    let listed = files.map(|(file, kind)| (file.name.as_str(), file.digest, kind));
     let expected: BTreeSet<_> =
-        listed.into_iter().chain([(MANIFEST_FILE, request.manifest, ByteKind::Artifacts)]).collect();
+        listed.chain([(MANIFEST_FILE, request.manifest, ByteKind::Artifacts)]).collect();
     let given: BTreeSet<_> =
         request.files.iter().map(|file| (file.name.as_str(), file.digest, file.kind)).collect();
     if let Some((name, ..)) = expected.difference(&given).next() {

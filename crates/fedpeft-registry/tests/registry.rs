@@ -9,7 +9,10 @@ use std::{
 use bytes::Bytes;
 use fedpeft_artifacts::{
     Manifest,
-    manifest::{BackboneSpec, FORMAT_VERSION, FileRef, Files, InputSpec, MANIFEST_FILE},
+    manifest::{
+        BackboneSpec, ElementType, FORMAT_VERSION, FileRef, Files, InputSource, InputSpec, MANIFEST_FILE,
+        TaskSpec,
+    },
 };
 use fedpeft_bus::{Bus, BusError};
 use fedpeft_codec::{Layout, TensorSpec};
@@ -52,11 +55,17 @@ impl Fixture {
         let graph = |name: &str| file(name, format!("{name} of {method}").as_bytes());
         let manifest = Manifest {
             format: FORMAT_VERSION,
-            method: method.into(),
+            method: method.parse().unwrap(),
             adapter: Layout::new(vec![TensorSpec { name: "w".into(), shape: vec![2] }]).unwrap(),
             excluded: Default::default(),
-            input: InputSpec { name: "x".into(), shape: vec![1], mean: vec![0.0], std: vec![1.0] },
-            classes: 2,
+            inputs: vec![InputSpec {
+                name: "x".into(),
+                dtype: ElementType::F32,
+                shape: vec![1],
+                source: InputSource::Values,
+            }],
+            text: None,
+            task: TaskSpec::classification(2),
             backbone: BackboneSpec { values: 500_000, source: Digest::of(b"onnx") },
             opset: 20,
             files: Files {

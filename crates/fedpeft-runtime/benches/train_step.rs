@@ -13,6 +13,7 @@
 use std::{error::Error, path::Path, time::Instant};
 
 use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
+use fedpeft_peft::Peft;
 use fedpeft_protocol::run::TrainingSpec;
 use fedpeft_runtime::{Device, InMemory, Kernels, Optimizer, Runtime, SessionOptions, Trainer};
 
@@ -86,16 +87,13 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
     for (name, method, kernels, optimizer) in rows {
         let path = folder.join(method);
         if !path.exists() {
-            let options = BuildOptions {
-                model: backbone.clone(),
-                output: OUTPUT.into(),
-                input_shape: vec![3, settings.size, settings.size],
-                classes: 10,
-                method: method.parse()?,
-                pooling: Default::default(),
-                mean: BuildOptions::IMAGENET_MEAN.into(),
-                std: BuildOptions::IMAGENET_STD.into(),
-            };
+            let options = BuildOptions::image_classification(
+                &backbone,
+                OUTPUT,
+                settings.size,
+                10,
+                method.parse::<Peft>()?,
+            );
             build(&options, &path)?;
         }
         let artifacts = ArtifactFolder::open(&path)?;

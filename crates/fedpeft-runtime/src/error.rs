@@ -73,8 +73,32 @@ pub enum RuntimeError {
     /// The examples cannot be read.
     #[error("examples cannot be read: {0}")]
     Examples(String),
+    /// A label that the task does not have.
+    #[error(
+        "example {example} has the label {label}, but the model learns {expected}: correct the data, or build artifacts for it"
+    )]
+    Label {
+        /// Position of the example in the client's data.
+        example: usize,
+        /// Its label.
+        label: String,
+        /// What is possible.
+        expected: String,
+    },
+    /// A token id that the model has no embedding of.
+    #[error(
+        "example {example} has the token id {token}, but the model has 0 to {}: use the tokenizer of the model", vocabulary - 1
+    )]
+    Token {
+        /// Position of the example in the client's data.
+        example: usize,
+        /// The token.
+        token: i64,
+        /// How many tokens the model has.
+        vocabulary: i64,
+    },
     /// There is nothing to train or evaluate on.
-    #[error("there are no examples")]
+    #[error("this client has no examples: deal data out to fewer clients, or leave it out")]
     NoExamples,
     /// The loss is no number any more.
     #[error("training diverged: the loss is {loss} at step {step}; lower the learning rate")]

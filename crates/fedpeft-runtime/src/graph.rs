@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use fedpeft_artifacts::manifest::{CORRECT, GRADIENT_SUFFIX, LABELS, LOSS, Manifest};
+use fedpeft_artifacts::manifest::{
+    CORRECT, COUNT, ElementType, GRADIENT_SUFFIX, InputSpec, LABELS, LOSS, Manifest,
+};
 use fedpeft_codec::Layout;
 use ort::{
     memory::Allocator,
@@ -11,7 +13,7 @@ use ort::{
     value::Tensor,
 };
 
-use crate::RuntimeError;
+use crate::{Batch, Examples, RuntimeError, Values, check::Limits};
 
 /// Bindings kept at once. An epoch has two batch sizes, its own and that of its last batch, and adapters in
 /// device memory have two sides.
@@ -26,8 +28,10 @@ pub(crate) type Side = usize;
 pub(crate) struct Measured {
     /// Mean loss over the batch.
     pub loss: f32,
-    /// Right predictions.
+    /// Right decisions.
     pub correct: i64,
+    /// Decisions.
+    pub count: i64,
 }
 
 /// Where the tensors of the adapter live.
@@ -42,19 +46,68 @@ pub(crate) struct Graph {
     bindings: BTreeMap<(usize, Side), Bound>,
     loss: Tensor<f32>,
     correct: Tensor<i64>,
+    count: Tensor<i64>,
     /// Gradients by adapter tensor; empty in the evaluation graph.
     pub gradients: Vec<Tensor<f32>>,
     session: Session,
-    input: String,
-    shape: Vec<i64>,
+    /// The model's inputs in their order, then the labels.
+    fed: Vec<Fed>,
+    limits: Limits,
     residence: Residence,
+}
+
+/// A tensor that examples are written to.
+struct Fed {
+    name: String,
+    dtype: ElementType,
+    /// Shape of one example.
+    shape: Vec<i64>,
 }
 
 /// One batch size.
 struct Bound {
     binding: IoBinding,
-    inputs: Tensor<f32>,
-    labels: Tensor<i64>,
+    inputs: Vec<Buffer>,
+    labels: Buffer,
+}
+
+/// A bound tensor of a batch.
+enum Buffer {
+    F32(Tensor<f32>),
+    I64(Tensor<i64>),
+}
+
+impl Buffer {
+    fn new(fed: &Fed, batch: usize) -> Result<Self, RuntimeError> {
+        let (host, mut shape) = (Allocator::default(), vec![batch as i64]);
+        shape.extend(&fed.shape);
+        Ok(match fed.dtype {
+            ElementType::F32 => Self::F32(Tensor::new(&host, shape)?),
+            ElementType::I64 => Self::I64(Tensor::new(&host, shape)?),
+        })
+    }
+
+    fn values(&mut self) -> Values<'_> {
+        match self {
+            Self::F32(tensor) => Values::F32(tensor.extract_tensor_mut().1),
+            Self::I64(tensor) => Values::I64(tensor.extract_tensor_mut().1),
+        }
+    }
+
+    fn bind(&self, binding: &mut IoBinding, name: &str) -> ort::Result<()> {
+        match self {
+            Self::F32(tensor) => binding.bind_input(name, tensor),
+            Self::I64(tensor) => binding.bind_input(name, tensor),
+        }
+    }
+}
+
+impl Bound {
+    fn bind_batch(&mut self, fed: &[Fed]) -> ort::Result<()> {
+        let Self { binding, inputs, labels } = self;
+        let buffers = inputs.iter().chain([&*labels]);
+        fed.iter().zip(buffers).try_for_each(|(fed, buffer)| buffer.bind(binding, &fed.name))
+    }
 }
 
 impl Graph {
@@ -66,52 +119,62 @@ impl Graph {
         residence: Residence,
     ) -> Result<Self, RuntimeError> {
         let host = Allocator::default();
+        let signed = |shape: &[u64]| shape.iter().map(|dim| dim.cast_signed()).collect();
+        let input = |input: &InputSpec| Fed {
+            name: input.name.clone(),
+            dtype: input.dtype,
+            shape: signed(&input.shape),
+        };
+        let mut fed: Vec<Fed> = manifest.inputs.iter().map(input).collect();
+        let (dtype, shape) = manifest.labels().map_err(|error| RuntimeError::Run(error.to_string()))?;
+        fed.push(Fed { name: LABELS.to_owned(), dtype, shape: signed(&shape) });
         Ok(Self {
             bindings: BTreeMap::new(),
             loss: Tensor::new(&host, Vec::<i64>::new())?,
             correct: Tensor::new(&host, Vec::<i64>::new())?,
+            count: Tensor::new(&host, Vec::<i64>::new())?,
             gradients,
             session,
-            input: manifest.input.name.clone(),
-            shape: manifest.input.shape.iter().map(|dim| dim.cast_signed()).collect(),
+            fed,
+            limits: Limits::of(manifest),
             residence,
         })
     }
 
-    /// Runs one batch that `fill` writes into the bound input tensors.
+    /// Runs the examples at `indices`, written into the bound tensors.
     pub fn run(
         &mut self,
         layout: &Layout,
         adapter: &[Tensor<f32>],
         side: Side,
-        batch: usize,
-        fill: impl FnOnce(&mut [f32], &mut [i64]) -> Result<(), String>,
+        examples: &dyn Examples,
+        indices: &[usize],
     ) -> Result<Measured, RuntimeError> {
-        let key = (batch, side);
+        let key = (indices.len(), side);
         if !self.bindings.contains_key(&key) {
             if self.bindings.len() >= MAX_BINDINGS {
                 self.bindings.clear();
             }
-            let bound = self.bind(layout, adapter, batch)?;
+            let bound = self.bind(layout, adapter, indices.len())?;
             self.bindings.insert(key, bound);
         }
-        let Self { bindings, session, .. } = self;
+        let Self { bindings, session, fed, limits, .. } = self;
         let Some(bound) = bindings.get_mut(&key) else {
             return Err(RuntimeError::Run("the batch is not bound".to_owned()));
         };
-        let (_, inputs) = bound.inputs.extract_tensor_mut();
-        let (_, labels) = bound.labels.extract_tensor_mut();
-        fill(inputs, labels).map_err(RuntimeError::Examples)?;
+        let inputs = bound.inputs.iter_mut().map(Buffer::values).collect();
+        let mut batch = Batch { inputs, labels: bound.labels.values() };
+        examples.fill(indices, &mut batch).map_err(RuntimeError::Examples)?;
+        limits.check(indices, &batch)?;
         if self.residence == Residence::Device {
             // Host tensors are copied to the device when they are bound, and only then.
-            bound.binding.bind_input(self.input.as_str(), &bound.inputs)?;
-            bound.binding.bind_input(LABELS, &bound.labels)?;
+            bound.bind_batch(fed)?;
         }
         session.run_binding(&bound.binding)?;
         let (loss, correct) = (self.loss.extract_tensor().1, self.correct.extract_tensor().1);
-        match (loss, correct) {
-            ([loss], [correct]) => Ok(Measured { loss: *loss, correct: *correct }),
-            _ => Err(RuntimeError::Run("loss and correct are not scalars".to_owned())),
+        match (loss, correct, self.count.extract_tensor().1) {
+            ([loss], [correct], [count]) => Ok(Measured { loss: *loss, correct: *correct, count: *count }),
+            _ => Err(RuntimeError::Run("loss, correct and count are not scalars".to_owned())),
         }
     }
 
@@ -121,25 +184,26 @@ impl Graph {
         adapter: &[Tensor<f32>],
         batch: usize,
     ) -> Result<Bound, RuntimeError> {
-        let host = Allocator::default();
-        let mut shape = vec![batch as i64];
-        shape.extend(&self.shape);
-        let inputs = Tensor::<f32>::new(&host, shape)?;
-        let labels = Tensor::<i64>::new(&host, vec![batch as i64])?;
-        let mut binding = self.session.create_binding()?;
+        let mut buffers =
+            self.fed.iter().map(|fed| Buffer::new(fed, batch)).collect::<Result<Vec<_>, _>>()?;
+        let Some(labels) = buffers.pop() else {
+            return Err(RuntimeError::Run("the graph reads no labels".to_owned()));
+        };
+        let mut bound = Bound { binding: self.session.create_binding()?, inputs: buffers, labels };
         // Owned tensors in the session's own memory are bound by reference: what is written to them later
         // is what the next run reads.
-        binding.bind_input(self.input.as_str(), &inputs)?;
-        binding.bind_input(LABELS, &labels)?;
+        bound.bind_batch(&self.fed)?;
+        let binding = &mut bound.binding;
         for (spec, tensor) in layout.tensors().iter().zip(adapter) {
             binding.bind_input(spec.name.as_str(), tensor)?;
         }
         binding.bind_output(LOSS, &mut self.loss)?;
         binding.bind_output(CORRECT, &mut self.correct)?;
+        binding.bind_output(COUNT, &mut self.count)?;
         for (spec, gradient) in layout.tensors().iter().zip(&mut self.gradients) {
             binding.bind_output(format!("{}{GRADIENT_SUFFIX}", spec.name), gradient)?;
         }
-        Ok(Bound { binding, inputs, labels })
+        Ok(bound)
     }
 }
 

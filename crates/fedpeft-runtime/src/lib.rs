@@ -5,6 +5,7 @@
 //! optimizer steps run on the fused [`kernels`]. This crate knows no network.
 
 mod adapter;
+mod check;
 mod device;
 mod error;
 mod examples;
@@ -22,7 +23,7 @@ mod trainer;
 
 pub use device::{ChosenDevice, Device, UnknownDevice};
 pub use error::RuntimeError;
-pub use examples::{Examples, InMemory};
+pub use examples::{Batch, Column, Examples, InMemory, Values};
 pub use library::Runtime;
 pub use operators::DOMAIN as OPERATOR_DOMAIN;
 pub use optimizer::Optimizer;

@@ -4,14 +4,15 @@
 use std::path::Path;
 
 use fedpeft_artifacts::manifest::{
-    BackboneSpec, FORMAT_VERSION, FileRef, Files, InputSpec, MANIFEST_FILE, Manifest,
+    BackboneSpec, ElementType, FORMAT_VERSION, FileRef, Files, InputSource, InputSpec, MANIFEST_FILE,
+    Manifest, TaskSpec,
 };
 use fedpeft_codec::{Layout, TensorSpec};
 use fedpeft_onnx::{DType, Data, Dim, Function, Graph, Model, Node, Tensor, ValueInfo};
 use fedpeft_protocol::Digest;
 
-use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
-use fedpeft_peft::{Method, Pooling};
+use fedpeft_artifacts::{ArtifactFolder, BuildOptions, InputOptions, build};
+use fedpeft_peft::Method;
 
 use crate::{InMemory, Runtime, operators::DOMAIN};
 
@@ -145,7 +146,8 @@ fn graph(train: bool) -> Graph {
         fixed("bias", &[CLASSES]),
     ];
     let scalar = |name: &str, dtype| ValueInfo::new(name, dtype, vec![]);
-    graph.outputs = vec![scalar("loss", DType::F32), scalar("correct", DType::I64)];
+    graph.outputs =
+        vec![scalar("loss", DType::F32), scalar("correct", DType::I64), scalar("count", DType::I64)];
     let frozen = Tensor { dtype: DType::F32, shape: vec![FEATURES], data: external(0) };
     graph.initializers.insert("frozen".into(), frozen);
     graph.initializers.insert("ones".into(), Tensor::f32([FEATURES], &[1.0; FEATURES]));
@@ -162,6 +164,7 @@ fn graph(train: bool) -> Graph {
         Node::new("Equal", &["predicted", "labels"], &["hit"]),
         Node::new("Cast", &["hit"], &["hits"]).with("to", 7i64),
         Node::new("ReduceSum", &["hits"], &["correct"]).with("keepdims", 0i64),
+        Node::new("Size", &["labels"], &["count"]),
     ];
     if !train {
         graph.outputs.push(value("logits", &[CLASSES]));
@@ -176,7 +179,6 @@ fn graph(train: bool) -> Graph {
     graph.nodes.extend([
         Node::new("Softmax", &["logits"], &["prob"]).with("axis", -1i64),
         Node::new("OneHot", &["labels", "classes", "onoff"], &["target"]).with("axis", -1i64),
-        Node::new("Shape", &["labels"], &["count"]),
         Node::new("Cast", &["count"], &["count_f"]).with("to", 1i64),
         // -target / prob / N through softmax's gradient is (prob - target) / N.
         Node::new("Div", &["target", "prob"], &["ratio"]),
@@ -213,11 +215,17 @@ pub fn write(path: &Path) {
     };
     let manifest = Manifest {
         format: FORMAT_VERSION,
-        method: "head".into(),
+        method: Method::Head.into(),
         adapter: layout(),
         excluded: Default::default(),
-        input: InputSpec { name: "x".into(), shape: vec![FEATURES as u64], mean: vec![], std: vec![] },
-        classes: CLASSES as u32,
+        inputs: vec![InputSpec {
+            name: "x".into(),
+            dtype: ElementType::F32,
+            shape: vec![FEATURES as u64],
+            source: InputSource::Values,
+        }],
+        text: None,
+        task: TaskSpec::classification(CLASSES as u32),
         backbone: BackboneSpec { values: FEATURES as u64, source: Digest::of("toy") },
         opset: fedpeft_onnx::OPSET,
         files: Files {
@@ -258,15 +266,16 @@ pub fn built(path: &Path) -> ArtifactFolder {
     ];
     let model = path.join("network.onnx");
     Model::new(graph).save(&model).unwrap();
+    let input = InputOptions {
+        name: None,
+        dtype: ElementType::F32,
+        shape: vec![FEATURES],
+        source: InputSource::Values,
+    };
+    let classes = CLASSES as u32;
     let options = BuildOptions {
-        model,
-        output: "features".into(),
-        input_shape: vec![FEATURES],
-        classes: CLASSES as u32,
-        method: Method::Full,
-        pooling: Pooling::Cls,
-        mean: vec![0.0; FEATURES],
-        std: vec![1.0; FEATURES],
+        inputs: vec![input],
+        ..BuildOptions::image_classification(model, "features", 0, classes, Method::Full)
     };
     build(&options, &path.join("artifacts")).unwrap();
     ArtifactFolder::open(path.join("artifacts")).unwrap()

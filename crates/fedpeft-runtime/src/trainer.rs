@@ -4,7 +4,7 @@ mod local;
 
 use std::time::Instant;
 
-use fedpeft_artifacts::ArtifactFolder;
+use fedpeft_artifacts::{ArtifactFolder, manifest::TaskSpec};
 use fedpeft_codec::Layout;
 use ort::{
     memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
@@ -14,7 +14,7 @@ use ort::{
 use crate::{
     ChosenDevice, Examples, Runtime, RuntimeError, SessionOptions,
     adapter::Adapter,
-    graph::{Graph, Residence, tensors},
+    graph::{Graph, Measured, Residence, tensors},
     session,
 };
 
@@ -65,19 +65,23 @@ pub struct Evaluated {
     pub examples: u64,
     /// Mean loss.
     pub loss: f64,
-    /// Share of right predictions.
-    pub accuracy: f64,
+    /// Share of right decisions; none where the task makes none (regression), or no token was scored.
+    pub accuracy: Option<f64>,
     /// Seconds spent.
     pub seconds: f64,
 }
 
-/// Loss and right predictions of one step's batch, before the step.
+/// Loss and decisions of one step's batch, before the step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Stepped {
     /// Mean loss.
     pub loss: f32,
-    /// Right predictions.
+    /// Right decisions.
     pub correct: u64,
+    /// Decisions: examples, labels of all examples, or scored tokens; none in regression.
+    pub count: u64,
+    /// What the loss is a mean over: scored tokens of a language model, else examples.
+    pub scored: u64,
 }
 
 impl Trainer {
@@ -139,11 +143,8 @@ impl Trainer {
             return Err(RuntimeError::Run("the training session is gone".to_owned()));
         };
         let layout = &folder.manifest().adapter;
-        let measured =
-            training.run(layout, adapter.current(), adapter.side(), indices.len(), |inputs, labels| {
-                examples.fill(indices, inputs, labels)
-            })?;
-        Ok(Stepped { loss: measured.loss, correct: measured.correct.max(0).cast_unsigned() })
+        let measured = training.run(layout, adapter.current(), adapter.side(), examples, indices)?;
+        Ok(stepped(&folder.manifest().task, measured, indices.len()))
     }
 
     /// Mean loss and accuracy over all examples.
@@ -162,29 +163,22 @@ impl Trainer {
             return Err(RuntimeError::Run("the evaluation session is gone".to_owned()));
         };
         let layout = &folder.manifest().adapter;
-        let (mut loss, mut correct) = (0.0, 0);
+        let (mut loss, mut correct, mut decisions, mut scored) = (0.0, 0, 0, 0);
         let all: Vec<usize> = (0..count).collect();
         for indices in all.chunks(EVALUATION_BATCH) {
             if !proceed() {
                 return Err(RuntimeError::Stopped);
             }
-            let measured = evaluation.run(
-                layout,
-                adapter.current(),
-                adapter.side(),
-                indices.len(),
-                |inputs, labels| examples.fill(indices, inputs, labels),
-            )?;
-            loss += f64::from(measured.loss) * indices.len() as f64;
+            let measured = evaluation.run(layout, adapter.current(), adapter.side(), examples, indices)?;
+            let measured = stepped(&folder.manifest().task, measured, indices.len());
+            loss += f64::from(measured.loss) * measured.scored as f64;
             correct += measured.correct;
+            decisions += measured.count;
+            scored += measured.scored;
         }
-        let (total, seconds) = (count as f64, start.elapsed().as_secs_f64());
-        Ok(Evaluated {
-            examples: count as u64,
-            loss: loss / total,
-            accuracy: correct as f64 / total,
-            seconds,
-        })
+        let accuracy = (decisions > 0).then(|| correct as f64 / decisions as f64);
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(Evaluated { examples: count as u64, loss: loss / scored.max(1) as f64, accuracy, seconds })
     }
 
     fn layout(&self) -> &Layout {
@@ -215,12 +209,22 @@ impl Trainer {
     }
 }
 
+/// What the graph measured, of a batch of `examples`.
+fn stepped(task: &TaskSpec, measured: Measured, examples: usize) -> Stepped {
+    let count = measured.count.max(0).cast_unsigned();
+    let scored = match task {
+        TaskSpec::CausalLm { .. } => count,
+        _ => examples as u64,
+    };
+    Stepped { loss: measured.loss, correct: measured.correct.max(0).cast_unsigned(), count, scored }
+}
+
 #[cfg(test)]
 mod tests {
     use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
 
     use super::*;
-    use crate::{Device, Kernels, OrderSeed, toy};
+    use crate::{Batch, Device, Kernels, OrderSeed, toy};
 
     fn trainer(kernels: Kernels) -> (Trainer, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
@@ -255,7 +259,7 @@ mod tests {
             let trained = trainer.train(local(&spec(optimizer), SEED), &examples, &mut || true).unwrap();
             let after = trainer.evaluate(&examples, &mut || true).unwrap();
             assert_eq!((trained.examples, trained.steps), (90, 18));
-            assert!(after.loss < before.loss && after.accuracy > 0.9, "{before:?} {after:?}");
+            assert!(after.loss < before.loss && after.accuracy > Some(0.9), "{before:?} {after:?}");
         }
     }
 
@@ -330,7 +334,7 @@ mod tests {
             fn len(&self) -> usize {
                 0
             }
-            fn fill(&self, _: &[usize], _: &mut [f32], _: &mut [i64]) -> Result<(), String> {
+            fn fill(&self, _: &[usize], _: &mut Batch<'_>) -> Result<(), String> {
                 Ok(())
             }
         }

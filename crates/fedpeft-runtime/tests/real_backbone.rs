@@ -9,21 +9,21 @@ use fedpeft_interp::{Interpreter, Value};
 use fedpeft_onnx::{Model, Tensor};
 use fedpeft_peft::{Method, Pooling};
 use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
-use fedpeft_runtime::{Device, Examples, InMemory, Kernels, Runtime, SessionOptions, Trainer};
+use fedpeft_runtime::{Batch, Device, Examples, InMemory, Kernels, Runtime, SessionOptions, Trainer, Values};
 
 const SIZE: usize = 28;
 const BATCH: usize = 3;
 
 fn artifacts(method: Method, path: &Path) -> ArtifactFolder {
     let options = BuildOptions {
-        model: fedpeft_testkit::assets().dinov2().unwrap(),
-        output: "/backbone/layernorm/Add_1_output_0".into(),
-        input_shape: vec![3, SIZE, SIZE],
-        classes: 10,
-        method,
         pooling: Pooling::Mean,
-        mean: BuildOptions::IMAGENET_MEAN.into(),
-        std: BuildOptions::IMAGENET_STD.into(),
+        ..BuildOptions::image_classification(
+            fedpeft_testkit::assets().dinov2().unwrap(),
+            "/backbone/layernorm/Add_1_output_0",
+            SIZE,
+            10,
+            method,
+        )
     };
     build(&options, path).unwrap();
     ArtifactFolder::open(path).unwrap()
@@ -69,10 +69,11 @@ fn reference(folder: &ArtifactFolder) -> Vec<f64> {
     let manifest = folder.manifest();
     let model = Model::load(folder.file(&manifest.files.training)).unwrap();
     let (mut pixels, mut labels) = (vec![0.0; BATCH * 3 * SIZE * SIZE], vec![0; BATCH]);
-    examples().fill(&[0, 1, 2], &mut pixels, &mut labels).unwrap();
+    let mut batch = Batch { inputs: vec![Values::F32(&mut pixels)], labels: Values::I64(&mut labels) };
+    examples().fill(&[0, 1, 2], &mut batch).unwrap();
     let value = |tensor: Tensor| Value::from_tensor(&tensor).unwrap();
     let mut inputs = HashMap::from([
-        (manifest.input.name.clone(), value(Tensor::f32([BATCH, 3, SIZE, SIZE], &pixels))),
+        (manifest.inputs[0].name.clone(), value(Tensor::f32([BATCH, 3, SIZE, SIZE], &pixels))),
         ("labels".to_owned(), value(Tensor::i64([BATCH], &labels))),
     ]);
     let adapter = start(folder);

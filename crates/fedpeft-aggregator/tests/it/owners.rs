@@ -59,7 +59,8 @@ async fn an_evaluation_in_progress_survives_its_owner() {
     let _service = federation.aggregator().await;
     let second = judge.task().await;
     assert!(matches!(second.work, Work::Evaluate) && second.epoch > first.epoch);
-    let outcome = |accuracy| Outcome::Evaluated { examples: 1, loss: 0.1, accuracy, seconds: 0.0 };
+    let outcome =
+        |accuracy| Outcome::Evaluated { examples: 1, loss: 0.1, accuracy: Some(accuracy), seconds: 0.0 };
     judge.send(&first, &judge.outcome(&first, outcome(0.1))).await;
     judge.send(&second, &judge.outcome(&second, outcome(0.9))).await;
     let view = federation.completed("r").await;

@@ -19,7 +19,7 @@ async fn three_rounds_with_evaluation_end_as_computed_by_hand() {
         loop {
             let task = judge.task().await;
             assert!(matches!(task.work, Work::Evaluate));
-            let accuracy = f64::from(task.round) / 10.0;
+            let accuracy = Some(f64::from(task.round) / 10.0);
             let outcome = Outcome::Evaluated { examples: 9, loss: 0.5, accuracy, seconds: 0.1 };
             judge.send(&task, &judge.outcome(&task, outcome)).await;
         }

@@ -139,7 +139,7 @@ async fn a_run_goes_on_without_its_evaluator() {
     wanted.evaluation.every = 1;
     federation.create("r", wanted).await.unwrap();
     let task = broken.task().await;
-    let outcome = Outcome::Evaluated { examples: 1, loss: 0.1, accuracy: 7.0, seconds: 0.0 };
+    let outcome = Outcome::Evaluated { examples: 1, loss: 0.1, accuracy: Some(7.0), seconds: 0.0 };
     broken.send(&task, &broken.outcome(&task, outcome)).await;
     let view = federation.completed("r").await;
     assert_eq!(view.rounds[0].accuracy, None);

@@ -28,6 +28,14 @@ pub fn identity(cx: &mut Cx<'_>) -> Result {
     Ok(())
 }
 
+/// Linear in its input, with a mask that depends on places only: the gradient is dropped alike.
+pub fn dropout(cx: &mut Cx<'_>) -> Result {
+    let (dy, seed, layer, rate) = (cx.dy()?, cx.x(1)?.to_owned(), cx.x(2)?.to_owned(), cx.x(3)?.to_owned());
+    let dx = cx.b.add(functions::node("Dropout", &[&dy, &seed, &layer, &rate]))?;
+    cx.give(0, dx);
+    Ok(())
+}
+
 pub fn cast(cx: &mut Cx<'_>) -> Result {
     let (dy, dtype) = (cx.dy()?, cx.b.ty(cx.x(0)?)?.dtype);
     let dx = cx.b.add(Node::new("Cast", &[&dy], &[]).with("to", i64::from(dtype.code())))?;
@@ -161,6 +169,13 @@ pub fn sigmoid(cx: &mut Cx<'_>) -> Result {
     let (y, one) = (y(cx), cx.b.scalar(1.0));
     let rest = cx.b.op("Sub", &[&one, &y])?;
     let slope = cx.b.op("Mul", &[&y, &rest])?;
+    times(cx, &slope)
+}
+
+/// The derivative of `log(1 + e^x)` is the sigmoid.
+pub fn softplus(cx: &mut Cx<'_>) -> Result {
+    let x = cx.x(0)?.to_owned();
+    let slope = cx.b.op("Sigmoid", &[&x])?;
     times(cx, &slope)
 }
 

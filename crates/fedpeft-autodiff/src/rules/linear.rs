@@ -9,20 +9,22 @@ use crate::{
 
 type Result = std::result::Result<(), AutodiffError>;
 
-/// `Y = op(A) op(B) + C`. Each gradient is one `Gemm` that reads the factors where they lie: no transposed
+/// `Y = alpha op(A) op(B) + C`. Each gradient is one `Gemm` that reads the factors where they lie: no transposed
 /// copy of a frozen weight exists.
 pub fn gemm(cx: &mut Cx<'_>) -> Result {
-    for name in ["alpha", "beta"] {
-        if cx.node.float(name).is_some_and(|factor| factor != 1.0) {
-            return Err(cx.unsupported(format!("{name} other than 1 has no rule")));
-        }
+    let alpha = cx.node.float("alpha").unwrap_or(1.0);
+    if cx.node.float("beta").is_some_and(|factor| factor != 1.0) {
+        return Err(cx.unsupported("beta other than 1 has no rule"));
     }
     let dy = cx.dy()?;
     let (a, w) = (cx.x(0)?.to_owned(), cx.x(1)?.to_owned());
     let flag = |name: &str| cx.node.int(name).unwrap_or(0) != 0;
     let (trans_a, trans_b) = (flag("transA"), flag("transB"));
     let product = |cx: &mut Cx<'_>, left: (&str, bool), right: (&str, bool)| {
-        let node = Node::new("Gemm", &[left.0, right.0], &[]);
+        let mut node = Node::new("Gemm", &[left.0, right.0], &[]);
+        if alpha != 1.0 {
+            node = node.with("alpha", alpha);
+        }
         cx.b.add(node.with("transA", i64::from(left.1)).with("transB", i64::from(right.1)))
     };
     if cx.wants(0) {

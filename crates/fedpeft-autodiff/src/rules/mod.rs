@@ -18,8 +18,10 @@ pub(crate) type Rule = fn(&mut Cx<'_>) -> Result<(), AutodiffError>;
 
 /// The rule for a node's operator.
 pub(crate) fn find(node: &Node) -> Option<Rule> {
-    if !node.domain.is_empty() {
-        return None;
+    match node.domain.as_str() {
+        "" => {}
+        functions::DOMAIN if node.op == "Dropout" => return Some(elementwise::dropout),
+        _ => return None,
     }
     let (_, rule) = TABLE.iter().find(|(op, _)| *op == node.op)?;
     Some(*rule)
@@ -58,6 +60,7 @@ pub(crate) const TABLE: &[(&str, Rule)] = &[
     ("Slice", shape::slice),
     ("Softmax", norm::softmax),
     ("SoftmaxCrossEntropyLoss", norm::softmax_cross_entropy),
+    ("Softplus", elementwise::softplus),
     ("Split", shape::split),
     ("Sqrt", elementwise::sqrt),
     ("Squeeze", shape::reshape),

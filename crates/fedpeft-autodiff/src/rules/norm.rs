@@ -6,7 +6,6 @@ use fedpeft_passes::Builder;
 use crate::{
     functions,
     reverse::{AutodiffError, Cx},
-    rules::unbroadcast,
 };
 
 type Result = std::result::Result<(), AutodiffError>;
@@ -73,13 +72,16 @@ fn sum_over_axis(cx: &mut Cx<'_>, value: &str) -> std::result::Result<String, Au
     Ok(cx.b.op("ReduceSum", &[value, &axis])?)
 }
 
-/// Mean over the batch of `-log softmax(X)[label]`: `dX = (softmax(X) - onehot(label)) / N`. The loss operator
-/// gives the logarithms of the probabilities as its second output.
+/// `-log softmax(X)[label]`, a mean with the weights `w` of the labels: `dX = (softmax(X) - onehot(label)) w / sum(w)`.
+/// Ignored labels weigh nothing. The loss operator gives the logarithms of the probabilities as its second
+/// output.
 pub fn softmax_cross_entropy(cx: &mut Cx<'_>) -> Result {
-    let plain = cx.node.input(2).is_none() && cx.node.int("ignore_index").is_none();
     let (dy, scores, labels) = (cx.dy()?, cx.x(0)?.to_owned(), cx.x(1)?.to_owned());
-    if !plain || cx.node.text("reduction").unwrap_or("mean") != "mean" || cx.b.ty(&scores)?.rank() != 2 {
-        return Err(cx.unsupported("only the unweighted mean over scores [N, C] has a rule"));
+    if cx.wants(2) {
+        return Err(cx.unsupported("class weights have no rule"));
+    }
+    if cx.node.text("reduction").unwrap_or("mean") != "mean" || cx.b.ty(&scores)?.rank() != 2 {
+        return Err(cx.unsupported("only the mean over scores [N, C] has a rule"));
     }
     let classes =
         cx.b.ty(&scores)?.last().ok_or_else(|| cx.unsupported("the number of classes is not known"))?;
@@ -87,13 +89,51 @@ pub fn softmax_cross_entropy(cx: &mut Cx<'_>) -> Result {
     let probabilities = cx.b.op("Exp", &[&log_probabilities])?;
     let expected = one_hot(cx.b, &labels, classes)?;
     let difference = cx.b.op("Sub", &[&probabilities, &expected])?;
-    let batch = cx.b.batch_size()?;
-    let batch = cx.b.add(Node::new("Cast", &[&batch], &[]).with("to", 1i64))?;
-    let scale = cx.b.op("Div", &[&dy, &batch])?;
+    let scale = match label_weights(cx, &labels)? {
+        Some(weights) => {
+            let total = cx.b.add(Node::new("ReduceSum", &[&weights], &[]).with("keepdims", 0i64))?;
+            // Where every label is ignored, 0 is divided by this and not by 0.
+            let least = cx.b.scalar(f32::MIN_POSITIVE);
+            let total = cx.b.op("Max", &[&total, &least])?;
+            let share = cx.b.op("Div", &[&dy, &total])?;
+            let scale = cx.b.op("Mul", &[&weights, &share])?;
+            let column = cx.b.ints(&[1]);
+            cx.b.op("Unsqueeze", &[&scale, &column])?
+        }
+        None => {
+            let rows = cx.b.ty(&scores)?.shape[0];
+            let rows = cx.b.extents(&[rows])?;
+            let rows = cast_to_float(cx.b, &rows)?;
+            let rows = cx.b.reshape(&rows, &[])?;
+            cx.b.op("Div", &[&dy, &rows])?
+        }
+    };
     let dx = cx.b.op("Mul", &[&difference, &scale])?;
-    let dx = unbroadcast(cx.b, &dx, &scores)?;
     cx.give(0, dx);
     Ok(())
+}
+
+/// The weight of each label in the mean, `[N]`; none where all weigh the same.
+fn label_weights(cx: &mut Cx<'_>, labels: &str) -> std::result::Result<Option<String>, AutodiffError> {
+    let by_class = cx.node.input(2).map(str::to_owned);
+    let Some(ignored) = cx.node.int("ignore_index") else {
+        return Ok(by_class.map(|weights| cx.b.op("Gather", &[&weights, labels])).transpose()?);
+    };
+    let ignored = cx.b.constant(Tensor::i64([], &[ignored]));
+    let is_ignored = cx.b.op("Equal", &[labels, &ignored])?;
+    let Some(by_class) = by_class else {
+        let is_scored = cx.b.op("Not", &[&is_ignored])?;
+        return Ok(Some(cast_to_float(cx.b, &is_scored)?));
+    };
+    // An ignored label may be no class; class 0 stands in for it.
+    let (first, nothing) = (cx.b.constant(Tensor::i64([], &[0])), cx.b.scalar(0.0));
+    let classes = cx.b.op("Where", &[&is_ignored, &first, labels])?;
+    let weights = cx.b.op("Gather", &[&by_class, &classes])?;
+    Ok(Some(cx.b.op("Where", &[&is_ignored, &nothing, &weights])?))
+}
+
+fn cast_to_float(b: &mut Builder, value: &str) -> std::result::Result<String, AutodiffError> {
+    Ok(b.add(Node::new("Cast", &[value], &[]).with("to", 1i64))?)
 }
 
 fn one_hot(b: &mut Builder, labels: &str, classes: i64) -> std::result::Result<String, AutodiffError> {

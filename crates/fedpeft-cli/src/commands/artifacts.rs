@@ -5,14 +5,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use clap::{Subcommand, ValueEnum};
 use fedpeft_artifacts::{ArtifactFolder, BuildOptions, Manifest, build};
-use fedpeft_peft::{Method, Pooling};
+use fedpeft_peft::Pooling;
 use fedpeft_protocol::Digest;
 use serde::Serialize;
 
-use crate::output::{self, Output};
+use crate::{
+    config::method::MethodArgs,
+    output::{self, Output},
+};
 
 /// What to do with artifacts.
 #[derive(Debug, Subcommand)]
@@ -24,7 +27,7 @@ The folder trains on any stock ONNX Runtime: its graphs have standard operators 
 
 Examples:
   fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method bias -o vit-bias
-  fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method full -o vit-full")]
+  fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method lora --rank 4 --targets query,value -o vit-lora")]
     Build(BuildArgs),
     /// Print the adapter's tensors, their size and the files of an artifact folder.
     #[command(after_help = "\
@@ -57,9 +60,11 @@ pub struct BuildArgs {
     /// Classes of the head.
     #[arg(long, value_name = "C")]
     classes: u32,
-    /// PEFT method: head, bias or full.
-    #[arg(long)]
-    method: Method,
+    #[command(flatten)]
+    method: MethodArgs,
+    /// Seed of the random part of new tensors.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
     /// How tokens become features.
     #[arg(long, value_enum, default_value_t = PoolingArg::Cls)]
     pooling: PoolingArg,
@@ -97,15 +102,11 @@ pub fn run(command: Command) -> Result<()> {
 
 fn build_folder(args: BuildArgs) -> Result<()> {
     let side = args.input_size as usize;
+    let method = args.method.over(None)?.ok_or_else(|| anyhow!("--method is missing: say what to train"))?;
     let options = BuildOptions {
-        model: args.model,
-        output: args.output,
-        input_shape: vec![BuildOptions::IMAGENET_MEAN.len(), side, side],
-        classes: args.classes,
-        method: args.method,
         pooling: args.pooling.into(),
-        mean: BuildOptions::IMAGENET_MEAN.to_vec(),
-        std: BuildOptions::IMAGENET_STD.to_vec(),
+        seed: args.seed,
+        ..BuildOptions::image_classification(args.model, args.output, side, args.classes, method)
     };
     build(&options, &args.out)?;
     // What was written is what is shown: the folder is read back.
@@ -151,10 +152,13 @@ impl<'a> Inspection<'a> {
 fn human(inspection: &Inspection<'_>) -> String {
     let manifest = inspection.manifest;
     let mut text = String::new();
-    let shape: Vec<String> = manifest.input.shape.iter().map(ToString::to_string).collect();
     let _ = writeln!(text, "method    {}", manifest.method);
-    let _ = writeln!(text, "input     {} [N x {}]", manifest.input.name, shape.join(" x "));
-    let _ = writeln!(text, "classes   {}", manifest.classes);
+    for input in &manifest.inputs {
+        let shape: Vec<String> = input.shape.iter().map(ToString::to_string).collect();
+        let source = input.source.name();
+        let _ = writeln!(text, "input     {} [N x {}], made from {source}", input.name, shape.join(" x "));
+    }
+    let _ = writeln!(text, "task      {}, {}", manifest.task.name(), manifest.task.outputs());
     let _ = writeln!(text, "opset     {}", manifest.opset);
     let _ = writeln!(text, "digest    {}", inspection.digest);
     let _ = writeln!(text, "backbone  {}", manifest.backbone.source);
@@ -191,7 +195,7 @@ fn human(inspection: &Inspection<'_>) -> String {
     }
 
     let mut files = output::table(&["file", "bytes", "sha-256"], [1]);
-    for (file, _) in manifest.files.all() {
+    for (file, _) in manifest.all_files() {
         files.add_row([file.name.clone(), output::bytes(file.size), file.digest.short()]);
     }
     let _ = write!(text, "\n{}", files.trim_fmt());

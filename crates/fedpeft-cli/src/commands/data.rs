@@ -14,7 +14,7 @@ use crate::{
 /// What to do with data.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Print how many images of which class each client holds.
+    /// Print how many examples of which class each client holds.
     #[command(after_help = "\
 Examples:
   fedpeft data partition --config run.toml
@@ -42,7 +42,8 @@ pub fn run(command: Command) -> Result<()> {
 }
 
 fn human(table: &ClassTable) -> String {
-    let classes: Vec<String> = (0..table.classes).map(|class| class.to_string()).collect();
+    let name = |class: u32| table.names.get(class as usize).cloned().unwrap_or_else(|| class.to_string());
+    let classes: Vec<String> = (0..table.classes).map(name).collect();
     let header: Vec<&str> =
         std::iter::once("client \\ class").chain(classes.iter().map(String::as_str)).chain(["all"]).collect();
     let mut text = output::table(&header, 1..header.len());

@@ -4,6 +4,7 @@
 //! Command-line overrides edit the parsed document before it is typed, so that a value meets the same checks
 //! wherever it came from.
 
+pub mod method;
 mod model;
 mod overrides;
 mod training;
@@ -185,13 +186,10 @@ impl Document {
 
     fn data_section(&mut self, assets: Option<&Path>) -> Result<DataSpec> {
         let mut data: DataSpec = self.section("data")?;
-        for (given, name) in files(&mut data) {
-            if let Some(path) = given {
-                *path = self.locate(path, assets)?;
-            } else if let Some(assets) = assets {
-                // Workers are told where the files are and need not know the cache.
-                *given = Some(assets.join(DEFAULT_DATA).join(name));
-            }
+        data.locate(|path| self.locate(path, assets))?;
+        if let Some(assets) = assets {
+            // Workers are told where the files are and need not know the cache.
+            data.name_default_files(assets);
         }
         for (field, value) in [("clients", data.clients), ("classes", data.classes)] {
             if value == 0 {
@@ -246,20 +244,6 @@ impl Document {
             }),
         }
     }
-}
-
-/// The data used where none is named, in the asset cache.
-const DEFAULT_DATA: &str = "data/fashion-mnist";
-
-/// The four paths of a data section, and what the files are called in a folder of their own.
-fn files(data: &mut DataSpec) -> [(&mut Option<PathBuf>, &'static str); 4] {
-    let DataSpec { train_images, train_labels, test_images, test_labels, .. } = data;
-    [
-        (train_images, "train-images-idx3-ubyte.gz"),
-        (train_labels, "train-labels-idx1-ubyte.gz"),
-        (test_images, "t10k-images-idx3-ubyte.gz"),
-        (test_labels, "t10k-labels-idx1-ubyte.gz"),
-    ]
 }
 
 #[cfg(test)]

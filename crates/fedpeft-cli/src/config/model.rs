@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
 use fedpeft_artifacts::BuildOptions;
-use fedpeft_peft::Pooling;
+use fedpeft_peft::Peft;
 use fedpeft_protocol::ModelName;
 use serde::{Deserialize, Serialize};
 
@@ -48,23 +48,23 @@ pub struct Build {
     /// Classes of the head.
     pub classes: u32,
     /// PEFT method.
-    pub method: String,
+    pub method: Peft,
+    /// Seed of the random part of new tensors.
+    pub seed: u64,
 }
 
 impl Build {
     /// The options of the builder.
     pub fn options(&self) -> Result<BuildOptions> {
         let side = self.input_size as usize;
-        Ok(BuildOptions {
-            model: self.onnx.clone(),
-            output: self.output.clone(),
-            input_shape: vec![3, side, side],
-            classes: self.classes,
-            method: self.method.parse()?,
-            pooling: Pooling::default(),
-            mean: BuildOptions::IMAGENET_MEAN.to_vec(),
-            std: BuildOptions::IMAGENET_STD.to_vec(),
-        })
+        let options = BuildOptions::image_classification(
+            &self.onnx,
+            &self.output,
+            side,
+            self.classes,
+            self.method.clone(),
+        );
+        Ok(BuildOptions { seed: self.seed, ..options })
     }
 }
 
@@ -79,7 +79,9 @@ pub struct Section {
     output: Option<String>,
     input_size: Option<u32>,
     classes: Option<u32>,
-    method: Option<String>,
+    method: Option<Peft>,
+    #[serde(default)]
+    seed: u64,
 }
 
 impl Section {
@@ -103,12 +105,13 @@ impl Section {
                     output: self.output.ok_or_else(|| missing("output"))?,
                     input_size: self.input_size.ok_or_else(|| missing("input_size"))?,
                     method: self.method.ok_or_else(|| missing("method"))?,
+                    seed: self.seed,
                     classes,
                     onnx,
                 };
                 let name = match self.name {
                     Some(name) => name,
-                    None => default_name(&build.onnx, Some(&build.method))?,
+                    None => default_name(&build.onnx, Some(&build.method.to_string()))?,
                 };
                 Ok(Model { name, version: self.version, source: Source::Build(build) })
             }

@@ -2,11 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use toml::{Table, Value};
 
-use super::{Document, EvaluateOn, training::TrainingOverrides};
+use super::{Document, EvaluateOn, method::MethodArgs, training::TrainingOverrides};
 
 /// Names the four files have in the Fashion-MNIST and MNIST distributions.
 const IDX_FILES: [(&str, &str); 4] = [
@@ -20,25 +20,25 @@ const IDX_FILES: [(&str, &str); 4] = [
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Overrides of [data]")]
 pub struct DataOverrides {
-    /// Clients to deal training images out to.
+    /// Clients to deal training examples out to.
     #[arg(long, value_name = "N")]
     clients: Option<u32>,
-    /// Training images of each client; 0 deals all of them out.
+    /// Training examples of each client; 0 deals all of them out.
     #[arg(long, value_name = "N")]
     samples: Option<u32>,
     /// Concentration of the Dirichlet partition: the smaller, the fewer classes a client sees.
     #[arg(long, value_name = "A", allow_negative_numbers = true, conflicts_with = "partition")]
     alpha: Option<f64>,
-    /// How images are dealt out; `--alpha` says `dirichlet`.
+    /// How examples are dealt out; `--alpha` says `dirichlet`.
     #[arg(long, value_enum)]
     partition: Option<PartitionKind>,
     /// Shards of each client in a partition by shards.
     #[arg(long, value_name = "N", default_value_t = 2)]
     shards_per_client: u32,
-    /// Held-out images; 0 takes the whole test file.
+    /// Held-out examples; 0 takes all there are.
     #[arg(long, value_name = "N")]
     eval: Option<u32>,
-    /// Training images set aside for validation.
+    /// Training examples set aside for validation.
     #[arg(long, value_name = "N")]
     validation: Option<u32>,
     /// Classes of the data and of the head.
@@ -116,16 +116,15 @@ pub struct RunOverrides {
     /// Updates without which a round fails.
     #[arg(long, value_name = "N")]
     quorum: Option<u32>,
-    /// PEFT method: head, bias or full.
-    #[arg(long)]
-    method: Option<String>,
     /// ONNX file to build artifacts from.
     #[arg(long, value_name = "FILE")]
     onnx: Option<PathBuf>,
     /// Height and width of the images the model sees.
     #[arg(long, value_name = "PX")]
     input_size: Option<u32>,
-    // Last, because its heading holds for all that follows.
+    // Last, because their headings hold for all that follows.
+    #[command(flatten)]
+    method: MethodArgs,
     #[command(flatten)]
     training: TrainingOverrides,
 }
@@ -141,8 +140,9 @@ impl RunOverrides {
             document.set("run.round_deadline_seconds", seconds)?;
         }
         self.training.apply(document)?;
-        if let Some(method) = &self.method {
-            document.set("model.method", method.as_str())?;
+        let given = document.get("model.method").cloned().map(Value::try_into).transpose();
+        if let Some(peft) = self.method.over(given.context("model.method")?)? {
+            document.set("model.method", Value::try_from(peft)?)?;
         }
         if let Some(onnx) = &self.onnx {
             document.set("model.onnx", std::path::absolute(onnx)?.to_string_lossy().into_owned())?;
@@ -164,7 +164,7 @@ pub struct SimulationOverrides {
     /// Device: auto, cpu, cuda or cuda:N.
     #[arg(long)]
     device: Option<String>,
-    /// Images to evaluate on; choose settings on the validation images.
+    /// Examples to evaluate on; choose settings on the validation examples.
     #[arg(long, value_enum, value_name = "SPLIT")]
     evaluate_on: Option<EvaluateOn>,
     /// Address of the exporter's /metrics [default: a free port of 127.0.0.1].

@@ -35,7 +35,7 @@ fn cached(options: &Build, cache: &Path, sink: Sink) -> Result<PathBuf> {
         .with_context(|| format!("the ONNX file {} cannot be read", options.onnx.display()))?;
     let source = Digest::of_reader(onnx)
         .with_context(|| format!("the ONNX file {} cannot be read", options.onnx.display()))?;
-    let key = (source, &options.output, options.input_size, options.classes, &options.method, builder()?);
+    let key = (source, serde_json::to_value(options)?, builder()?);
     let folder = cache.join(Digest::of(serde_json::to_vec(&key)?).to_string());
     if let Ok(built) = ArtifactFolder::open(&folder)
         && built.verify().is_ok()

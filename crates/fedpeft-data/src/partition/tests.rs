@@ -3,6 +3,7 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::labels::Strata;
 use crate::table::ClassTable;
 
 fn spec_of(kind: u8, alpha: f64, per_client: u32) -> PartitionSpec {
@@ -14,9 +15,8 @@ fn spec_of(kind: u8, alpha: f64, per_client: u32) -> PartitionSpec {
 }
 
 /// `classes` classes of `each` examples, interleaved; the pool is every example.
-fn balanced(classes: u8, each: usize) -> (Vec<u32>, Vec<u8>) {
-    let labels: Vec<u8> =
-        (0..usize::from(classes) * each).map(|i| (i % usize::from(classes)) as u8).collect();
+fn balanced(classes: u32, each: usize) -> (Vec<u32>, Vec<u32>) {
+    let labels: Vec<u32> = (0..classes * each as u32).map(|i| i % classes).collect();
     ((0..labels.len() as u32).collect(), labels)
 }
 
@@ -24,14 +24,14 @@ fn deal_of(clients: u32, samples_per_client: u32, seed: u64) -> Deal {
     Deal { clients, samples_per_client, min_examples: 1, seed }
 }
 
-fn table(partition: &Partition, labels: &[u8], classes: u32) -> ClassTable {
-    ClassTable::new(partition, labels, classes)
+fn table(partition: &Partition, labels: &[u32], classes: u32) -> ClassTable {
+    ClassTable::new(partition, &Strata { count: classes, of: labels.to_vec() }, &[])
 }
 
 proptest! {
     #[test]
     fn every_example_is_dealt_at_most_once_and_counts_are_exact(
-        labels in prop::collection::vec(0_u8..7, 1..400),
+        labels in prop::collection::vec(0_u32..7, 1..400),
         kind in 0_u8..3, alpha in 0.01_f64..10.0, per_client in 1_u32..4,
         clients in 1_u32..12, samples in 0_u32..40, skip in 0_u32..5, seed: u64,
     ) {

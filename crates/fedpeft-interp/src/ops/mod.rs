@@ -98,6 +98,7 @@ fn find(op: &str) -> Option<Operator> {
         "Less" => One(|call| elementwise::compare(call, |a, b| a < b, |a, b| a < b)),
         "LessOrEqual" => One(|call| elementwise::compare(call, |a, b| a <= b, |a, b| a <= b)),
         "Not" => One(elementwise::not),
+        "IsNaN" => One(|call| Ok(Value::Bool(call.float(0)?.mapv(f64::is_nan)))),
         "And" => One(|call| elementwise::logic(call, |a, b| a && b)),
         "Or" => One(|call| elementwise::logic(call, |a, b| a || b)),
         "Xor" => One(|call| elementwise::logic(call, |a, b| a != b)),

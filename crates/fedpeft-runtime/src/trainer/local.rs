@@ -62,9 +62,9 @@ impl Trainer {
         let planned = u64::from(spec.local_epochs).saturating_mul(count.div_ceil(batch) as u64);
         let schedule = Schedule::new(spec, planned, seed.round, rounds);
         let mut optimizer = self.optimizer(spec)?;
-        let (mut steps, mut loss) = (0, 0.0);
+        let (mut steps, mut loss, mut scored) = (0, 0.0, 0);
         for epoch in 0..spec.local_epochs {
-            loss = 0.0;
+            (loss, scored) = (0.0, 0);
             for indices in seed.permutation(epoch, count).chunks(batch) {
                 if !proceed() {
                     return Err(RuntimeError::Stopped);
@@ -75,11 +75,12 @@ impl Trainer {
                 if !stepped.loss.is_finite() {
                     return Err(RuntimeError::Diverged { step: steps, loss: stepped.loss });
                 }
-                loss += f64::from(stepped.loss) * indices.len() as f64;
+                loss += f64::from(stepped.loss) * stepped.scored as f64;
+                scored += stepped.scored;
             }
         }
         let seconds = start.elapsed().as_secs_f64();
-        Ok(Trained { examples: count as u64, steps, loss: loss / count as f64, seconds })
+        Ok(Trained { examples: count as u64, steps, loss: loss / scored.max(1) as f64, seconds })
     }
 
     /// One step on the examples at `indices`. A loss that is no number leaves the adapter as it is.
@@ -93,17 +94,19 @@ impl Trainer {
             return Err(RuntimeError::NoExamples);
         }
         optimizer.begin();
-        let (mut loss, mut correct) = (0.0, 0);
+        let (mut loss, mut correct, mut decisions, mut scored) = (0.0, 0, 0, 0);
         let mut parts = indices.chunks(optimizer.micro_batch()).peekable();
         while let Some(part) = parts.next() {
             let measured = self.gradients(examples, part)?;
             if !measured.loss.is_finite() {
                 return Ok(measured);
             }
-            // Loss and gradients are means over the part.
-            let weight = part.len() as f64;
+            // Loss and gradients are means over what was scored of the part.
+            let weight = measured.scored as f64;
             loss += f64::from(measured.loss) * weight;
             correct += measured.correct;
+            decisions += measured.count;
+            scored += measured.scored;
             let Some(training) = &self.training else {
                 return Err(RuntimeError::Run("the training session is gone".to_owned()));
             };
@@ -113,7 +116,8 @@ impl Trainer {
                 optimizer.step(&mut self.adapter, &training.gradients, weight)?;
             }
         }
-        Ok(Stepped { loss: (loss / indices.len() as f64) as f32, correct })
+        let loss = (loss / scored.max(1) as f64) as f32;
+        Ok(Stepped { loss, correct, count: decisions, scored })
     }
 
     /// An optimizer for training as `training` says, at a constant learning rate until

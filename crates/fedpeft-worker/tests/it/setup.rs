@@ -6,11 +6,14 @@ use std::{
     time::Duration,
 };
 
-use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
+use fedpeft_artifacts::{
+    ArtifactFolder, BuildOptions, InputOptions, build,
+    manifest::{ElementType, InputSource},
+};
 use fedpeft_bus::{Bus, UpdateDelivery, Updates};
 use fedpeft_codec::encode;
 use fedpeft_onnx::{DType, Dim, Graph, Model, Node, Tensor, ValueInfo};
-use fedpeft_peft::{Method, Pooling};
+use fedpeft_peft::Method;
 use fedpeft_protocol::{
     ClientId, Digest, PROTOCOL_VERSION, Round, RunId,
     round::{Payload, Task, Work},
@@ -85,22 +88,18 @@ impl Setup {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("toy.onnx");
         export(&model);
+        let source = InputSource::Image { mean: vec![0.3], std: vec![0.3] };
+        let shape = vec![1, PIXELS, PIXELS];
         let options = BuildOptions {
-            model,
-            output: "features".into(),
-            input_shape: vec![1, PIXELS, PIXELS],
-            classes: CLASSES as u32,
-            method: Method::Bias,
-            pooling: Pooling::Cls,
-            mean: vec![0.3],
-            std: vec![0.3],
+            inputs: vec![InputOptions { name: None, dtype: ElementType::F32, shape, source }],
+            ..BuildOptions::image_classification(model, "features", PIXELS, CLASSES as u32, Method::Bias)
         };
         let artifacts = folder.path().join("artifacts");
         build(&options, &artifacts).unwrap();
         let opened = ArtifactFolder::open(&artifacts).unwrap();
         let server = NatsServer::start().await;
         let bus = server.bus().await;
-        for (file, _) in opened.manifest().files.all() {
+        for (file, _) in opened.manifest().all_files() {
             bus.put_blob_file(&opened.file(file), |_| ()).await.unwrap();
         }
         bus.put_blob(std::fs::read(artifacts.join("manifest.json")).unwrap().into()).await.unwrap();

@@ -1,0 +1,11 @@
+//! Small random transformers through our own passes, methods and gradients, compared with what PyTorch,
+//! transformers and HF peft computed for them.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests and their helpers may")]
+
+mod build;
+mod case;
+mod compare;
+mod exports;
+mod file;
+mod methods;
+mod names;
