@@ -295,7 +295,19 @@ mod tests {
             serde_json::to_value(config).unwrap()
         };
         // `# key = value` lines are defaults; those with a name or a place of the user's own are not.
-        let own = ["version", "workers", "threads", "exporter", "min_clients", "quorum", "clip_norm"];
+        let own = [
+            "version",
+            "workers",
+            "threads",
+            "exporter",
+            "min_clients",
+            "quorum",
+            "clip_norm",
+            "class_weights",
+            "pos_weight",
+            "pooling",
+            "tokenizer",
+        ];
         let is_default = |line: &str| match line.split_once(" = ") {
             None => line.starts_with('['),
             Some((key, _)) => {
