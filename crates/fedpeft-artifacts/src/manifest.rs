@@ -178,6 +178,7 @@ impl Manifest {
 pub const GRADIENT_SUFFIX: &str = ".grad";
 /// Graph input with the labels, see [`TaskSpec`].
 pub const LABELS: &str = "labels";
+pub use fedpeft_peft::DROPOUT_SEED;
 /// Graph output with the mean loss over the batch, `f32` scalar.
 pub const LOSS: &str = "loss";
 /// Graph output with the number of right decisions in the batch, `i64` scalar.

@@ -324,6 +324,18 @@ mod tests {
     }
 
     #[test]
+    fn the_runs_of_the_demos_are_right() {
+        let demos =
+            [include_str!("../../../../xtask/demo.toml"), include_str!("../../../../xtask/text.toml")];
+        for (text, classes) in demos.into_iter().zip([10, 5]) {
+            let config = Document::parse("demo.toml", text).unwrap().config(Some(Path::new("/a"))).unwrap();
+            let Source::Build(build) = config.model.source else { panic!("not a build") };
+            assert!(build.path().starts_with("/a/models"));
+            assert_eq!((build.task.width(), config.data.classes), (classes, classes));
+        }
+    }
+
+    #[test]
     fn mistakes_are_named_with_their_section() {
         assert!(error("[run]\nrounds = 1\ncohort = 1\ncohrot = 2\n[model]\nname = \"m\"").contains("cohrot"));
         assert!(error("[rnu]\n").contains("[simulate]"));
