@@ -331,7 +331,7 @@ mod tests {
             let config = Document::parse("demo.toml", text).unwrap().config(Some(Path::new("/a"))).unwrap();
             let Source::Build(build) = config.model.source else { panic!("not a build") };
             assert!(build.path().starts_with("/a/models"));
-            assert_eq!((build.task.width(), config.data.classes), (classes, classes));
+            assert_eq!((build.task.spec(None).unwrap().width(), config.data.classes), (classes, classes));
         }
     }
 
