@@ -3,16 +3,36 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::assets;
 use crate::process::{become_program, cargo, root, run};
 
-/// The run; options change it.
-const CONFIG: &str = "xtask/demo.toml";
+/// What is learned.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum Task {
+    /// DINOv2 learns Fashion-MNIST.
+    #[default]
+    Image,
+    /// MiniLM learns the topics of BBC News.
+    Text,
+}
+
+impl Task {
+    /// The run; options change it.
+    fn config(self) -> &'static str {
+        match self {
+            Self::Image => "xtask/demo.toml",
+            Self::Text => "xtask/text.toml",
+        }
+    }
+}
 
 #[derive(Debug, Args)]
 pub struct Options {
+    /// What is learned.
+    #[arg(long, value_enum, default_value_t)]
+    task: Task,
     /// Clients that hold data.
     #[arg(long)]
     clients: Option<String>,
@@ -31,10 +51,10 @@ pub struct Options {
     /// Dirichlet concentration: the smaller, the fewer classes a client sees.
     #[arg(long, allow_negative_numbers = true)]
     alpha: Option<String>,
-    /// Training images of each client.
+    /// Training examples of each client.
     #[arg(long)]
     samples: Option<String>,
-    /// Held-out images.
+    /// Held-out examples.
     #[arg(long)]
     eval: Option<String>,
     /// sgd or adamw.
@@ -49,6 +69,9 @@ pub struct Options {
     /// Side of the model's input in pixels, a multiple of 14.
     #[arg(long)]
     input_size: Option<String>,
+    /// Tokens of the model's input.
+    #[arg(long)]
+    max_length: Option<String>,
     /// Write the report to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -74,6 +97,7 @@ impl Options {
             ("--lr", &self.lr),
             ("--seed", &self.seed),
             ("--input-size", &self.input_size),
+            ("--max-length", &self.max_length),
             ("--json", &json.map(|path| path.display().to_string())),
         ];
         // `--name=value`, so that a value such as -1 reaches the check that explains it.
@@ -88,7 +112,11 @@ pub fn demo(options: &Options) -> Result<()> {
     run(&mut cargo(&["build", "--release", "--bins"]))?;
     let mut simulate =
         cargo(&["run", "--quiet", "--release", "--package", "fedpeft-cli", "--bin", "fedpeft", "--"]);
-    simulate.arg("simulate").arg("--config").arg(root().join(CONFIG)).args(options.arguments()?);
+    simulate
+        .arg("simulate")
+        .arg("--config")
+        .arg(root().join(options.task.config()))
+        .args(options.arguments()?);
     Err(become_program(simulate.envs(assets.environment())))
 }
 
@@ -108,6 +136,7 @@ mod tests {
     fn options_are_handed_on() {
         let demo = Demo::parse_from(["demo", "--alpha", "-1", "--method", "head", "--", "--threads", "2"]);
         let arguments = demo.options.arguments().unwrap();
+        assert_eq!(demo.options.task.config(), "xtask/demo.toml");
         assert_eq!(arguments, ["--method=head", "--alpha=-1", "--threads", "2"]);
     }
 }

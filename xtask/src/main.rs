@@ -29,7 +29,7 @@ enum Task {
     Assets,
     /// Run everything that CI runs: format, lints, build, all tests.
     Test(test::Options),
-    /// Fine-tune DINOv2 on Fashion-MNIST over ten clients on this machine.
+    /// Fine-tune DINOv2 on Fashion-MNIST over ten clients on this machine, or MiniLM on BBC News over eight.
     Demo(Box<demo::Options>),
 }
 

@@ -3,30 +3,33 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter},
     path::{Path, PathBuf},
 };
 
 use fedpeft_autodiff::AutodiffError;
 use fedpeft_codec::{InvalidLayout, Layout, TensorSpec};
-use fedpeft_onnx::{Data, Model, OPSET, OnnxError};
-use fedpeft_passes::{InputDecl, PassError, PrepareOptions, Prepared, prepare};
+use fedpeft_hf::HfError;
+use fedpeft_onnx::{OPSET, OnnxError};
+use fedpeft_passes::{InputDecl, PassError, PrepareOptions, prepare};
 use fedpeft_peft::{Peft, PeftError, Pooling, apply};
 use fedpeft_protocol::Digest;
 
 use crate::{
-    CheckpointError, Manifest, checkpoint, graphs, inputs,
+    CheckpointError, Manifest, OutOfRange, Storage, checkpoint, graphs, inputs,
     manifest::{
         BackboneSpec, ElementType, FORMAT_VERSION, FileRef, Files, InputSource, InputSpec, InvalidInput,
         InvalidTask, MANIFEST_FILE, ManifestError, TaskSpec, TextSpec,
     },
     optimizer,
+    source::{self, digest_of, source_digest},
+    weights::Weights,
 };
 
 /// What to build.
 #[derive(Debug, Clone)]
 pub struct BuildOptions {
-    /// The ONNX export.
+    /// The ONNX export, or a Hugging Face model folder.
     pub model: PathBuf,
     /// The value at which the backbone ends: tokens `[N, T, C]` or features `[N, C]`.
     pub output: String,
@@ -42,6 +45,8 @@ pub struct BuildOptions {
     pub seed: u64,
     /// How tokens become features.
     pub pooling: Pooling,
+    /// How frozen weights are stored.
+    pub storage: Storage,
 }
 
 /// One input of the model.
@@ -86,6 +91,7 @@ impl BuildOptions {
             method: method.into(),
             seed: 0,
             pooling: Pooling::Cls,
+            storage: Storage::default(),
         }
     }
 }
@@ -132,6 +138,9 @@ pub enum BuildError {
     /// The model cannot be read.
     #[error(transparent)]
     Onnx(#[from] OnnxError),
+    /// The model folder cannot be read.
+    #[error(transparent)]
+    HuggingFace(#[from] HfError),
     /// The backbone cannot be prepared.
     #[error(transparent)]
     Prepare(#[from] PassError),
@@ -144,6 +153,9 @@ pub enum BuildError {
     /// The adapter is no adapter.
     #[error(transparent)]
     Layout(#[from] InvalidLayout),
+    /// The weights do not fit the type they are to be stored in.
+    #[error(transparent)]
+    Storage(#[from] OutOfRange),
     /// The checkpoint cannot be written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -163,9 +175,6 @@ pub enum BuildError {
     Occupied(PathBuf),
 }
 
-/// Weights begin at multiples of this in the backbone file, so that a runtime may map them.
-const ALIGNMENT: u64 = 64;
-
 /// Builds the folder `destination`. It appears complete or not at all; an artifact folder already there is
 /// replaced.
 ///
@@ -173,8 +182,8 @@ const ALIGNMENT: u64 = 64;
 /// [`BuildError`], one line that names what was wrong.
 pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, BuildError> {
     check(options, destination)?;
-    let source = digest_of(&options.model)?;
-    let model = Model::load(&options.model)?;
+    let source = source_digest(&options.model)?;
+    let model = source::read(options)?;
     let prepare_options = PrepareOptions {
         output: options.output.clone(),
         inputs: options.inputs.iter().map(InputOptions::declaration).collect(),
@@ -183,7 +192,7 @@ pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, Bui
     let names: Vec<String> = backbone.graph.inputs.iter().map(|input| input.name.clone()).collect();
     let mut inputs: Vec<InputSpec> =
         options.inputs.iter().zip(names).map(|(input, name)| input.spec(name)).collect();
-    let weights = Weights::lay_out(&backbone);
+    let weights = Weights::lay_out(&backbone, options.storage)?;
     let trainable = apply(&options.method, &mut backbone, options.seed)?;
     backbone.fold_frozen(&trainable)?;
     tracing::debug!(nodes = backbone.graph.nodes.len(), trainable = trainable.len(), "backbone prepared");
@@ -226,7 +235,7 @@ pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, Bui
         inputs,
         text,
         task: options.task.clone(),
-        backbone: BackboneSpec { values: weights.values, source },
+        backbone: BackboneSpec { values: weights.values(), storage: options.storage, source },
         opset: OPSET,
         files,
     };
@@ -250,55 +259,6 @@ fn check(options: &BuildOptions, destination: &Path) -> Result<(), BuildError> {
         return Err(BuildError::Occupied(destination.to_owned()));
     }
     Ok(())
-}
-
-fn digest_of(path: &Path) -> Result<Digest, BuildError> {
-    let opened = File::open(path).and_then(Digest::of_reader);
-    opened.map_err(|source| BuildError::Io { path: path.to_owned(), source })
-}
-
-/// All weights of the backbone and where each lies in their file. The file holds every parameter, also those
-/// a method trains: so it is the same for all methods, and a client fetches it once.
-struct Weights {
-    tensors: Vec<(String, fedpeft_onnx::Tensor, u64)>,
-    values: u64,
-}
-
-impl Weights {
-    fn lay_out(backbone: &Prepared) -> Self {
-        let mut weights = Self { tensors: Vec::new(), values: 0 };
-        let mut offset = 0;
-        for name in &backbone.parameters {
-            let tensor = &backbone.graph.initializers[name];
-            weights.tensors.push((name.clone(), tensor.clone(), offset));
-            weights.values += tensor.len() as u64;
-            offset = (offset + tensor.byte_len() as u64).next_multiple_of(ALIGNMENT);
-        }
-        weights
-    }
-
-    fn write(&self, mut out: impl Write) -> io::Result<()> {
-        let mut position = 0;
-        for (_, tensor, offset) in &self.tensors {
-            let padding = (offset - position) as usize;
-            out.write_all(&[0; ALIGNMENT as usize][..padding])?;
-            let bytes = tensor.bytes().map_or(&[][..], |bytes| &bytes[..]);
-            out.write_all(bytes)?;
-            position = offset + bytes.len() as u64;
-        }
-        out.flush()
-    }
-
-    /// Makes the weights that `model` still has refer to the file.
-    fn externalise(&self, model: &mut Model, file: &str) {
-        for (name, tensor, offset) in &self.tensors {
-            if let Some(initializer) = model.graph.initializers.get_mut(name)
-                && initializer == tensor
-            {
-                initializer.data = Data::External { location: file.to_owned(), offset: *offset };
-            }
-        }
-    }
 }
 
 /// A folder beside the destination that takes its place when it is complete.

@@ -1,6 +1,6 @@
 //! Builds, stores and reads training artifacts.
 //!
-//! [`build()`] turns an ONNX export into a folder that trains on any stock ONNX Runtime:
+//! [`build()`] turns an ONNX export or a Hugging Face model folder into a folder that trains on any stock ONNX Runtime:
 //!
 //! | file | content |
 //! | --- | --- |
@@ -14,15 +14,21 @@
 
 pub mod build;
 mod checkpoint;
+mod exported;
 mod folder;
 mod graphs;
 mod inputs;
 mod losses;
 pub mod manifest;
 pub mod optimizer;
+mod source;
 mod task;
+mod weights;
 
 pub use build::{BuildError, BuildOptions, InputOptions, TextOptions, build};
 pub use checkpoint::{CheckpointError, read_checkpoint};
+pub use exported::ExportedText;
 pub use folder::{ArtifactFolder, FolderError};
-pub use manifest::Manifest;
+pub use manifest::{Manifest, Storage};
+pub use source::source_digest;
+pub use weights::OutOfRange;

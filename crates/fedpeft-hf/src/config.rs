@@ -1,11 +1,11 @@
 //! `config.json`: the architecture, whichever of the families' vocabularies describes it.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::HfError;
+use crate::{CONFIG_FILE, HfError};
 
 /// Largest width, number of positions or layers that is believed.
 const MAX_SIZE: usize = 1 << 20;
@@ -108,6 +108,13 @@ const REQUIRED: [(&str, &str); 3] =
     [("position_embedding_type", "absolute"), ("is_decoder", "false"), ("add_cross_attention", "false")];
 
 impl Config {
+    /// Reads `config.json` in `folder`.
+    pub fn read(folder: &Path) -> Result<Self, HfError> {
+        let path = folder.join(CONFIG_FILE);
+        let text = fs::read_to_string(&path).map_err(|source| HfError::Io { path: path.clone(), source })?;
+        Self::parse(&path, &text)
+    }
+
     /// Reads the text of `config.json`; `path` is for messages.
     pub fn parse(path: &Path, text: &str) -> Result<Self, HfError> {
         let config = |reason: String| HfError::Config { path: path.to_owned(), reason };
@@ -232,6 +239,11 @@ impl Config {
             return Err(format!("layer_norm_eps {} is no small number", self.epsilon));
         }
         Ok(())
+    }
+
+    /// Whether token types are an input: RoBERTa has one type, DistilBERT none.
+    pub fn reads_token_types(&self) -> bool {
+        self.family == Family::Bert && self.token_types > 0
     }
 
     /// Most tokens of a sequence.

@@ -94,7 +94,7 @@ impl Network<'_> {
 
     /// Words, positions and token types, normalised: `[N, T, C]`.
     fn embeddings(&mut self) -> Value {
-        let Config { vocabulary, hidden, positions, first_position, token_types, family, .. } = *self.config;
+        let Config { vocabulary, hidden, positions, first_position, token_types, .. } = *self.config;
         let ids = Type::new(DType::I64, vec![Extent::N, Extent::from(self.length)]);
         self.b.input(INPUT_IDS, ids.clone());
         self.b.input(ATTENTION_MASK, ids.clone());
@@ -104,13 +104,12 @@ impl Network<'_> {
         if token_types > 0 {
             let name = "embeddings.token_type_embeddings";
             let table = self.parameter(format!("{name}.weight"), &[token_types, hidden])?;
-            let types = match family {
-                Family::Bert => {
-                    self.b.input(TOKEN_TYPE_IDS, ids);
-                    self.node(name, Node::new("Gather", &[&table, TOKEN_TYPE_IDS], &[]))?
-                }
+            let types = if self.config.reads_token_types() {
+                self.b.input(TOKEN_TYPE_IDS, ids);
+                self.node(name, Node::new("Gather", &[&table, TOKEN_TYPE_IDS], &[]))?
+            } else {
                 // RoBERTa's tokenizer gives every token the type 0.
-                Family::Roberta | Family::DistilBert => self.leading_rows(name, &table, 0, 1)?,
+                self.leading_rows(name, &table, 0, 1)?
             };
             x = self.b.op("Add", &[&x, &types])?;
         }

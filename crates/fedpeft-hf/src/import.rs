@@ -1,6 +1,6 @@
 //! From a folder to a model.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use fedpeft_onnx::Model;
 
@@ -42,9 +42,7 @@ pub struct Encoder {
 /// # Errors
 /// [`HfError`], one line that names the file and what is wrong.
 pub fn import(folder: &Path, length: usize) -> Result<Encoder, HfError> {
-    let path = folder.join(CONFIG_FILE);
-    let text = fs::read_to_string(&path).map_err(|source| HfError::Io { path: path.clone(), source })?;
-    let config = Config::parse(&path, &text)?;
+    let config = Config::read(folder)?;
     let available = config.max_length();
     if !(1..=available).contains(&length) {
         return Err(HfError::Length { asked: length, available });

@@ -117,6 +117,7 @@ fn ready(case: &Case, own_head: bool, folder: &Path) -> (Trainer, InMemory, std:
         method: if own_head { Method::Full } else { Method::Head }.into(),
         seed: 0,
         pooling: Pooling::Mean,
+        storage: Default::default(),
     };
     let path = folder.join("artifacts");
     build(&options, &path).unwrap();

@@ -6,29 +6,36 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use clap::{Subcommand, ValueEnum};
-use fedpeft_artifacts::{ArtifactFolder, BuildOptions, Manifest, build};
-use fedpeft_peft::Pooling;
+use clap::Subcommand;
+use fedpeft_artifacts::{ArtifactFolder, Manifest, build};
 use fedpeft_protocol::Digest;
 use serde::Serialize;
 
 use crate::{
-    config::method::MethodArgs,
+    config::{
+        backbone::BackboneKeys,
+        method::MethodArgs,
+        task::{TaskArgs, WidthArgs},
+    },
     output::{self, Output},
 };
 
 /// What to do with artifacts.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Build training artifacts from an ONNX model.
+    /// Build training artifacts from an ONNX model or a Hugging Face folder.
     #[command(after_help = "\
-The model is cut at a value that holds tokens [N, T, C] or features [N, C]; a classification head is put on it.
+An ONNX model of images or texts is cut at a value that holds tokens [N, T, C] or features [N, C]. A Hugging Face
+folder holds config.json, model.safetensors and tokenizer.json of a BERT, RoBERTa or DistilBERT. A head is put on
+it, except on a language model whose last dimension is its vocabulary: that is cut behind its own head.
 The folder trains on any stock ONNX Runtime: its graphs have standard operators only.
 
 Examples:
   fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method bias -o vit-bias
-  fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method lora --rank 4 --targets query,value -o vit-lora")]
-    Build(BuildArgs),
+  fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method lora --rank 4 --targets query,value -o vit-lora
+  fedpeft artifacts build --model all-MiniLM-L6-v2 --max-length 64 --classes 5 --method bias -o minilm-bias
+  fedpeft artifacts build --model gpt2.onnx --output logits --tokenizer tokenizer.json --task causal-lm --method lora -o gpt2-lora")]
+    Build(Box<BuildArgs>),
     /// Print the adapter's tensors, their size and the files of an artifact folder.
     #[command(after_help = "\
 Examples:
@@ -48,66 +55,60 @@ Examples:
 /// What to build.
 #[derive(Debug, clap::Args)]
 pub struct BuildArgs {
-    /// ONNX model, as exported.
-    #[arg(long, value_name = "FILE")]
+    /// ONNX model, as exported, or Hugging Face folder.
+    #[arg(long, value_name = "PATH")]
     model: PathBuf,
-    /// Value at which the backbone ends.
+    /// Value at which the backbone ends (ONNX).
     #[arg(long, value_name = "NAME")]
-    output: String,
-    /// Height and width of the input images.
+    output: Option<String>,
+    /// Height and width of the input images (ONNX).
     #[arg(long, value_name = "PX")]
-    input_size: u32,
-    /// Classes of the head.
-    #[arg(long, value_name = "C")]
-    classes: u32,
+    input_size: Option<u32>,
+    /// tokenizer.json of a model of texts (ONNX).
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Tokens of a text; longer ones are cut [default: 128].
+    #[arg(long, value_name = "TOKENS")]
+    max_length: Option<u32>,
     #[command(flatten)]
-    method: MethodArgs,
+    width: WidthArgs,
     /// Seed of the random part of new tensors.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// How tokens become features.
-    #[arg(long, value_enum, default_value_t = PoolingArg::Cls)]
-    pooling: PoolingArg,
     /// Folder to write; an artifact folder that is there is replaced.
     #[arg(short, long = "out", value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
     format: Output,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum PoolingArg {
-    /// The first token.
-    Cls,
-    /// The mean of all tokens.
-    Mean,
-}
-
-impl From<PoolingArg> for Pooling {
-    fn from(pooling: PoolingArg) -> Self {
-        match pooling {
-            PoolingArg::Cls => Self::Cls,
-            PoolingArg::Mean => Self::Mean,
-        }
-    }
+    // Last, because their headings hold for all that follows.
+    #[command(flatten)]
+    task: TaskArgs,
+    #[command(flatten)]
+    method: MethodArgs,
 }
 
 /// Runs one of them.
 pub fn run(command: Command) -> Result<()> {
     match command {
-        Command::Build(args) => build_folder(args),
+        Command::Build(args) => build_folder(*args),
         Command::Inspect { folder, no_verify, output } => inspect(&folder, !no_verify, output),
     }
 }
 
 fn build_folder(args: BuildArgs) -> Result<()> {
-    let side = args.input_size as usize;
     let method = args.method.over(None)?.ok_or_else(|| anyhow!("--method is missing: say what to train"))?;
-    let options = BuildOptions {
-        pooling: args.pooling.into(),
-        seed: args.seed,
-        ..BuildOptions::image_classification(args.model, args.output, side, args.classes, method)
+    let task = args.width.task(args.task)?;
+    let (onnx, hf) = if args.model.is_dir() { (None, Some(args.model)) } else { (Some(args.model), None) };
+    let keys = BackboneKeys {
+        onnx,
+        hf,
+        output: args.output,
+        input_size: args.input_size,
+        max_length: args.max_length,
+        tokenizer: args.tokenizer,
     };
+    let backbone = keys.resolve()?.ok_or_else(|| anyhow!("--model is missing"))?;
+    let options = backbone.options(&task, method, args.seed)?;
     build(&options, &args.out)?;
     // What was written is what is shown: the folder is read back.
     inspect(&args.out, false, args.format)

@@ -4,9 +4,11 @@
 //! Command-line overrides edit the parsed document before it is typed, so that a value meets the same checks
 //! wherever it came from.
 
+pub mod backbone;
 pub mod method;
 mod model;
 mod overrides;
+pub mod task;
 mod training;
 
 use std::{
@@ -181,7 +183,7 @@ impl Document {
     fn model_section(&mut self, data: &DataSpec, assets: Option<&Path>) -> Result<Model> {
         let section: model::Section = self.section("model")?;
         let section = section.with_paths(|path| self.locate(path, assets))?;
-        section.resolve(data.classes).with_context(|| format!("{}: [model]", self.name))
+        section.resolve(data.label_kind()).with_context(|| format!("{}: [model]", self.name))
     }
 
     fn data_section(&mut self, assets: Option<&Path>) -> Result<DataSpec> {
@@ -281,8 +283,8 @@ mod tests {
         assert_eq!((config.run.rounds, config.run.training.local_epochs), (3, 2));
         assert_eq!(config.run.model.name.as_str(), "vit-bias");
         let Source::Build(build) = config.model.source else { panic!("not a build") };
-        assert_eq!(build.onnx, Path::new("/a/models/vit.onnx"));
-        assert_eq!((build.classes, config.simulate.workers), (10, Some(2)));
+        assert_eq!(build.path(), Path::new("/a/models/vit.onnx"));
+        assert_eq!((build.task.spec(None).unwrap().width(), config.simulate.workers), (10, Some(2)));
     }
 
     #[test]
@@ -293,7 +295,19 @@ mod tests {
             serde_json::to_value(config).unwrap()
         };
         // `# key = value` lines are defaults; those with a name or a place of the user's own are not.
-        let own = ["version", "workers", "threads", "exporter", "min_clients", "quorum", "clip_norm"];
+        let own = [
+            "version",
+            "workers",
+            "threads",
+            "exporter",
+            "min_clients",
+            "quorum",
+            "clip_norm",
+            "class_weights",
+            "pos_weight",
+            "pooling",
+            "tokenizer",
+        ];
         let is_default = |line: &str| match line.split_once(" = ") {
             None => line.starts_with('['),
             Some((key, _)) => {
@@ -307,6 +321,18 @@ mod tests {
         };
         let spelt_out: Vec<String> = text.lines().map(uncomment).collect();
         assert_eq!(config(&spelt_out.join("\n")), config(text));
+    }
+
+    #[test]
+    fn the_runs_of_the_demos_are_right() {
+        let demos =
+            [include_str!("../../../../xtask/demo.toml"), include_str!("../../../../xtask/text.toml")];
+        for (text, classes) in demos.into_iter().zip([10, 5]) {
+            let config = Document::parse("demo.toml", text).unwrap().config(Some(Path::new("/a"))).unwrap();
+            let Source::Build(build) = config.model.source else { panic!("not a build") };
+            assert!(build.path().starts_with("/a/models"));
+            assert_eq!((build.task.spec(None).unwrap().width(), config.data.classes), (classes, classes));
+        }
     }
 
     #[test]

@@ -1,12 +1,19 @@
-//! `[model]`: an ONNX file to build artifacts from, an artifact folder, or a name in the registry.
+//! `[model]`: an ONNX file or a Hugging Face folder to build artifacts from, an artifact folder, or a name in
+//! the registry.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
 use fedpeft_artifacts::BuildOptions;
+use fedpeft_data::LabelKind;
 use fedpeft_peft::Peft;
 use fedpeft_protocol::ModelName;
 use serde::{Deserialize, Serialize};
+
+use super::{
+    backbone::{Backbone, BackboneKeys},
+    task::{PoolingArg, Task, TaskArgs, TaskKind},
+};
 
 /// The model of a run.
 #[derive(Debug, Clone, Serialize)]
@@ -39,14 +46,11 @@ pub enum Source {
 /// How artifacts are built.
 #[derive(Debug, Clone, Serialize)]
 pub struct Build {
-    /// Exported model.
-    pub onnx: PathBuf,
-    /// Tensor to cut it at.
-    pub output: String,
-    /// Height and width of the images.
-    pub input_size: u32,
-    /// Classes of the head.
-    pub classes: u32,
+    /// What from.
+    #[serde(flatten)]
+    pub backbone: Backbone,
+    /// What is learned.
+    pub task: Task,
     /// PEFT method.
     pub method: Peft,
     /// Seed of the random part of new tensors.
@@ -54,17 +58,14 @@ pub struct Build {
 }
 
 impl Build {
+    /// The file or folder that is read.
+    pub fn path(&self) -> &Path {
+        self.backbone.path()
+    }
+
     /// The options of the builder.
     pub fn options(&self) -> Result<BuildOptions> {
-        let side = self.input_size as usize;
-        let options = BuildOptions::image_classification(
-            &self.onnx,
-            &self.output,
-            side,
-            self.classes,
-            self.method.clone(),
-        );
-        Ok(BuildOptions { seed: self.seed, ..options })
+        self.backbone.options(&self.task, self.method.clone(), self.seed)
     }
 }
 
@@ -78,7 +79,15 @@ pub struct Section {
     onnx: Option<PathBuf>,
     output: Option<String>,
     input_size: Option<u32>,
+    hf: Option<PathBuf>,
+    max_length: Option<u32>,
+    tokenizer: Option<PathBuf>,
     classes: Option<u32>,
+    task: Option<TaskKind>,
+    label_smoothing: Option<f32>,
+    class_weights: Option<Vec<f32>>,
+    pos_weight: Option<Vec<f32>>,
+    pooling: Option<PoolingArg>,
     method: Option<Peft>,
     #[serde(default)]
     seed: u64,
@@ -89,56 +98,63 @@ impl Section {
     pub fn with_paths(mut self, locate: impl Fn(&Path) -> Result<PathBuf>) -> Result<Self> {
         self.artifacts = self.artifacts.as_deref().map(&locate).transpose()?;
         self.onnx = self.onnx.as_deref().map(&locate).transpose()?;
+        self.hf = self.hf.as_deref().map(&locate).transpose()?;
+        self.tokenizer = self.tokenizer.as_deref().map(&locate).transpose()?;
         Ok(self)
     }
 
-    /// Decides between the three sources; `classes` is what the data has.
-    pub fn resolve(self, classes: u32) -> Result<Model> {
-        if let Some(wrong) = self.classes.filter(|own| *own != classes) {
+    /// Decides between the sources; `labels` is what the data has.
+    pub fn resolve(self, labels: LabelKind) -> Result<Model> {
+        if let (Some(wrong), LabelKind::Classes(classes)) = (self.classes, labels)
+            && wrong != classes
+        {
             bail!("classes is {wrong}, but the data has {classes}: make them equal");
         }
-        match (self.onnx, self.artifacts) {
-            (Some(_), Some(_)) => bail!("onnx and artifacts are both given: keep one"),
-            (Some(onnx), None) => {
-                let missing = |key: &str| anyhow!("{key} is missing: artifacts built from onnx need it");
-                let build = Build {
-                    output: self.output.ok_or_else(|| missing("output"))?,
-                    input_size: self.input_size.ok_or_else(|| missing("input_size"))?,
-                    method: self.method.ok_or_else(|| missing("method"))?,
-                    seed: self.seed,
-                    classes,
-                    onnx,
-                };
-                let name = match self.name {
-                    Some(name) => name,
-                    None => default_name(&build.onnx, Some(&build.method.to_string()))?,
-                };
-                Ok(Model { name, version: self.version, source: Source::Build(build) })
+        let keys = BackboneKeys {
+            onnx: self.onnx,
+            hf: self.hf,
+            output: self.output,
+            input_size: self.input_size,
+            max_length: self.max_length,
+            tokenizer: self.tokenizer,
+        };
+        let task = TaskArgs {
+            task: self.task,
+            label_smoothing: self.label_smoothing,
+            class_weights: self.class_weights,
+            pos_weight: self.pos_weight,
+            pooling: self.pooling,
+        };
+        let source = match (keys.resolve()?, self.artifacts) {
+            (Some(_), Some(_)) => bail!("artifacts are given beside what to build them from: keep one"),
+            (Some(backbone), None) => {
+                let method =
+                    self.method.ok_or_else(|| anyhow!("method is missing: it says what is trained"))?;
+                Source::Build(Build { backbone, task: task.of_data(labels)?, method, seed: self.seed })
             }
-            (None, Some(artifacts)) => {
-                if self.method.is_some() || self.output.is_some() || self.input_size.is_some() {
-                    bail!("method, output and input_size are fixed in artifacts: give onnx to build others");
-                }
-                let name = match self.name {
-                    Some(name) => name,
-                    None => default_name(&artifacts, None)?,
-                };
-                Ok(Model { name, version: self.version, source: Source::Artifacts { artifacts } })
+            (None, _) if self.method.is_some() || task != TaskArgs::default() => {
+                bail!("method and task are fixed in artifacts: give onnx or hf to build others")
             }
-            (None, None) => {
-                let name = self.name.ok_or_else(|| {
-                    anyhow!("none of onnx, artifacts and name is given: one of them says what to train")
-                })?;
-                Ok(Model { name, version: self.version, source: Source::Published {} })
+            (None, Some(artifacts)) => Source::Artifacts { artifacts },
+            (None, None) => Source::Published {},
+        };
+        let name = match (self.name, &source) {
+            (Some(name), _) => name,
+            (None, Source::Build(build)) => default_name(build.path(), Some(&build.method.to_string()))?,
+            (None, Source::Artifacts { artifacts }) => default_name(artifacts, None)?,
+            (None, Source::Published {}) => {
+                bail!("none of onnx, hf, artifacts and name is given: one of them says what to train")
             }
-        }
+        };
+        Ok(Model { name, version: self.version, source })
     }
 }
 
-/// A registry name made of a file's name and the method.
+/// A registry name made of a file's or folder's name and the method.
 fn default_name(path: &Path, method: Option<&str>) -> Result<ModelName> {
-    let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
-    let text: String = method.map_or_else(|| stem.to_string(), |method| format!("{stem}-{method}"));
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let stem = name.strip_suffix(".onnx").unwrap_or(&name);
+    let text: String = method.map_or_else(|| stem.to_owned(), |method| format!("{stem}-{method}"));
     let allowed = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
     Ok(ModelName::new(text.chars().map(allowed).take(64).collect::<String>())?)
 }
@@ -155,12 +171,33 @@ mod tests {
 
     #[test]
     fn contradictions_are_refused() {
-        let section = |text: &str| toml::from_str::<Section>(text).unwrap().resolve(10);
+        let section = |text: &str| toml::from_str::<Section>(text).unwrap().resolve(LabelKind::Classes(10));
         assert!(section("onnx = 'a'\nartifacts = 'b'").is_err());
         assert!(section("artifacts = 'b'\nmethod = 'bias'").is_err());
         assert!(section("artifacts = 'b'\nclasses = 9").is_err());
+        assert!(section("onnx = 'a'\nhf = 'b'").is_err());
+        assert!(section("hf = 'b'\nmethod = 'bias'\ninput_size = 28").is_err());
+        assert!(section("name = 'b'\nmax_length = 8").is_err());
+        assert!(section("artifacts = 'b'\nlabel_smoothing = 0.1").is_err());
+        assert!(section("hf = 'b'\nmethod = 'bias'\ntask = 'regression'").is_err());
+        assert!(section("hf = 'b'\nmethod = 'bias'\npos_weight = [1.0]").is_err());
         assert!(section("").is_err());
         assert!(matches!(section("name = 'm'").unwrap().source, Source::Published {}));
         assert!(matches!(section("artifacts = 'b'").unwrap().source, Source::Artifacts { .. }));
+    }
+
+    #[test]
+    fn the_task_is_what_the_data_is_labelled_with() {
+        let task = |labels| {
+            let section: Section = toml::from_str("hf = 'bert.base'\nmethod = 'bias'").unwrap();
+            section.resolve(labels).map(|model| match model.source {
+                Source::Build(build) => (model.name.to_string(), build.task.name()),
+                _ => panic!("not a build"),
+            })
+        };
+        assert_eq!(task(LabelKind::Classes(3)).unwrap(), ("bert-base-bias".to_owned(), "classification"));
+        assert_eq!(task(LabelKind::MultiLabel(3)).unwrap().1, "multi-label");
+        assert_eq!(task(LabelKind::Regression(1)).unwrap().1, "regression");
+        assert_eq!(task(LabelKind::Tokens).unwrap().1, "causal-lm");
     }
 }

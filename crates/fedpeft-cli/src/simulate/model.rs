@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use fedpeft_artifacts::{ArtifactFolder, build};
+use fedpeft_artifacts::{ArtifactFolder, build, source_digest};
 use fedpeft_protocol::Digest;
 
 use super::programs::Places;
@@ -31,11 +31,9 @@ pub fn prepare(model: &Model, places: &Places, sink: Sink) -> Result<Option<Path
 /// Builds artifacts, unless the same were built before.
 fn cached(options: &Build, cache: &Path, sink: Sink) -> Result<PathBuf> {
     let typed = options.options()?;
-    let onnx = File::open(&options.onnx)
-        .with_context(|| format!("the ONNX file {} cannot be read", options.onnx.display()))?;
-    let source = Digest::of_reader(onnx)
-        .with_context(|| format!("the ONNX file {} cannot be read", options.onnx.display()))?;
-    let key = (source, serde_json::to_value(options)?, builder()?);
+    let source = source_digest(options.path())?;
+    let tokenizer = typed.text.as_ref().map(|text| source_digest(&text.tokenizer)).transpose()?;
+    let key = (source, tokenizer, serde_json::to_value(options)?, builder()?);
     let folder = cache.join(Digest::of(serde_json::to_vec(&key)?).to_string());
     if let Ok(built) = ArtifactFolder::open(&folder)
         && built.verify().is_ok()
@@ -44,7 +42,7 @@ fn cached(options: &Build, cache: &Path, sink: Sink) -> Result<PathBuf> {
     }
     fs::create_dir_all(cache).with_context(|| format!("the cache {} cannot be made", cache.display()))?;
     let view = View::new(0, sink);
-    view.spin(format!("building artifacts from {}", options.onnx.display()));
+    view.spin(format!("building artifacts from {}", options.path().display()));
     build(&typed, &folder)?;
     Ok(folder)
 }

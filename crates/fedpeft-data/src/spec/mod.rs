@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::assets::asset_dir;
 use crate::error::DataError;
+use crate::labels::LabelKind;
 use crate::partition::{Deal, PartitionSpec};
 
 use keys::Keys;
@@ -206,6 +207,21 @@ impl DataSpec {
             samples_per_client: self.samples_per_client,
             min_examples: self.min_examples,
             seed: self.seed,
+        }
+    }
+
+    /// What examples are labelled with.
+    pub fn label_kind(&self) -> LabelKind {
+        match &self.source {
+            Source::Idx(_) | Source::ImageFolder { .. } | Source::TextFolder(_) => {
+                LabelKind::Classes(self.classes)
+            }
+            Source::Csv { columns, .. } | Source::Jsonl { columns, .. } => match &columns.labels {
+                LabelSource::Class { .. } => LabelKind::Classes(self.classes),
+                LabelSource::MultiLabel { .. } => LabelKind::MultiLabel(self.classes),
+                LabelSource::Regression { columns } => LabelKind::Regression(columns.len() as u32),
+                LabelSource::Tokens => LabelKind::Tokens,
+            },
         }
     }
 
