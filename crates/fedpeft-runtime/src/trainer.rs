@@ -154,14 +154,23 @@ impl Trainer {
     /// Computes loss and gradients of the examples at `indices`, without a step.
     /// Where the method drops inputs, those of [`Self::reseed`].
     pub fn gradients(&mut self, examples: &dyn Examples, indices: &[usize]) -> Result<Stepped, RuntimeError> {
+        self.gradients_dropping(self.dropout, examples, indices)
+    }
+
+    fn gradients_dropping(
+        &mut self,
+        seed: i64,
+        examples: &dyn Examples,
+        indices: &[usize],
+    ) -> Result<Stepped, RuntimeError> {
         if indices.is_empty() {
             return Err(RuntimeError::NoExamples);
         }
         self.training()?;
-        let Self { training: Some(training), adapter, folder, dropout, .. } = self else {
+        let Self { training: Some(training), adapter, folder, .. } = self else {
             return Err(RuntimeError::Run("the training session is gone".to_owned()));
         };
-        training.reseed(*dropout);
+        training.reseed(seed);
         let layout = &folder.manifest().adapter;
         let measured = training.run(layout, adapter.current(), adapter.side(), examples, indices)?;
         Ok(stepped(measured))

@@ -96,9 +96,9 @@ impl Trainer {
         }
         optimizer.begin();
         let (mut loss, mut correct, mut count, mut weight) = (0.0, 0, 0, 0.0);
-        let mut parts = indices.chunks(optimizer.micro_batch()).peekable();
-        while let Some(part) = parts.next() {
-            let measured = self.gradients(examples, part)?;
+        let mut parts = indices.chunks(optimizer.micro_batch()).zip(0..).peekable();
+        while let Some((part, number)) = parts.next() {
+            let measured = self.gradients_dropping(part_seed(self.dropout, number), examples, part)?;
             if !measured.loss.is_finite() {
                 return Ok(measured);
             }
@@ -170,4 +170,11 @@ impl Trainer {
         };
         GraphOptimizer::new(sessions, spec, bound)
     }
+}
+
+/// Seed of dropout for a micro-batch, counted from 0: all with the step's own would drop the same places.
+fn part_seed(seed: i64, number: i64) -> i64 {
+    // Odd and large: the seeds of different steps and micro-batches do not meet.
+    const STRIDE: i64 = 0x9E37_79B9_7F4B;
+    seed.wrapping_add(number.wrapping_mul(STRIDE)) & i64::MAX
 }
