@@ -5,10 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fedpeft_protocol::round::{Outcome, Payload, Work};
+use fedpeft_protocol::{
+    round::{Outcome, Payload, Work},
+    run::TrainingSpec,
+};
 use serde_json::{Map, json};
 
-use crate::setup::{CLASSES, Setup, next, train};
+use crate::setup::{CLASSES, Setup, next};
 
 /// Longest text, with its two special tokens.
 pub const TOKENS: usize = 8;
@@ -61,7 +64,10 @@ async fn a_client_with_texts_learns_their_classes() {
     setup.present("client-000").await;
     setup.present("evaluator").await;
     let mut updates = setup.updates().await;
-    setup.send(&setup.task(1, "client-000", train()), "client-000").await;
+    let training =
+        TrainingSpec { local_epochs: 20, batch_size: 16, learning_rate: 0.02, ..Default::default() };
+    let work = Work::Train { training, seed: 3, rounds: 1 };
+    setup.send(&setup.task(1, "client-000", work), "client-000").await;
     let outcome = next(&mut updates).await.update.unwrap().outcome;
     let Outcome::Trained { examples: 40, adapter: Payload::Message { data, .. }, .. } = outcome else {
         panic!("{outcome:?}")
