@@ -14,6 +14,7 @@ import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch.nn import functional
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import models
 import reference
@@ -22,7 +23,9 @@ from reference import ARCHITECTURES
 HERE = pathlib.Path(__file__).parent / "methods"
 CLASSES, IGNORED = 5, -100
 RANK, ALPHA, TOKENS, BOTTLENECK = 4, 8, 3, 6
-NORMS = (torch.nn.LayerNorm,)
+# LLaMA has its own cases: what prompts' positions would be is not defined for rotary ones.
+WITH_EVERY_METHOD = {kind: at for kind, at in ARCHITECTURES.items() if kind != "llama"}
+NORMS = (torch.nn.LayerNorm, LlamaRMSNorm)
 
 
 class New:
@@ -106,7 +109,7 @@ def lora_config(targets, **options):
 
 
 def build(kind):
-    made = {"vit": models.vit, "bert": models.bert, "gpt": lambda: models.gpt().transformer}[kind]()
+    made = {"vit": models.vit, "bert": models.bert, "gpt": lambda: models.gpt().transformer, "llama": models.llama}[kind]()
     return made.double().requires_grad_(False)
 
 
@@ -152,23 +155,27 @@ def decide(new, tokens, batch, pooling, task):
     return logits, labels, functional.cross_entropy(logits, labels, weights, label_smoothing=smoothing)
 
 
-def continue_text(new, tokens, batch):
-    """Causal language modelling: logits at t predict the token at t + 1; padding is not scored."""
-    head = new("head.weight", (models.HIDDEN, models.VOCABULARY), 0.3), new("head.bias", (models.VOCABULARY,), 0.3)
-    logits = tokens @ head[0] + head[1]
+def continue_text(new, tokens, batch, tied=None):
+    """Causal language modelling: logits at t predict the token at t + 1; padding is not scored. The head is a new
+    one, or `tied`, the token embedding."""
+    if tied is None:
+        shape = (models.HIDDEN, models.VOCABULARY)
+        logits = tokens @ new("head.weight", shape, 0.3) + new("head.bias", shape[1:], 0.3)
+    else:
+        logits = tokens @ tied.T
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
     shifted = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     return logits, labels, functional.cross_entropy(*shifted, ignore_index=IGNORED)
 
 
-def case(kind, method, install, task="classification", variant=None, **described):
+def case(kind, method, install, task="classification", variant=None, tie=False, **described):
     name = f"{kind}-{variant or method}"
     at, batch, new = ARCHITECTURES[kind], batch_of(kind), New(name)
     model = install(at, build(kind), new)
-    tokens = tokens_of(model, batch)
-    pooling = "mean" if kind == "gpt" else "cls"
+    tokens, tied = tokens_of(model, batch), model.get_input_embeddings().weight if tie else None
+    pooling = "mean" if at.causal else "cls"
     if task == "causal_lm":
-        logits, labels, loss = continue_text(new, tokens, batch)
+        logits, labels, loss = continue_text(new, tokens, batch, tied)
     else:
         logits, labels, loss = decide(new, tokens, batch, pooling, task)
     gradients = torch.autograd.grad(loss, list(new.made.values()))
@@ -192,7 +199,7 @@ def case(kind, method, install, task="classification", variant=None, **described
 def unchanged():
     """The hooks change nothing but what they say: methods that begin as the identity leave every token alike."""
     zero = lambda name, shape, scale, around=0.0: torch.zeros(shape, dtype=torch.float64) + around
-    for kind, at in ARCHITECTURES.items():
+    for kind, at in WITH_EVERY_METHOD.items():
         model, batch = build(kind), batch_of(kind)
         expected = tokens_of(model, batch)
         installs = [functools.partial(reference.adapter, bottleneck=BOTTLENECK, places=["attention", "mlp"])]
@@ -213,7 +220,7 @@ def main():
     warnings.filterwarnings("ignore")
     HERE.mkdir(exist_ok=True)
     unchanged()
-    for kind, at in ARCHITECTURES.items():
+    for kind, at in WITH_EVERY_METHOD.items():
         case(kind, "head", backbone_tensors(nothing))
         case(kind, "bias", backbone_tensors(is_bias))
         case(kind, "layernorm", backbone_tensors(is_norm))
@@ -249,7 +256,25 @@ def main():
     described = dict(rank=RANK, alpha=ALPHA, targets=["query", "value"])
     install = with_reference(reference.lora, **described)
     case("gpt", "lora", install, task="causal_lm", variant="lora-lm", **described)
+    case("gpt", "lora", install, task="causal_lm", variant="lora-tied", tie=True, **described)
+    llama()
     losses()
+
+
+def llama():
+    """Norms without biases, gated MLPs, keys shared by query heads."""
+    case("llama", "head", backbone_tensors(nothing))
+    case("llama", "layernorm", backbone_tensors(is_norm))
+    case("llama", "full", backbone_tensors(everything))
+    targets = ["q_proj", "v_proj"]
+    described = dict(rank=RANK, alpha=ALPHA, targets=["query", "value"])
+    case("llama", "lora", with_peft(lora_config(targets)), **described)
+    case("llama", "dora", with_peft(lora_config(targets, use_dora=True)), **described)
+    ia3 = IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"])
+    case("llama", "ia3", with_peft(lambda: ia3))
+    install = with_reference(reference.adapter, bottleneck=BOTTLENECK, places=["attention", "mlp"])
+    described = dict(variant="adapter-houlsby", bottleneck=BOTTLENECK, placement="houlsby")
+    case("llama", "adapter", install, **described)
 
 
 def losses():

@@ -35,6 +35,7 @@ ARCHITECTURES = {
     "vit": Architecture("blocks", "attn.proj", "mlp.fc2", "attn.qkv", True, False),
     "bert": Architecture("encoder.layer", "attention.output.dense", "output.dense", None, False, False),
     "gpt": Architecture("h", "attn.c_proj", "mlp.c_proj", "attn.c_attn", False, True),
+    "llama": Architecture("layers", "self_attn.o_proj", "mlp.down_proj", None, False, True),
 }
 
 # Column blocks of a packed projection.

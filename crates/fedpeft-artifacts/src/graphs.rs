@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use fedpeft_autodiff::{AutodiffError, differentiate, functions};
-use fedpeft_onnx::{Graph, Model, surgery};
-use fedpeft_passes::{Builder, PassError, Prepared};
+use fedpeft_onnx::{Graph, Model, Node, surgery};
+use fedpeft_passes::{Builder, DOMAIN, PassError, Prepared};
 use fedpeft_peft::{HEAD_BIAS, HEAD_WEIGHT, Pooling, head};
 
 use crate::{
@@ -38,7 +38,7 @@ pub fn build(
     names.extend([HEAD_WEIGHT.to_owned(), HEAD_BIAS.to_owned()]);
     names.retain(|name| b.graph().initializers.contains_key(name));
 
-    let mut eval = Builder::new(b.graph().clone(), "eval.")?;
+    let mut eval = Builder::new(without_dropout(b.graph().clone()), "eval.")?;
     eval.output(&logits, LOGITS)?;
     let gradients = differentiate(&mut b, LOSS, &names)?;
     for (name, gradient) in gradients {
@@ -70,6 +70,17 @@ fn logits(
             head::attach(b, &pooled, width)
         }
     }
+}
+
+/// Evaluation drops nothing.
+fn without_dropout(mut graph: Graph) -> Graph {
+    let drops = |node: &Node| node.domain == DOMAIN && node.op == "Dropout";
+    let (dropped, kept) = std::mem::take(&mut graph.nodes).into_iter().partition(drops);
+    graph.nodes = kept;
+    for Node { inputs, outputs, .. } in dropped {
+        surgery::redirect(&mut graph, &outputs[0], &inputs[0]);
+    }
+    graph
 }
 
 /// Turns the adapter's initializers into inputs, and drops what nothing needs.

@@ -1,5 +1,7 @@
 //! Appending nodes to a graph while knowing the type of every value.
 
+use std::collections::HashSet;
+
 use fedpeft_onnx::{Dim, Graph, Node, Tensor, ValueInfo};
 
 use crate::{
@@ -14,19 +16,22 @@ pub struct Builder {
     types: Types,
     prefix: String,
     next: usize,
+    /// Names of values that are still to come.
+    reserved: HashSet<String>,
 }
 
 impl Builder {
     /// Continues `graph`, whose nodes are in order.
     pub fn new(graph: Graph, prefix: &str) -> Result<Self, PassError> {
         let types = crate::infer_graph(&graph)?;
-        Ok(Self { graph, types, prefix: prefix.to_owned(), next: 0 })
+        Ok(Self { graph, types, prefix: prefix.to_owned(), next: 0, reserved: HashSet::new() })
     }
 
     /// Begins with the inputs, outputs and initializers of `graph`, without its nodes.
     pub fn without_nodes(graph: &Graph, prefix: &str) -> Result<Self, PassError> {
         let empty = Graph { nodes: Vec::new(), ..graph.clone() };
-        Ok(Self { types: seed_types(&empty)?, graph: empty, prefix: prefix.to_owned(), next: 0 })
+        let reserved = graph.nodes.iter().flat_map(|node| node.outputs.iter().cloned()).collect();
+        Ok(Self { types: seed_types(&empty)?, graph: empty, prefix: prefix.to_owned(), next: 0, reserved })
     }
 
     /// The graph.
@@ -55,7 +60,7 @@ impl Builder {
             self.next += 1;
             let name = format!("{}{hint}.{}", self.prefix, self.next);
             // An earlier builder with the same prefix may have been here.
-            if self.types.get(&name).is_none() {
+            if self.types.get(&name).is_none() && !self.reserved.contains(&name) {
                 return name;
             }
         }

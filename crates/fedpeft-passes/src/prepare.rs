@@ -87,7 +87,8 @@ fn keeping_inputs(
 }
 
 /// The model's weights. Anonymous ones (exporters rename what they transpose) are named after the node that
-/// reads them: `/encoder/layer.0/key/MatMul` gives `encoder.layer.0.key.weight`.
+/// reads them, `/encoder/layer.0/key/MatMul` gives `encoder.layer.0.key.weight`, or after the bias that is added
+/// to their product.
 fn name_parameters(graph: &mut Graph) -> BTreeSet<String> {
     let is_parameter = |t: &fedpeft_onnx::Tensor| t.dtype.is_float() && !t.shape.is_empty() && t.len() > 1;
     let names: Vec<_> =
@@ -96,7 +97,8 @@ fn name_parameters(graph: &mut Graph) -> BTreeSet<String> {
     let mut renames = BTreeMap::new();
     for name in names.iter().filter(|name| is_anonymous(name)) {
         let reader = graph.nodes.iter().find(|node| node.inputs.contains(name));
-        let Some(base) = reader.and_then(|node| readable_name(node, name)) else { continue };
+        let base = reader.and_then(|node| readable_name(node, name).or_else(|| name_by_bias(graph, node)));
+        let Some(base) = base else { continue };
         let unique = (1..)
             .map(|i| if i == 1 { base.clone() } else { format!("{base}.{i}") })
             .find(|n| !taken.contains(n));
@@ -116,6 +118,14 @@ fn name_parameters(graph: &mut Graph) -> BTreeSet<String> {
 
 fn is_anonymous(name: &str) -> bool {
     name.starts_with("onnx::") || name.starts_with("val_") || name.chars().all(|c| c.is_ascii_digit())
+}
+
+/// `encoder.layer.0.key.weight` for the product to which `encoder.layer.0.key.bias` is added.
+fn name_by_bias(graph: &Graph, reader: &Node) -> Option<String> {
+    let product = reader.outputs.first().filter(|_| reader.is("MatMul"))?;
+    let sum = graph.nodes.iter().find(|node| node.is("Add") && node.inputs.contains(product))?;
+    let bias = sum.inputs.iter().find(|input| graph.initializers.contains_key(*input))?;
+    Some(format!("{}.weight", bias.strip_suffix(".bias")?))
 }
 
 fn readable_name(node: &Node, input: &str) -> Option<String> {

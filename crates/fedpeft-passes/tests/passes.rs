@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use fedpeft_interp::{Interpreter, Value};
 use fedpeft_onnx::{DType, Dim, Graph, Model, Node, Tensor, ValueInfo};
-use fedpeft_passes::{PassError, PrepareOptions, Prepared, prepare};
+use fedpeft_passes::{Builder, PassError, PrepareOptions, Prepared, prepare};
 
 fn wave(shape: &[usize], scale: f32) -> Tensor {
     let values: Vec<f32> =
@@ -216,6 +216,29 @@ fn anonymous_weights_are_named_after_their_place() {
     let node = Node::new("MatMul", &["x", "onnx::MatMul_7"], &["y"]).named("/encoder/layer.0/key/MatMul");
     let prepared = ready(&model(&[4], constants, vec![node]), &[4]).unwrap();
     assert!(prepared.parameters.contains("encoder.layer.0.key.weight"), "{:?}", prepared.parameters);
+}
+
+#[test]
+fn anonymous_weights_of_nameless_nodes_are_named_after_their_bias() {
+    let constants = vec![("val_3", wave(&[4, 5], 0.5)), ("layer.0.key.bias", wave(&[5], 0.5))];
+    let nodes = vec![
+        Node::new("MatMul", &["x", "val_3"], &["p"]).named("node_MatMul_3"),
+        Node::new("Add", &["p", "layer.0.key.bias"], &["y"]),
+    ];
+    let prepared = ready(&model(&[4], constants, nodes), &[4]).unwrap();
+    assert!(prepared.parameters.contains("layer.0.key.weight"), "{:?}", prepared.parameters);
+}
+
+#[test]
+fn a_builder_names_nothing_as_a_node_to_come_is_named() {
+    let nodes = vec![Node::new("Relu", &["x"], &["made.Neg.1"]), Node::new("Neg", &["made.Neg.1"], &["y"])];
+    let graph = model(&[4], vec![], nodes).graph;
+    let rewritten = Builder::rewrite(&graph, "made.", |builder, _, mut node| {
+        node.inputs[0] = builder.op("Neg", &[&node.inputs[0]])?;
+        builder.push(node)
+    });
+    let outputs: Vec<_> = rewritten.unwrap().nodes.into_iter().map(|node| node.outputs[0].clone()).collect();
+    assert_eq!(outputs, ["made.Neg.2", "made.Neg.1", "made.Neg.3", "y"]);
 }
 
 #[test]

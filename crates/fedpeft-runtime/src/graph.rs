@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use fedpeft_artifacts::manifest::{
-    CORRECT, COUNT, ElementType, GRADIENT_SUFFIX, InputSpec, LABELS, LOSS, Manifest,
+    CORRECT, COUNT, DROPOUT_SEED, ElementType, GRADIENT_SUFFIX, InputSpec, LABELS, LOSS, Manifest,
 };
 use fedpeft_codec::Layout;
 use ort::{
@@ -52,6 +52,8 @@ pub(crate) struct Graph {
     session: Session,
     /// The model's inputs in their order, then the labels.
     fed: Vec<Fed>,
+    /// Seed of dropout, where the graph drops anything.
+    dropout: Option<Tensor<i64>>,
     limits: Limits,
     residence: Residence,
 }
@@ -128,7 +130,10 @@ impl Graph {
         let mut fed: Vec<Fed> = manifest.inputs.iter().map(input).collect();
         let (dtype, shape) = manifest.labels().map_err(|error| RuntimeError::Run(error.to_string()))?;
         fed.push(Fed { name: LABELS.to_owned(), dtype, shape: signed(&shape) });
+        let drops = session.inputs().iter().any(|input| input.name() == DROPOUT_SEED);
+        let dropout = drops.then(|| Tensor::new(&host, Vec::<i64>::new())).transpose()?;
         Ok(Self {
+            dropout,
             bindings: BTreeMap::new(),
             loss: Tensor::new(&host, Vec::<i64>::new())?,
             correct: Tensor::new(&host, Vec::<i64>::new())?,
@@ -139,6 +144,13 @@ impl Graph {
             limits: Limits::of(manifest),
             residence,
         })
+    }
+
+    /// What is dropped in the next run.
+    pub fn reseed(&mut self, seed: i64) {
+        if let Some(tensor) = &mut self.dropout {
+            tensor.extract_tensor_mut().1.fill(seed);
+        }
     }
 
     /// Runs the examples at `indices`, written into the bound tensors.
@@ -158,7 +170,7 @@ impl Graph {
             let bound = self.bind(layout, adapter, indices.len())?;
             self.bindings.insert(key, bound);
         }
-        let Self { bindings, session, fed, limits, .. } = self;
+        let Self { bindings, session, fed, limits, dropout, .. } = self;
         let Some(bound) = bindings.get_mut(&key) else {
             return Err(RuntimeError::Run("the batch is not bound".to_owned()));
         };
@@ -169,6 +181,9 @@ impl Graph {
         if self.residence == Residence::Device {
             // Host tensors are copied to the device when they are bound, and only then.
             bound.bind_batch(fed)?;
+            if let Some(seed) = dropout {
+                bound.binding.bind_input(DROPOUT_SEED, seed)?;
+            }
         }
         session.run_binding(&bound.binding)?;
         let (loss, correct) = (self.loss.extract_tensor().1, self.correct.extract_tensor().1);
@@ -194,6 +209,9 @@ impl Graph {
         // is what the next run reads.
         bound.bind_batch(&self.fed)?;
         let binding = &mut bound.binding;
+        if let Some(seed) = &self.dropout {
+            binding.bind_input(DROPOUT_SEED, seed)?;
+        }
         for (spec, tensor) in layout.tensors().iter().zip(adapter) {
             binding.bind_input(spec.name.as_str(), tensor)?;
         }

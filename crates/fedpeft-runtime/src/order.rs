@@ -24,6 +24,14 @@ impl OrderSeed<'_> {
         order.shuffle(&mut ChaCha8Rng::from_seed(*seed.as_bytes()));
         order
     }
+
+    /// The seed of what training drops in its batch number `batch`.
+    pub fn dropout(&self, batch: u64) -> i64 {
+        let Self { run, round, client } = self;
+        let seed = Digest::of(format!("fedpeft dropout {run} {round} {batch} {client}"));
+        let (first, _) = seed.as_bytes().split_first_chunk().unwrap_or((&[0; 8], &[]));
+        i64::from_le_bytes(*first).unsigned_abs().cast_signed().max(0)
+    }
 }
 
 #[cfg(test)]

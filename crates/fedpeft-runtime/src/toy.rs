@@ -8,7 +8,7 @@ use fedpeft_artifacts::manifest::{
     Manifest, TaskSpec,
 };
 use fedpeft_codec::{Layout, TensorSpec};
-use fedpeft_onnx::{DType, Data, Dim, Function, Graph, Model, Node, Tensor, ValueInfo};
+use fedpeft_onnx::{DType, Data, Dim, Graph, Model, Node, Tensor, ValueInfo};
 use fedpeft_protocol::Digest;
 
 use fedpeft_artifacts::{ArtifactFolder, BuildOptions, InputOptions, build};
@@ -31,95 +31,15 @@ pub fn examples(count: usize) -> InMemory {
     InMemory::new((0..count * FEATURES).map(value).collect(), labels).unwrap()
 }
 
-/// Bodies in standard operators.
-pub fn functions() -> Vec<Function> {
-    let function = |name: &str, inputs: &[&str], output: &str, nodes: Vec<Node>| Function {
-        domain: DOMAIN.into(),
-        name: name.into(),
-        inputs: inputs.iter().map(|s| (*s).into()).collect(),
-        outputs: vec![output.into()],
-        nodes,
-        opset: fedpeft_onnx::OPSET,
-    };
-    let constant =
-        |name: &str, value: f32| Node::new("Constant", &[], &[name]).with("value", Tensor::scalar(value));
-    let last = || Node::new("Constant", &[], &["last"]).with("value", Tensor::i64([1], &[-1]));
-    vec![
-        function(
-            "GeluGrad",
-            &["dy", "x"],
-            "dx",
-            vec![
-                constant("sqrt_half", std::f32::consts::FRAC_1_SQRT_2),
-                constant("half", 0.5),
-                constant("minus_half", -0.5),
-                constant("one", 1.0),
-                constant("norm", 0.398_942_3),
-                Node::new("Mul", &["x", "sqrt_half"], &["z"]),
-                Node::new("Erf", &["z"], &["erf"]),
-                Node::new("Add", &["erf", "one"], &["erf1"]),
-                Node::new("Mul", &["erf1", "half"], &["cdf"]),
-                Node::new("Mul", &["x", "x"], &["xx"]),
-                Node::new("Mul", &["xx", "minus_half"], &["exponent"]),
-                Node::new("Exp", &["exponent"], &["bell"]),
-                Node::new("Mul", &["bell", "norm"], &["pdf"]),
-                Node::new("Mul", &["x", "pdf"], &["xpdf"]),
-                Node::new("Add", &["cdf", "xpdf"], &["derivative"]),
-                Node::new("Mul", &["dy", "derivative"], &["dx"]),
-            ],
-        ),
-        function(
-            "LayerNormGrad",
-            &["dy", "x", "scale", "mean", "inv"],
-            "dx",
-            vec![
-                last(),
-                Node::new("Mul", &["dy", "scale"], &["g"]),
-                Node::new("Sub", &["x", "mean"], &["centred"]),
-                Node::new("Mul", &["centred", "inv"], &["xhat"]),
-                Node::new("Mul", &["g", "xhat"], &["gx"]),
-                Node::new("ReduceMean", &["g", "last"], &["mg"]),
-                Node::new("ReduceMean", &["gx", "last"], &["mgx"]),
-                Node::new("Sub", &["g", "mg"], &["d"]),
-                Node::new("Mul", &["xhat", "mgx"], &["e"]),
-                Node::new("Sub", &["d", "e"], &["f"]),
-                Node::new("Mul", &["f", "inv"], &["dx"]),
-            ],
-        ),
-        function(
-            "SoftmaxGrad",
-            &["dy", "y"],
-            "dx",
-            vec![
-                last(),
-                Node::new("Mul", &["dy", "y"], &["p"]),
-                Node::new("ReduceSum", &["p", "last"], &["s"]),
-                Node::new("Sub", &["dy", "s"], &["d"]),
-                Node::new("Mul", &["y", "d"], &["dx"]),
-            ],
-        ),
-        function(
-            "ReduceRows",
-            &["x"],
-            "sums",
-            vec![
-                Node::new("Constant", &[], &["rows"]).with("value", Tensor::i64([2], &[0, 1])),
-                Node::new("ReduceSum", &["x", "rows"], &["sums"]).with("keepdims", 0i64),
-            ],
-        ),
-    ]
-}
-
 /// A node of our domain.
 pub fn fused(op: &str, inputs: &[&str], output: &str) -> Node {
     Node { domain: DOMAIN.into(), ..Node::new(op, inputs, &[output]) }
 }
 
-/// A model whose functions are [`functions`].
+/// A model with the functions it uses.
 pub fn model(graph: Graph) -> Model {
     let mut model = Model::new(graph);
-    model.domains.insert(DOMAIN.into(), 1);
-    model.functions = functions();
+    fedpeft_autodiff::functions::attach(&mut model);
     model
 }
 
@@ -226,7 +146,11 @@ pub fn write(path: &Path) {
         }],
         text: None,
         task: TaskSpec::classification(CLASSES as u32),
-        backbone: BackboneSpec { values: FEATURES as u64, source: Digest::of("toy") },
+        backbone: BackboneSpec {
+            values: FEATURES as u64,
+            storage: Default::default(),
+            source: Digest::of("toy"),
+        },
         opset: fedpeft_onnx::OPSET,
         files: Files {
             training: file("training_model.onnx"),

@@ -35,6 +35,8 @@ pub struct Trainer {
     folder: ArtifactFolder,
     options: SessionOptions,
     device: ChosenDevice,
+    /// Seed of dropout.
+    dropout: i64,
 }
 
 /// Memory for tensors that stay where the sessions compute.
@@ -110,7 +112,17 @@ impl Trainer {
     ) -> Result<Self, RuntimeError> {
         let adapter = Adapter::new(&folder.manifest().adapter, &memory.allocator, memory.residence)?;
         let runtime = runtime.clone();
-        Ok(Self { training: None, evaluation: None, adapter, memory, runtime, folder, options, device })
+        Ok(Self {
+            training: None,
+            evaluation: None,
+            adapter,
+            memory,
+            runtime,
+            folder,
+            options,
+            device,
+            dropout: 0,
+        })
     }
 
     /// The device that was chosen.
@@ -133,15 +145,22 @@ impl Trainer {
         self.adapter.read(values)
     }
 
+    /// Chooses what dropout drops from now on.
+    pub fn reseed(&mut self, seed: i64) {
+        self.dropout = seed;
+    }
+
     /// Computes loss and gradients of the examples at `indices`, without a step.
+    /// Where the method drops inputs, those of [`Self::reseed`].
     pub fn gradients(&mut self, examples: &dyn Examples, indices: &[usize]) -> Result<Stepped, RuntimeError> {
         if indices.is_empty() {
             return Err(RuntimeError::NoExamples);
         }
         self.training()?;
-        let Self { training: Some(training), adapter, folder, .. } = self else {
+        let Self { training: Some(training), adapter, folder, dropout, .. } = self else {
             return Err(RuntimeError::Run("the training session is gone".to_owned()));
         };
+        training.reseed(*dropout);
         let layout = &folder.manifest().adapter;
         let measured = training.run(layout, adapter.current(), adapter.side(), examples, indices)?;
         Ok(stepped(&folder.manifest().task, measured, indices.len()))

@@ -7,7 +7,7 @@ const RELATIVE: f64 = 1e-4;
 /// Largest difference relative to the tensor's largest value, for entries where terms cancel.
 const OF_LARGEST: f64 = 1e-5;
 /// Below this, a gradient is rounding: that of a key's bias is zero, which neither side computes exactly.
-const NOTHING: f64 = 1e-8;
+const NOTHING: f64 = 1e-7;
 
 /// Asserts that `got` is `wanted` to 1e-4 relative, entry by entry.
 pub fn assert_close(got: &ArrayD<f64>, wanted: &ArrayD<f64>, what: &str) {

@@ -9,3 +9,4 @@ mod exports;
 mod file;
 mod methods;
 mod names;
+mod runtime;

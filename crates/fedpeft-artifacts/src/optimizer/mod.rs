@@ -83,7 +83,8 @@ impl Step {
     }
 }
 
-/// SGD: constants `lr`, `momentum_factor`, `weight_decay`, `nesterov` (0 or 1), state `momentum`, zero at first.
+/// SGD: constants `lr`, `momentum_factor`, `weight_decay`, `nesterov` (0 or 1), state `momentum`, zero at first;
+/// and the inputs of [`gradient`].
 pub fn sgd(layout: &Layout) -> Result<Model, PassError> {
     let mut s = Step::new(layout, &["lr", "momentum_factor", "weight_decay", "nesterov"], &["momentum"])?;
     let (p, g) = s.begin()?;
@@ -103,7 +104,7 @@ pub fn sgd(layout: &Layout) -> Result<Model, PassError> {
 }
 
 /// AdamW: constants `lr`, `beta1`, `beta2`, `epsilon`, `weight_decay`, `bias1` = 1 - beta1^t, `bias2` =
-/// 1 - beta2^t, state `m` and `v`, zero at first.
+/// 1 - beta2^t, state `m` and `v`, zero at first; and the inputs of [`gradient`].
 pub fn adamw(layout: &Layout) -> Result<Model, PassError> {
     let constants = ["lr", "beta1", "beta2", "epsilon", "weight_decay", "bias1", "bias2"];
     let mut s = Step::new(layout, &constants, &["m", "v"])?;

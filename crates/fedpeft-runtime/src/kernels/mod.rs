@@ -7,6 +7,7 @@
 //! every multiply-add is written as one, so that results do not depend on threads or on the vector width.
 
 mod adamw;
+mod dropout;
 mod gelu_grad;
 mod gradient;
 mod layer_norm_grad;
@@ -16,6 +17,7 @@ mod sgd;
 mod softmax_grad;
 
 pub use adamw::{AdamwStep, adamw};
+pub use dropout::{DropoutMask, dropout};
 pub use gelu_grad::gelu_grad;
 pub use gradient::{Gradient, accumulate, squared_norm};
 pub use layer_norm_grad::{Normalized, layer_norm_grad};

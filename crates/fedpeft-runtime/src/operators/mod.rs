@@ -4,6 +4,7 @@
 //! that they run anywhere. On the processor the bodies are taken away before a session is made
 //! ([`take_over`]) and the nodes run the fused kernels instead.
 
+mod dropout;
 mod gelu_grad;
 mod layer_norm_grad;
 mod reduce_rows;
@@ -19,7 +20,7 @@ use ort::operator::OperatorDomain;
 pub const DOMAIN: &str = "fedpeft";
 
 /// Operators that [`domain`] implements.
-const NAMES: [&str; 4] = ["GeluGrad", "LayerNormGrad", "SoftmaxGrad", "ReduceRows"];
+const NAMES: [&str; 5] = ["Dropout", "GeluGrad", "LayerNormGrad", "SoftmaxGrad", "ReduceRows"];
 
 /// Removes the bodies of all functions that have a kernel; returns whether there were any.
 pub(crate) fn take_over(model: &mut Model) -> bool {
@@ -31,6 +32,7 @@ pub(crate) fn take_over(model: &mut Model) -> bool {
 /// The operators, to be registered with a session.
 pub(crate) fn domain() -> ort::Result<OperatorDomain> {
     OperatorDomain::new(DOMAIN)?
+        .add(dropout::Dropout)?
         .add(gelu_grad::GeluGrad)?
         .add(layer_norm_grad::LayerNormGrad)?
         .add(softmax_grad::SoftmaxGrad)?

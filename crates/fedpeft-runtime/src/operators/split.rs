@@ -37,6 +37,14 @@ impl<'a> Input<'a> {
         Ok(self.0.try_extract_tensor::<f32>()?.0.to_vec())
     }
 
+    /// The one integer of a scalar.
+    pub(super) fn whole(&self) -> ort::Result<i64> {
+        match self.0.try_extract_tensor::<i64>()?.1 {
+            [value] => Ok(*value),
+            values => Err(ort::Error::new(format!("one integer is needed, not {}", values.len()))),
+        }
+    }
+
     /// Values, and the size of the last dimension.
     pub(super) fn rows(&self) -> ort::Result<(&[f32], usize)> {
         let (shape, values) = self.0.try_extract_tensor::<f32>()?;
@@ -56,11 +64,20 @@ pub(super) fn expect_len(what: &str, got: usize, expected: usize) -> ort::Result
     }
 }
 
-/// Declares that output 0 has the shape of input `index`, so that ONNX Runtime can plan its memory. A value
-/// of unknown rank is reported as a scalar, which none of our operators has: nothing is declared then.
+/// Declares that output 0 has the shape of input `index`, so that ONNX Runtime can plan its memory. Nothing is
+/// declared of a value of unknown rank, which is reported as a scalar that none of our operators has, nor where
+/// a dimension is neither known nor named: it would be taken for the number -1.
 pub(super) fn same_shape(context: &mut ShapeInferenceContext, index: usize) -> ort::Result<()> {
     match context.inputs().get(index) {
-        Some(input @ ValueType::Tensor { shape, .. }) if !shape.is_empty() => context.set_output(0, input),
+        Some(input @ ValueType::Tensor { shape, dimension_symbols, .. })
+            if !shape.is_empty()
+                && shape
+                    .iter()
+                    .zip(dimension_symbols.iter())
+                    .all(|(dim, symbol)| *dim >= 0 || !symbol.is_empty()) =>
+        {
+            context.set_output(0, input)
+        }
         _ => Ok(()),
     }
 }

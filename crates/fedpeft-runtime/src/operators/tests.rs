@@ -4,7 +4,7 @@ use fedpeft_onnx::{DType, Dim, Graph, ValueInfo};
 use ort::{session::Session, value::Tensor};
 
 use super::domain;
-use crate::toy::{functions, fused, model, runtime};
+use crate::toy::{fused, model, runtime};
 
 /// Outputs of one node, computed by our kernel and by the function's body.
 fn both(op: &str, inputs: &[(&str, &[usize])], rank: usize) -> [Vec<f32>; 2] {
@@ -17,14 +17,7 @@ fn both(op: &str, inputs: &[(&str, &[usize])], rank: usize) -> [Vec<f32>; 2] {
     let names: Vec<&str> = inputs.iter().map(|(name, _)| *name).collect();
     graph.nodes = vec![fused(op, &names, "out")];
     [true, false].map(|ours| {
-        let mut model = model(graph.clone());
-        let mut builder = Session::builder(&runtime().environment).unwrap().with_intra_threads(2).unwrap();
-        if ours {
-            assert!(super::take_over(&mut model));
-            assert!(model.functions.is_empty());
-            builder = builder.with_operators(domain().unwrap()).unwrap();
-        }
-        let mut session = builder.commit_from_memory(&model.to_bytes()).unwrap();
+        let mut session = session(graph.clone(), ours);
         let feeds = inputs.iter().enumerate().map(|(k, (name, shape))| {
             let count = shape.iter().product();
             let wave = |i: usize| ((i * 7 + k * 13) as f32 * 0.37).sin() * 2.0;
@@ -35,6 +28,18 @@ fn both(op: &str, inputs: &[(&str, &[usize])], rank: usize) -> [Vec<f32>; 2] {
         let outputs = session.run(feeds.collect::<Vec<_>>()).unwrap();
         outputs["out"].try_extract_tensor::<f32>().unwrap().1.to_vec()
     })
+}
+
+/// A session on our kernels, or on the functions' bodies.
+fn session(graph: Graph, ours: bool) -> Session {
+    let mut model = model(graph);
+    let mut builder = Session::builder(&runtime().environment).unwrap().with_intra_threads(2).unwrap();
+    if ours {
+        assert!(super::take_over(&mut model));
+        assert!(model.functions.is_empty());
+        builder = builder.with_operators(domain().unwrap()).unwrap();
+    }
+    builder.commit_from_memory(&model.to_bytes()).unwrap()
 }
 
 fn assert_close(op: &str, inputs: &[(&str, &[usize])], rank: usize) {
@@ -78,10 +83,38 @@ fn reduce_rows() {
 }
 
 #[test]
-fn every_operator_has_a_body_in_the_tests() {
-    let mut names: Vec<String> = functions().into_iter().map(|function| function.name).collect();
-    names.sort();
-    let mut known = super::NAMES.to_vec();
-    known.sort_unstable();
-    assert_eq!(names, known);
+fn dropout() {
+    for shape in [[1usize, 3], [32 * 17, 384]] {
+        let [ours, portable] = [true, false].map(|ours| {
+            let dims = |rank| (0..rank).map(|i| Dim::Symbol(format!("d{i}"))).collect();
+            let mut graph = Graph { name: "dropout".into(), ..Graph::default() };
+            graph.inputs = vec![
+                ValueInfo::new("x", DType::F32, dims(2)),
+                ValueInfo::new("seed", DType::I64, vec![]),
+                ValueInfo::new("layer", DType::I64, vec![]),
+                ValueInfo::new("rate", DType::F32, vec![]),
+            ];
+            graph.outputs = vec![ValueInfo::new("out", DType::F32, dims(2))];
+            graph.nodes = vec![fused("Dropout", &["x", "seed", "layer", "rate"], "out")];
+            let mut session = session(graph, ours);
+            let x: Vec<f32> = (0..shape[0] * shape[1]).map(|i| (i as f32 * 0.37).sin()).collect();
+            let outputs = session
+                .run(ort::inputs![
+                    "x" => Tensor::from_array((shape, x)).unwrap(),
+                    "seed" => Tensor::from_array(([0usize; 0], vec![i64::MAX - 12_345])).unwrap(),
+                    "layer" => Tensor::from_array(([0usize; 0], vec![77i64])).unwrap(),
+                    "rate" => Tensor::from_array(([0usize; 0], vec![0.3f32])).unwrap(),
+                ])
+                .unwrap();
+            outputs["out"].try_extract_tensor::<f32>().unwrap().1.to_vec()
+        });
+        assert_eq!(ours, portable);
+    }
+}
+
+#[test]
+fn every_kernel_takes_the_place_of_a_body() {
+    let bodies: Vec<String> =
+        fedpeft_autodiff::functions::all().into_iter().map(|function| function.name).collect();
+    assert!(super::NAMES.iter().all(|name| bodies.iter().any(|body| body == name)));
 }

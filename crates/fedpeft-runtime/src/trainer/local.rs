@@ -70,6 +70,7 @@ impl Trainer {
                     return Err(RuntimeError::Stopped);
                 }
                 optimizer.set_learning_rate(schedule.learning_rate(steps));
+                self.reseed(seed.dropout(steps));
                 let stepped = self.train_step(&mut optimizer, examples, indices)?;
                 steps += 1;
                 if !stepped.loss.is_finite() {

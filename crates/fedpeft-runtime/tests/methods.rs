@@ -1,0 +1,112 @@
+//! Every method trains on the real ONNX Runtime, with our kernels and without.
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+use std::path::{Path, PathBuf};
+
+use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
+use fedpeft_peft::{Lora, Method, Peft};
+use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
+use fedpeft_runtime::{
+    Device, InMemory, Kernels, LocalTraining, OrderSeed, Runtime, SessionOptions, Trainer,
+};
+
+const CLASSES: usize = 3;
+const SIDE: usize = 32;
+
+/// A small ViT with a packed projection.
+fn artifacts(method: Peft, path: &Path) -> ArtifactFolder {
+    let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/exports/vit-sdpa.onnx");
+    let options = BuildOptions::image_classification(model, "tokens", SIDE, CLASSES as u32, method);
+    build(&options, path).unwrap();
+    ArtifactFolder::open(path).unwrap()
+}
+
+/// Images whose brightness tells their class, in noise.
+fn examples(count: usize) -> InMemory {
+    let noise = |i: usize| (i * 2_654_435_761 % 1_000) as f32 / 500.0 - 1.0;
+    let pixels = 3 * SIDE * SIDE;
+    let value = |i: usize| noise(i) + (i / pixels % CLASSES) as f32;
+    let labels = (0..count).map(|i| (i % CLASSES) as i64).collect();
+    InMemory::new((0..count * pixels).map(value).collect(), labels).unwrap()
+}
+
+fn trainer(folder: &ArtifactFolder, kernels: Kernels) -> Trainer {
+    let options = SessionOptions { device: Device::Cpu, threads: 1, kernels };
+    let mut trainer = Trainer::new(&Runtime::load(None).unwrap(), folder.clone(), options).unwrap();
+    trainer.set_adapter(&folder.initial_adapter().unwrap()).unwrap();
+    trainer
+}
+
+fn train(trainer: &mut Trainer, examples: &InMemory) -> (f64, Vec<f32>) {
+    // Not Adam, which makes steps of equal size from gradients that are rounding: those of a key's bias.
+    let optimizer = OptimizerSpec::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
+    let spec =
+        TrainingSpec { local_epochs: 6, batch_size: 8, learning_rate: 0.02, optimizer, ..Default::default() };
+    let seed = OrderSeed { run: 1, round: 1, client: "c" };
+    let trained =
+        trainer.train(LocalTraining { spec: &spec, seed, rounds: 1 }, examples, &mut || true).unwrap();
+    let mut adapter = Vec::new();
+    trainer.adapter_into(&mut adapter).unwrap();
+    (trained.loss, adapter)
+}
+
+fn dropping() -> Peft {
+    Method::Lora(Lora { rank: 4, dropout: 0.3, ..Lora::default() }).into()
+}
+
+#[test]
+fn every_method_learns_and_kernels_change_nothing() {
+    let examples = examples(24);
+    let named = [
+        "head",
+        "bias",
+        "layernorm",
+        "full",
+        "lora",
+        "dora",
+        "adapter",
+        "prompt",
+        "prefix",
+        "ia3",
+        "lora+bias",
+    ];
+    let methods = named.map(|name| name.parse::<Peft>().unwrap()).into_iter().chain([dropping()]);
+    for method in methods {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = artifacts(method.clone(), &directory.path().join("artifacts"));
+        let results = [Kernels::Fused, Kernels::Portable].map(|kernels| {
+            let mut trainer = trainer(&folder, kernels);
+            let before = trainer.evaluate(&examples, &mut || true).unwrap();
+            // A head of zeros: the logarithm of the number of classes.
+            assert!((before.loss - (CLASSES as f64).ln()).abs() < 1e-6, "{method}: {}", before.loss);
+            let (_, adapter) = train(&mut trainer, &examples);
+            let after = trainer.evaluate(&examples, &mut || true).unwrap();
+            assert!(after.loss < 0.8 * before.loss, "{method}: {} after {}", after.loss, before.loss);
+            adapter
+        });
+        let difference =
+            results[0].iter().zip(&results[1]).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
+        assert!(difference < 2e-3, "{method}: kernels differ by {difference}");
+    }
+}
+
+#[test]
+fn dropout_drops_in_training_alone_and_by_seed() {
+    let examples = examples(8);
+    let all: Vec<usize> = (0..8).collect();
+    let directory = tempfile::tempdir().unwrap();
+    let folder = artifacts(dropping(), &directory.path().join("artifacts"));
+    let mut trainer = trainer(&folder, Kernels::Fused);
+    train(&mut trainer, &examples);
+    let mut loss = |seed| {
+        trainer.reseed(seed);
+        (
+            trainer.gradients(&examples, &all).unwrap().loss,
+            trainer.evaluate(&examples, &mut || true).unwrap().loss,
+        )
+    };
+    let (first, second, again) = (loss(1), loss(2), loss(1));
+    assert_eq!(first, again);
+    assert_ne!(first.0, second.0);
+    assert_eq!(first.1, second.1);
+}
