@@ -5,15 +5,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
-use clap::{Subcommand, ValueEnum};
-use fedpeft_artifacts::{ArtifactFolder, BuildOptions, Manifest, build, manifest::TaskSpec};
-use fedpeft_peft::Pooling;
+use anyhow::{Context as _, Result, anyhow};
+use clap::Subcommand;
+use fedpeft_artifacts::{ArtifactFolder, Manifest, build};
 use fedpeft_protocol::Digest;
 use serde::Serialize;
 
 use crate::{
-    config::{MAX_LENGTH, method::MethodArgs, text_options},
+    config::{
+        backbone::BackboneKeys,
+        method::MethodArgs,
+        task::{TaskArgs, WidthArgs},
+    },
     output::{self, Output},
 };
 
@@ -22,15 +25,17 @@ use crate::{
 pub enum Command {
     /// Build training artifacts from an ONNX model or a Hugging Face folder.
     #[command(after_help = "\
-An ONNX model of images is cut at a value that holds tokens [N, T, C] or features [N, C]. A Hugging Face folder
-holds config.json, model.safetensors and tokenizer.json of a BERT, RoBERTa or DistilBERT. A head is put on it.
+An ONNX model of images or texts is cut at a value that holds tokens [N, T, C] or features [N, C]. A Hugging Face
+folder holds config.json, model.safetensors and tokenizer.json of a BERT, RoBERTa or DistilBERT. A head is put on
+it, except on a language model whose last dimension is its vocabulary: that is cut behind its own head.
 The folder trains on any stock ONNX Runtime: its graphs have standard operators only.
 
 Examples:
   fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method bias -o vit-bias
   fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method lora --rank 4 --targets query,value -o vit-lora
-  fedpeft artifacts build --model all-MiniLM-L6-v2 --max-length 64 --classes 5 --method bias -o minilm-bias")]
-    Build(BuildArgs),
+  fedpeft artifacts build --model all-MiniLM-L6-v2 --max-length 64 --classes 5 --method bias -o minilm-bias
+  fedpeft artifacts build --model gpt2.onnx --output logits --tokenizer tokenizer.json --task causal-lm --method lora -o gpt2-lora")]
+    Build(Box<BuildArgs>),
     /// Print the adapter's tensors, their size and the files of an artifact folder.
     #[command(after_help = "\
 Examples:
@@ -59,99 +64,51 @@ pub struct BuildArgs {
     /// Height and width of the input images (ONNX).
     #[arg(long, value_name = "PX")]
     input_size: Option<u32>,
-    /// Tokens of a text; longer ones are cut (Hugging Face) [default: 128].
+    /// tokenizer.json of a model of texts (ONNX).
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Tokens of a text; longer ones are cut [default: 128].
     #[arg(long, value_name = "TOKENS")]
     max_length: Option<u32>,
     #[command(flatten)]
-    task: TaskArgs,
-    #[command(flatten)]
-    method: MethodArgs,
+    width: WidthArgs,
     /// Seed of the random part of new tensors.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// How tokens become features [default: cls for images, mean for texts].
-    #[arg(long, value_enum)]
-    pooling: Option<PoolingArg>,
     /// Folder to write; an artifact folder that is there is replaced.
     #[arg(short, long = "out", value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
     format: Output,
-}
-
-/// What is learned: one of these.
-#[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
-struct TaskArgs {
-    /// Classes, one of which an example has.
-    #[arg(long, value_name = "C")]
-    classes: Option<u32>,
-    /// Labels, any of which an example has.
-    #[arg(long, value_name = "K")]
-    labels: Option<u32>,
-    /// Real numbers to predict.
-    #[arg(long, value_name = "K")]
-    outputs: Option<u32>,
-}
-
-impl TaskArgs {
-    fn task(&self) -> Result<TaskSpec> {
-        match (self.classes, self.labels, self.outputs) {
-            (Some(classes), None, None) => Ok(TaskSpec::classification(classes)),
-            (None, Some(labels), None) => Ok(TaskSpec::MultiLabel { labels, pos_weight: Vec::new() }),
-            (None, None, Some(outputs)) => Ok(TaskSpec::Regression { outputs }),
-            _ => bail!("give one of --classes, --labels and --outputs"),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum PoolingArg {
-    /// The first token.
-    Cls,
-    /// The mean of all tokens.
-    Mean,
-}
-
-impl From<PoolingArg> for Pooling {
-    fn from(pooling: PoolingArg) -> Self {
-        match pooling {
-            PoolingArg::Cls => Self::Cls,
-            PoolingArg::Mean => Self::Mean,
-        }
-    }
+    // Last, because their headings hold for all that follows.
+    #[command(flatten)]
+    task: TaskArgs,
+    #[command(flatten)]
+    method: MethodArgs,
 }
 
 /// Runs one of them.
 pub fn run(command: Command) -> Result<()> {
     match command {
-        Command::Build(args) => build_folder(args),
+        Command::Build(args) => build_folder(*args),
         Command::Inspect { folder, no_verify, output } => inspect(&folder, !no_verify, output),
     }
 }
 
 fn build_folder(args: BuildArgs) -> Result<()> {
     let method = args.method.over(None)?.ok_or_else(|| anyhow!("--method is missing: say what to train"))?;
-    let task = args.task.task()?;
-    let mut options = if args.model.is_dir() {
-        if args.output.is_some() || args.input_size.is_some() {
-            bail!("--output and --input-size are for ONNX models, {} is a folder", args.model.display());
-        }
-        text_options(&args.model, args.max_length.unwrap_or(MAX_LENGTH), task, method)?
-    } else {
-        if args.max_length.is_some() {
-            bail!("--max-length is for Hugging Face folders, {} is none", args.model.display());
-        }
-        let missing = |flag: &str| anyhow!("{flag} is missing: an ONNX model needs it");
-        let output = args.output.ok_or_else(|| missing("--output"))?;
-        let side = args.input_size.ok_or_else(|| missing("--input-size"))? as usize;
-        let options = BuildOptions::image_classification(args.model, output, side, task.width(), method);
-        BuildOptions { task, ..options }
+    let task = args.width.task(args.task)?;
+    let (onnx, hf) = if args.model.is_dir() { (None, Some(args.model)) } else { (Some(args.model), None) };
+    let keys = BackboneKeys {
+        onnx,
+        hf,
+        output: args.output,
+        input_size: args.input_size,
+        max_length: args.max_length,
+        tokenizer: args.tokenizer,
     };
-    options.seed = args.seed;
-    if let Some(pooling) = args.pooling {
-        options.pooling = pooling.into();
-    }
+    let backbone = keys.resolve()?.ok_or_else(|| anyhow!("--model is missing"))?;
+    let options = backbone.options(&task, method, args.seed)?;
     build(&options, &args.out)?;
     // What was written is what is shown: the folder is read back.
     inspect(&args.out, false, args.format)

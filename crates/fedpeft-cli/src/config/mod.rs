@@ -4,9 +4,11 @@
 //! Command-line overrides edit the parsed document before it is typed, so that a value meets the same checks
 //! wherever it came from.
 
+pub mod backbone;
 pub mod method;
 mod model;
 mod overrides;
+pub mod task;
 mod training;
 
 use std::{
@@ -21,7 +23,7 @@ use fedpeft_protocol::run::{ModelRef, RunSpec};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use toml::Table;
 
-pub use model::{Build, MAX_LENGTH, Model, Source, text_options};
+pub use model::{Build, Model, Source};
 pub use overrides::{DataOverrides, RunOverrides, SimulationOverrides};
 
 /// Paths that begin with this lie in the asset cache.
@@ -282,7 +284,7 @@ mod tests {
         assert_eq!(config.run.model.name.as_str(), "vit-bias");
         let Source::Build(build) = config.model.source else { panic!("not a build") };
         assert_eq!(build.path(), Path::new("/a/models/vit.onnx"));
-        assert_eq!((build.task.width(), config.simulate.workers), (10, Some(2)));
+        assert_eq!((build.task.spec(None).unwrap().width(), config.simulate.workers), (10, Some(2)));
     }
 
     #[test]
@@ -293,7 +295,19 @@ mod tests {
             serde_json::to_value(config).unwrap()
         };
         // `# key = value` lines are defaults; those with a name or a place of the user's own are not.
-        let own = ["version", "workers", "threads", "exporter", "min_clients", "quorum", "clip_norm"];
+        let own = [
+            "version",
+            "workers",
+            "threads",
+            "exporter",
+            "min_clients",
+            "quorum",
+            "clip_norm",
+            "class_weights",
+            "pos_weight",
+            "pooling",
+            "tokenizer",
+        ];
         let is_default = |line: &str| match line.split_once(" = ") {
             None => line.starts_with('['),
             Some((key, _)) => {
@@ -317,7 +331,7 @@ mod tests {
             let config = Document::parse("demo.toml", text).unwrap().config(Some(Path::new("/a"))).unwrap();
             let Source::Build(build) = config.model.source else { panic!("not a build") };
             assert!(build.path().starts_with("/a/models"));
-            assert_eq!((build.task.width(), config.data.classes), (classes, classes));
+            assert_eq!((build.task.spec(None).unwrap().width(), config.data.classes), (classes, classes));
         }
     }
 

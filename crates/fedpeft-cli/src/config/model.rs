@@ -4,12 +4,16 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
-use fedpeft_artifacts::{BuildOptions, manifest::TaskSpec};
+use fedpeft_artifacts::BuildOptions;
 use fedpeft_data::LabelKind;
 use fedpeft_peft::Peft;
 use fedpeft_protocol::ModelName;
-use fedpeft_text::Tokenizer;
 use serde::{Deserialize, Serialize};
+
+use super::{
+    backbone::{Backbone, BackboneKeys},
+    task::{PoolingArg, Task, TaskArgs, TaskKind},
+};
 
 /// The model of a run.
 #[derive(Debug, Clone, Serialize)]
@@ -46,81 +50,22 @@ pub struct Build {
     #[serde(flatten)]
     pub backbone: Backbone,
     /// What is learned.
-    pub task: TaskSpec,
+    pub task: Task,
     /// PEFT method.
     pub method: Peft,
     /// Seed of the random part of new tensors.
     pub seed: u64,
 }
 
-/// What artifacts are built from.
-#[derive(Debug, Clone, Serialize)]
-#[serde(untagged)]
-pub enum Backbone {
-    /// An export of a model of images.
-    Onnx {
-        /// Exported model.
-        onnx: PathBuf,
-        /// Tensor to cut it at.
-        output: String,
-        /// Height and width of the images.
-        input_size: u32,
-    },
-    /// A Hugging Face folder of a model of texts.
-    HuggingFace {
-        /// The folder.
-        hf: PathBuf,
-        /// Tokens of a text; longer ones are cut.
-        max_length: u32,
-    },
-}
-
 impl Build {
     /// The file or folder that is read.
     pub fn path(&self) -> &Path {
-        match &self.backbone {
-            Backbone::Onnx { onnx: path, .. } | Backbone::HuggingFace { hf: path, .. } => path,
-        }
+        self.backbone.path()
     }
 
     /// The options of the builder.
     pub fn options(&self) -> Result<BuildOptions> {
-        let (task, method) = (self.task.clone(), self.method.clone());
-        let options = match &self.backbone {
-            Backbone::Onnx { onnx, output, input_size } => {
-                let side = *input_size as usize;
-                let classes = task.width();
-                let options = BuildOptions::image_classification(onnx, output, side, classes, method);
-                BuildOptions { task, ..options }
-            }
-            Backbone::HuggingFace { hf, max_length } => text_options(hf, *max_length, task, method)?,
-        };
-        Ok(BuildOptions { seed: self.seed, ..options })
-    }
-}
-
-/// Tokens of a text where nothing else is said.
-pub const MAX_LENGTH: u32 = 128;
-
-/// Options for a Hugging Face folder whose tokenizer fits its model.
-pub fn text_options(folder: &Path, max_length: u32, task: TaskSpec, method: Peft) -> Result<BuildOptions> {
-    let length = max_length as usize;
-    let options = BuildOptions::hugging_face(folder, length, task, method)?;
-    if let Some(text) = &options.text {
-        Tokenizer::load(&text.tokenizer, length)?.check_vocabulary(text.vocabulary as usize)?;
-    }
-    Ok(options)
-}
-
-/// The task of a model for data that is labelled so.
-fn task(labels: LabelKind) -> Result<TaskSpec> {
-    match labels {
-        LabelKind::Classes(classes) => Ok(TaskSpec::classification(classes)),
-        LabelKind::MultiLabel(labels) => Ok(TaskSpec::MultiLabel { labels, pos_weight: Vec::new() }),
-        LabelKind::Regression(outputs) => Ok(TaskSpec::Regression { outputs }),
-        LabelKind::Tokens => bail!(
-            "the data is labelled with its tokens: give artifacts of a language model, whose task is causal_lm"
-        ),
+        self.backbone.options(&self.task, self.method.clone(), self.seed)
     }
 }
 
@@ -136,7 +81,13 @@ pub struct Section {
     input_size: Option<u32>,
     hf: Option<PathBuf>,
     max_length: Option<u32>,
+    tokenizer: Option<PathBuf>,
     classes: Option<u32>,
+    task: Option<TaskKind>,
+    label_smoothing: Option<f32>,
+    class_weights: Option<Vec<f32>>,
+    pos_weight: Option<Vec<f32>>,
+    pooling: Option<PoolingArg>,
     method: Option<Peft>,
     #[serde(default)]
     seed: u64,
@@ -148,6 +99,7 @@ impl Section {
         self.artifacts = self.artifacts.as_deref().map(&locate).transpose()?;
         self.onnx = self.onnx.as_deref().map(&locate).transpose()?;
         self.hf = self.hf.as_deref().map(&locate).transpose()?;
+        self.tokenizer = self.tokenizer.as_deref().map(&locate).transpose()?;
         Ok(self)
     }
 
@@ -158,51 +110,43 @@ impl Section {
         {
             bail!("classes is {wrong}, but the data has {classes}: make them equal");
         }
-        let given = [self.onnx.is_some(), self.hf.is_some(), self.artifacts.is_some()];
-        if given.into_iter().filter(|given| *given).count() > 1 {
-            bail!("more than one of onnx, hf and artifacts is given: keep one");
-        }
-        let foreign = |key: &str, given: bool, of: &str| {
-            if given { Err(anyhow!("{key} belongs to {of}")) } else { Ok(()) }
+        let keys = BackboneKeys {
+            onnx: self.onnx,
+            hf: self.hf,
+            output: self.output,
+            input_size: self.input_size,
+            max_length: self.max_length,
+            tokenizer: self.tokenizer,
         };
-        if self.hf.is_none() {
-            foreign("max_length", self.max_length.is_some(), "hf, which is not given")?;
-        }
-        if self.onnx.is_none() {
-            foreign("output", self.output.is_some(), "onnx, which is not given")?;
-            foreign("input_size", self.input_size.is_some(), "onnx, which is not given")?;
-        }
-        let backbone = if let Some(onnx) = self.onnx {
-            let missing = |key: &str| anyhow!("{key} is missing: artifacts built from onnx need it");
-            let output = self.output.ok_or_else(|| missing("output"))?;
-            let input_size = self.input_size.ok_or_else(|| missing("input_size"))?;
-            Backbone::Onnx { onnx, output, input_size }
-        } else if let Some(hf) = self.hf {
-            Backbone::HuggingFace { hf, max_length: self.max_length.unwrap_or(MAX_LENGTH) }
-        } else {
-            foreign("method", self.method.is_some(), "onnx or hf: in artifacts it is fixed")?;
-            return match self.artifacts {
-                Some(artifacts) => {
-                    let name = self.name.map_or_else(|| default_name(&artifacts, None), Ok)?;
-                    Ok(Model { name, version: self.version, source: Source::Artifacts { artifacts } })
-                }
-                None => {
-                    let name = self.name.ok_or_else(|| {
-                        anyhow!(
-                            "none of onnx, hf, artifacts and name is given: one of them says what to train"
-                        )
-                    })?;
-                    Ok(Model { name, version: self.version, source: Source::Published {} })
-                }
-            };
+        let task = TaskArgs {
+            task: self.task,
+            label_smoothing: self.label_smoothing,
+            class_weights: self.class_weights,
+            pos_weight: self.pos_weight,
+            pooling: self.pooling,
         };
-        let method = self.method.ok_or_else(|| anyhow!("method is missing: it says what is trained"))?;
-        let build = Build { backbone, task: task(labels)?, method, seed: self.seed };
-        let name = match self.name {
-            Some(name) => name,
-            None => default_name(build.path(), Some(&build.method.to_string()))?,
+        let source = match (keys.resolve()?, self.artifacts) {
+            (Some(_), Some(_)) => bail!("artifacts are given beside what to build them from: keep one"),
+            (Some(backbone), None) => {
+                let method =
+                    self.method.ok_or_else(|| anyhow!("method is missing: it says what is trained"))?;
+                Source::Build(Build { backbone, task: task.of_data(labels)?, method, seed: self.seed })
+            }
+            (None, _) if self.method.is_some() || task != TaskArgs::default() => {
+                bail!("method and task are fixed in artifacts: give onnx or hf to build others")
+            }
+            (None, Some(artifacts)) => Source::Artifacts { artifacts },
+            (None, None) => Source::Published {},
         };
-        Ok(Model { name, version: self.version, source: Source::Build(build) })
+        let name = match (self.name, &source) {
+            (Some(name), _) => name,
+            (None, Source::Build(build)) => default_name(build.path(), Some(&build.method.to_string()))?,
+            (None, Source::Artifacts { artifacts }) => default_name(artifacts, None)?,
+            (None, Source::Published {}) => {
+                bail!("none of onnx, hf, artifacts and name is given: one of them says what to train")
+            }
+        };
+        Ok(Model { name, version: self.version, source })
     }
 }
 
@@ -234,6 +178,9 @@ mod tests {
         assert!(section("onnx = 'a'\nhf = 'b'").is_err());
         assert!(section("hf = 'b'\nmethod = 'bias'\ninput_size = 28").is_err());
         assert!(section("name = 'b'\nmax_length = 8").is_err());
+        assert!(section("artifacts = 'b'\nlabel_smoothing = 0.1").is_err());
+        assert!(section("hf = 'b'\nmethod = 'bias'\ntask = 'regression'").is_err());
+        assert!(section("hf = 'b'\nmethod = 'bias'\npos_weight = [1.0]").is_err());
         assert!(section("").is_err());
         assert!(matches!(section("name = 'm'").unwrap().source, Source::Published {}));
         assert!(matches!(section("artifacts = 'b'").unwrap().source, Source::Artifacts { .. }));
@@ -251,6 +198,6 @@ mod tests {
         assert_eq!(task(LabelKind::Classes(3)).unwrap(), ("bert-base-bias".to_owned(), "classification"));
         assert_eq!(task(LabelKind::MultiLabel(3)).unwrap().1, "multi-label");
         assert_eq!(task(LabelKind::Regression(1)).unwrap().1, "regression");
-        assert!(task(LabelKind::Tokens).is_err());
+        assert_eq!(task(LabelKind::Tokens).unwrap().1, "causal-lm");
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use toml::{Table, Value};
 
-use super::{Document, EvaluateOn, method::MethodArgs, training::TrainingOverrides};
+use super::{Document, EvaluateOn, method::MethodArgs, task::TaskArgs, training::TrainingOverrides};
 
 /// Names the four files have in the Fashion-MNIST and MNIST distributions.
 const IDX_FILES: [(&str, &str); 4] = [
@@ -128,7 +128,12 @@ pub struct RunOverrides {
     /// Tokens of the texts the model sees.
     #[arg(long, value_name = "TOKENS")]
     max_length: Option<u32>,
+    /// tokenizer.json of an ONNX model of texts.
+    #[arg(long, value_name = "FILE", conflicts_with = "hf")]
+    tokenizer: Option<PathBuf>,
     // Last, because their headings hold for all that follows.
+    #[command(flatten)]
+    task: TaskArgs,
     #[command(flatten)]
     method: MethodArgs,
     #[command(flatten)]
@@ -152,6 +157,13 @@ impl RunOverrides {
         }
         if let Some(onnx) = &self.onnx {
             document.set("model.onnx", std::path::absolute(onnx)?.to_string_lossy().into_owned())?;
+        }
+        for (key, value) in Table::try_from(&self.task)? {
+            document.set(&format!("model.{key}"), value)?;
+        }
+        if let Some(tokenizer) = &self.tokenizer {
+            let path = std::path::absolute(tokenizer)?;
+            document.set("model.tokenizer", path.to_string_lossy().into_owned())?;
         }
         if let Some(hf) = &self.hf {
             document.set("model.hf", std::path::absolute(hf)?.to_string_lossy().into_owned())?;

@@ -78,71 +78,133 @@ impl From<LabelKind> for TaskKind {
 }
 
 impl TaskKind {
-    /// The kind with so many classes, labels, outputs or tokens.
-    fn of_width(self, width: u32) -> TaskSpec {
+    fn name(self) -> &'static str {
         match self {
-            Self::Classification => TaskSpec::classification(width),
-            Self::MultiLabel => TaskSpec::MultiLabel { labels: width, pos_weight: Vec::new() },
-            Self::Regression => TaskSpec::Regression { outputs: width },
-            Self::CausalLm => TaskSpec::CausalLm { vocabulary: width },
+            Self::Classification => "classification",
+            Self::MultiLabel => "multi-label",
+            Self::Regression => "regression",
+            Self::CausalLm => "causal-lm",
         }
     }
 }
 
 impl TaskArgs {
-    /// These, and `file` where they say nothing. Another task than the file's drops what belongs to that.
-    pub fn over(&self, file: Self) -> Self {
-        let other = self.task.is_some_and(|task| file.task.is_some_and(|filed| filed != task));
-        let file = if other { Self { pooling: file.pooling, ..Self::default() } } else { file };
-        let flags = self.clone();
-        Self {
-            task: flags.task.or(file.task),
-            label_smoothing: flags.label_smoothing.or(file.label_smoothing),
-            class_weights: flags.class_weights.or(file.class_weights),
-            pos_weight: flags.pos_weight.or(file.pos_weight),
-            pooling: flags.pooling.or(file.pooling),
-        }
-    }
-
-    /// The task of data labelled with `labels`, for a model of so many tokens where it reads text.
-    pub fn of_data(&self, labels: LabelKind, vocabulary: Option<u32>) -> Result<TaskSpec> {
+    /// The task of data labelled with `labels`.
+    pub fn of_data(self, labels: LabelKind) -> Result<Task> {
         let labelled = TaskKind::from(labels);
         if let Some(task) = self.task.filter(|task| *task != labelled) {
-            let (task, labelled) = (task.of_width(1), labelled.of_width(1));
             bail!("the task is {}, but the data is labelled for {}", task.name(), labelled.name());
         }
         let width = match labels {
-            LabelKind::Classes(width) | LabelKind::MultiLabel(width) | LabelKind::Regression(width) => width,
-            LabelKind::Tokens => match vocabulary {
-                Some(vocabulary) => vocabulary,
-                None => bail!("causal-lm needs a model that reads text"),
-            },
-        };
-        self.of_width(labelled, width)
-    }
-
-    /// The task, classification where none is named, with so many classes, labels, outputs or tokens.
-    pub fn with_width(&self, width: u32) -> Result<TaskSpec> {
-        self.of_width(self.task.unwrap_or(TaskKind::Classification), width)
-    }
-
-    fn of_width(&self, kind: TaskKind, width: u32) -> Result<TaskSpec> {
-        let mut task = kind.of_width(width);
-        let name = task.name();
-        match (self.label_smoothing, &self.class_weights, &mut task) {
-            (smoothing, weights, TaskSpec::Classification { label_smoothing, class_weights, .. }) => {
-                *label_smoothing = smoothing.unwrap_or(0.0);
-                *class_weights = weights.clone().unwrap_or_default();
+            LabelKind::Classes(width) | LabelKind::MultiLabel(width) | LabelKind::Regression(width) => {
+                Some(width)
             }
-            (None, None, _) => {}
-            _ => bail!("label smoothing and class weights belong to task classification, the task is {name}"),
+            LabelKind::Tokens => None,
+        };
+        Task::new(self, labelled, width)
+    }
+}
+
+/// What is learned, and how wide: classes, labels or outputs. A language model is as wide as its vocabulary.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Task {
+    #[serde(flatten)]
+    args: TaskArgs,
+    #[serde(skip)]
+    kind: TaskKind,
+    width: Option<u32>,
+}
+
+impl Task {
+    /// A task whose constants are those of its kind.
+    fn new(mut args: TaskArgs, kind: TaskKind, width: Option<u32>) -> Result<Self> {
+        let belongs = [
+            ("label_smoothing", args.label_smoothing.is_some(), TaskKind::Classification),
+            ("class_weights", args.class_weights.is_some(), TaskKind::Classification),
+            ("pos_weight", args.pos_weight.is_some(), TaskKind::MultiLabel),
+        ];
+        if let Some((key, _, of)) = belongs.into_iter().find(|(_, given, of)| *given && *of != kind) {
+            bail!("{key} belongs to task {}, the task is {}", of.name(), kind.name());
         }
-        match (&self.pos_weight, &mut task) {
-            (Some(weights), TaskSpec::MultiLabel { pos_weight, .. }) => pos_weight.clone_from(weights),
-            (Some(_), _) => bail!("pos_weight belongs to task multi-label, the task is {name}"),
-            (None, _) => {}
+        if kind == TaskKind::CausalLm && args.pooling.is_some() {
+            bail!("pooling makes one vector of a text, causal-lm learns from every token");
         }
-        Ok(task)
+        args.task = Some(kind);
+        if kind == TaskKind::Classification {
+            args.label_smoothing.get_or_insert(0.0);
+        }
+        Ok(Self { args, kind, width })
+    }
+
+    /// The task of a model that knows so many tokens; none of a model of images.
+    pub fn spec(&self, vocabulary: Option<u32>) -> Result<TaskSpec> {
+        let width = match (self.kind, self.width) {
+            (TaskKind::CausalLm, _) => vocabulary,
+            (_, width) => width,
+        };
+        let Some(width) = width else { bail!("task {} needs a model of texts", self.kind.name()) };
+        let args = self.args.clone();
+        Ok(match self.kind {
+            TaskKind::Classification => TaskSpec::Classification {
+                classes: width,
+                label_smoothing: args.label_smoothing.unwrap_or(0.0),
+                class_weights: args.class_weights.unwrap_or_default(),
+            },
+            TaskKind::MultiLabel => {
+                TaskSpec::MultiLabel { labels: width, pos_weight: args.pos_weight.unwrap_or_default() }
+            }
+            TaskKind::Regression => TaskSpec::Regression { outputs: width },
+            TaskKind::CausalLm => TaskSpec::CausalLm { vocabulary: width },
+        })
+    }
+
+    /// How tokens become features, where that is said.
+    pub fn pooling(&self) -> Option<Pooling> {
+        self.args.pooling.map(Pooling::from)
+    }
+
+    /// One word for it.
+    #[cfg(test)]
+    pub fn name(&self) -> &'static str {
+        self.kind.name()
+    }
+}
+
+/// How wide a head is: one of these, or none for a language model.
+#[derive(Debug, Default, Args)]
+#[group(multiple = false)]
+pub struct WidthArgs {
+    /// Classes, one of which an example has.
+    #[arg(long, value_name = "C")]
+    classes: Option<u32>,
+    /// Labels, any of which an example has.
+    #[arg(long, value_name = "K")]
+    labels: Option<u32>,
+    /// Real numbers to predict.
+    #[arg(long, value_name = "K")]
+    outputs: Option<u32>,
+}
+
+impl WidthArgs {
+    /// The task of `args` of this width.
+    pub fn task(&self, args: TaskArgs) -> Result<Task> {
+        let given = [
+            (TaskKind::Classification, "--classes", self.classes),
+            (TaskKind::MultiLabel, "--labels", self.labels),
+            (TaskKind::Regression, "--outputs", self.outputs),
+        ];
+        let named = args.task;
+        if let Some((kind, flag, width)) = given.into_iter().find(|(_, _, width)| width.is_some()) {
+            return match named.filter(|task| *task != kind) {
+                Some(task) => bail!("{flag} is for task {}, the task is {}", kind.name(), task.name()),
+                None => Task::new(args, kind, width),
+            };
+        }
+        match (named, given.into_iter().find(|(kind, ..)| Some(*kind) == named)) {
+            (Some(TaskKind::CausalLm), _) => Task::new(args, TaskKind::CausalLm, None),
+            (Some(task), Some((_, flag, _))) => bail!("task {} needs {flag}", task.name()),
+            _ => bail!("say what is learned: --classes, --labels or --outputs, or --task causal-lm"),
+        }
     }
 }
 
@@ -156,6 +218,8 @@ mod tests {
     struct Program {
         #[command(flatten)]
         task: TaskArgs,
+        #[command(flatten)]
+        width: WidthArgs,
     }
 
     fn flags(text: &str) -> TaskArgs {
@@ -164,41 +228,50 @@ mod tests {
 
     #[test]
     fn the_data_says_what_is_learned() {
-        let plain = TaskArgs::default();
-        assert_eq!(plain.of_data(LabelKind::Classes(3), None).unwrap(), TaskSpec::classification(3));
-        assert_eq!(
-            plain.of_data(LabelKind::Regression(2), None).unwrap(),
-            TaskSpec::Regression { outputs: 2 }
-        );
-        assert_eq!(
-            plain.of_data(LabelKind::Tokens, Some(50)).unwrap(),
-            TaskSpec::CausalLm { vocabulary: 50 }
-        );
-        assert!(plain.of_data(LabelKind::Tokens, None).is_err());
-        let error = flags("--task causal-lm").of_data(LabelKind::Classes(3), None).unwrap_err().to_string();
+        let learned = |labels, vocabulary| TaskArgs::default().of_data(labels)?.spec(vocabulary);
+        assert_eq!(learned(LabelKind::Classes(3), None).unwrap(), TaskSpec::classification(3));
+        assert_eq!(learned(LabelKind::Regression(2), None).unwrap(), TaskSpec::Regression { outputs: 2 });
+        let tokens = learned(LabelKind::Tokens, Some(50)).unwrap();
+        assert_eq!(tokens, TaskSpec::CausalLm { vocabulary: 50 });
+        let error = learned(LabelKind::Tokens, None).unwrap_err().to_string();
+        assert_eq!(error, "task causal-lm needs a model of texts");
+        let error = flags("--task causal-lm").of_data(LabelKind::Classes(3)).unwrap_err().to_string();
         assert_eq!(error, "the task is causal-lm, but the data is labelled for classification");
     }
 
     #[test]
-    fn weights_and_smoothing_belong_to_their_task() {
-        let task = flags("--label-smoothing 0.1 --class-weights 1,2").with_width(2).unwrap();
+    fn widths_say_what_is_learned_where_there_is_no_data() {
+        let task = |text: &str| {
+            let words = std::iter::once("p").chain(text.split_whitespace());
+            let program = Program::try_parse_from(words).unwrap();
+            program.width.task(program.task).and_then(|task| task.spec(Some(50)))
+        };
+        let smoothed = task("--classes 2 --label-smoothing 0.1 --class-weights 1,2").unwrap();
         let expected =
             TaskSpec::Classification { classes: 2, label_smoothing: 0.1, class_weights: vec![1.0, 2.0] };
-        assert_eq!(task, expected);
-        let task = flags("--task multi-label --pos-weight 1,2").with_width(2).unwrap();
-        assert_eq!(task, TaskSpec::MultiLabel { labels: 2, pos_weight: vec![1.0, 2.0] });
-        for wrong in ["--task regression --label-smoothing 0.1", "--pos-weight 1"] {
-            assert!(flags(wrong).with_width(1).unwrap_err().to_string().contains("belong"), "{wrong}");
+        assert_eq!(smoothed, expected);
+        let weighted = TaskSpec::MultiLabel { labels: 2, pos_weight: vec![1.0, 2.0] };
+        assert_eq!(task("--task multi-label --labels 2 --pos-weight 1,2").unwrap(), weighted);
+        assert_eq!(task("--outputs 1").unwrap(), TaskSpec::Regression { outputs: 1 });
+        assert_eq!(task("--task causal-lm").unwrap(), TaskSpec::CausalLm { vocabulary: 50 });
+        for (wrong, expected) in [
+            ("", "say what is learned"),
+            ("--task regression", "task regression needs --outputs"),
+            ("--task regression --classes 3", "--classes is for task classification, the task is regression"),
+            ("--outputs 1 --label-smoothing 0.1", "label_smoothing belongs to task classification"),
+            ("--classes 2 --pos-weight 1", "pos_weight belongs to task multi-label"),
+            ("--task causal-lm --pooling mean", "pooling"),
+        ] {
+            let error = task(wrong).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
         }
     }
 
     #[test]
-    fn flags_win_over_the_file() {
-        let file: TaskArgs =
-            toml::from_str("task = 'classification'\nlabel_smoothing = 0.2\npooling = 'mean'").unwrap();
-        let merged = flags("--label-smoothing 0.1").over(file.clone());
-        assert_eq!((merged.label_smoothing, merged.pooling), (Some(0.1), Some(PoolingArg::Mean)));
-        let other = flags("--task regression").over(file);
-        assert_eq!((other.label_smoothing, other.pooling), (None, Some(PoolingArg::Mean)));
+    fn keys_are_written_as_flags_are() {
+        let given = flags("--task multi-label --pos-weight 1,2 --pooling mean");
+        let text = toml::to_string(&given).unwrap();
+        assert_eq!(text, "task = \"multi-label\"\npos_weight = [1.0, 2.0]\npooling = \"mean\"\n");
+        assert_eq!(toml::from_str::<TaskArgs>(&text).unwrap(), given);
     }
 }

@@ -32,7 +32,8 @@ pub fn prepare(model: &Model, places: &Places, sink: Sink) -> Result<Option<Path
 fn cached(options: &Build, cache: &Path, sink: Sink) -> Result<PathBuf> {
     let typed = options.options()?;
     let source = source_digest(options.path())?;
-    let key = (source, serde_json::to_value(options)?, builder()?);
+    let tokenizer = typed.text.as_ref().map(|text| source_digest(&text.tokenizer)).transpose()?;
+    let key = (source, tokenizer, serde_json::to_value(options)?, builder()?);
     let folder = cache.join(Digest::of(serde_json::to_vec(&key)?).to_string());
     if let Ok(built) = ArtifactFolder::open(&folder)
         && built.verify().is_ok()
