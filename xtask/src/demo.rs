@@ -10,7 +10,7 @@ use crate::process::{become_program, cargo, root, run};
 
 /// What is learned.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum Task {
+pub enum Task {
     /// DINOv2 learns Fashion-MNIST.
     #[default]
     Image,
@@ -19,8 +19,16 @@ enum Task {
 }
 
 impl Task {
+    /// One word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Text => "text",
+        }
+    }
+
     /// The run; options change it.
-    fn config(self) -> &'static str {
+    pub fn config(self) -> &'static str {
         match self {
             Self::Image => "xtask/demo.toml",
             Self::Text => "xtask/text.toml",
@@ -45,7 +53,7 @@ pub struct Options {
     /// Passes over a client's examples in a round.
     #[arg(long)]
     local_epochs: Option<String>,
-    /// What is trained: head, bias or full.
+    /// What is trained: head, bias, lora, prompt ..; see `fedpeft simulate --help`.
     #[arg(long)]
     method: Option<String>,
     /// Dirichlet concentration: the smaller, the fewer classes a client sees.

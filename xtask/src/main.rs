@@ -1,8 +1,13 @@
 //! Development tasks, run as `cargo xtask <task>`.
 
-#![allow(clippy::print_stderr, reason = "a developer's tool: its progress and errors go to the terminal")]
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a developer's tool: its progress and errors go to the terminal"
+)]
 
 mod assets;
+mod compare;
 mod demo;
 mod process;
 mod test;
@@ -31,6 +36,8 @@ enum Task {
     Test(test::Options),
     /// Fine-tune DINOv2 on Fashion-MNIST over ten clients on this machine, or MiniLM on BBC News over eight.
     Demo(Box<demo::Options>),
+    /// Run the demo with one PEFT method after the other and print a table: trained values, bytes, accuracy, time.
+    CompareMethods(compare::Options),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +47,7 @@ fn main() -> ExitCode {
         }
         Task::Test(options) => test::test(&options),
         Task::Demo(options) => demo::demo(&options),
+        Task::CompareMethods(options) => compare::compare(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -42,6 +42,8 @@ pub struct Totals {
     pub seconds: f64,
     /// Bytes of one adapter, without any envelope, where known.
     pub adapter_bytes: Option<u64>,
+    /// Values in the frozen backbone, where known.
+    pub backbone_values: Option<u64>,
     /// Largest resident set of each process that this command started.
     pub peak_rss_bytes: BTreeMap<String, u64>,
 }
@@ -55,6 +57,8 @@ pub struct Processes {
     pub versions: BTreeMap<String, String>,
     /// Bytes of one adapter.
     pub adapter_bytes: Option<u64>,
+    /// Values in the backbone.
+    pub backbone_values: Option<u64>,
 }
 
 impl<'a> Report<'a> {
@@ -67,7 +71,7 @@ impl<'a> Report<'a> {
     /// A report of a run whose processes were watched.
     pub fn of_processes(view: &'a RunView, config: serde_json::Value, processes: Processes) -> Self {
         let RunView { record, rounds } = view;
-        let Processes { peak_rss_bytes, mut versions, adapter_bytes } = processes;
+        let Processes { peak_rss_bytes, mut versions, adapter_bytes, backbone_values } = processes;
         versions.insert("fedpeft".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
         versions.insert("protocol".to_owned(), PROTOCOL_VERSION.to_string());
         Self {
@@ -81,6 +85,7 @@ impl<'a> Report<'a> {
                 bytes_down: rounds.iter().map(|round| round.bytes_down).sum(),
                 seconds: rounds.iter().map(|round| round.seconds.total).sum(),
                 adapter_bytes,
+                backbone_values,
                 peak_rss_bytes,
             },
             adapter_sha256: record.adapter,

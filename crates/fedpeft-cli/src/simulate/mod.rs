@@ -22,6 +22,7 @@ mod supervisor;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
+use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_data::Federation;
 use fedpeft_protocol::{RunId, run::RunView};
 
@@ -169,7 +170,9 @@ async fn simulate(
     view.finish();
     let peak_rss_bytes = supervisor.stop().await;
     let (view, adapter_bytes) = outcome?;
-    Ok((view, Processes { peak_rss_bytes, versions, adapter_bytes }))
+    let manifest = folder.and_then(|folder| ArtifactFolder::open(folder).ok());
+    let backbone_values = manifest.map(|folder| folder.manifest().backbone.values);
+    Ok((view, Processes { peak_rss_bytes, versions, adapter_bytes, backbone_values }))
 }
 
 /// Ctrl-C, or a polite request to end.
