@@ -3,26 +3,27 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter},
     path::{Path, PathBuf},
 };
 
 use fedpeft_autodiff::AutodiffError;
 use fedpeft_codec::{InvalidLayout, Layout, TensorSpec};
 use fedpeft_hf::HfError;
-use fedpeft_onnx::{Data, Model, OPSET, OnnxError};
+use fedpeft_onnx::{OPSET, OnnxError};
 use fedpeft_passes::{InputDecl, PassError, PrepareOptions, Prepared, prepare};
 use fedpeft_peft::{Peft, PeftError, Pooling, apply};
 use fedpeft_protocol::Digest;
 
 use crate::{
-    CheckpointError, Manifest, checkpoint, graphs, inputs,
+    CheckpointError, Manifest, OutOfRange, Storage, checkpoint, graphs, inputs,
     manifest::{
         BackboneSpec, ElementType, FORMAT_VERSION, FileRef, Files, InputSource, InputSpec, InvalidInput,
         InvalidTask, MANIFEST_FILE, ManifestError, TaskSpec, TextSpec,
     },
     optimizer,
     source::{self, digest_of, source_digest},
+    weights::Weights,
 };
 
 /// What to build.
@@ -44,6 +45,8 @@ pub struct BuildOptions {
     pub seed: u64,
     /// How tokens become features.
     pub pooling: Pooling,
+    /// How frozen weights are stored.
+    pub storage: Storage,
 }
 
 /// One input of the model.
@@ -88,6 +91,7 @@ impl BuildOptions {
             method: method.into(),
             seed: 0,
             pooling: Pooling::Cls,
+            storage: Storage::default(),
         }
     }
 }
@@ -149,6 +153,9 @@ pub enum BuildError {
     /// The adapter is no adapter.
     #[error(transparent)]
     Layout(#[from] InvalidLayout),
+    /// The weights do not fit the type they are to be stored in.
+    #[error(transparent)]
+    Storage(#[from] OutOfRange),
     /// The checkpoint cannot be written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -168,9 +175,6 @@ pub enum BuildError {
     Occupied(PathBuf),
 }
 
-/// Weights begin at multiples of this in the backbone file, so that a runtime may map them.
-const ALIGNMENT: u64 = 64;
-
 /// Builds the folder `destination`. It appears complete or not at all; an artifact folder already there is
 /// replaced.
 ///
@@ -179,16 +183,11 @@ const ALIGNMENT: u64 = 64;
 pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, BuildError> {
     check(options, destination)?;
     let source = source_digest(&options.model)?;
-    let model = source::read(options)?;
-    let prepare_options = PrepareOptions {
-        output: options.output.clone(),
-        inputs: options.inputs.iter().map(InputOptions::declaration).collect(),
-    };
-    let mut backbone = prepare(model, &prepare_options)?;
+    let mut backbone = backbone(options)?;
     let names: Vec<String> = backbone.graph.inputs.iter().map(|input| input.name.clone()).collect();
     let mut inputs: Vec<InputSpec> =
         options.inputs.iter().zip(names).map(|(input, name)| input.spec(name)).collect();
-    let weights = Weights::lay_out(&backbone);
+    let weights = Weights::lay_out(&backbone, options.storage)?;
     let trainable = apply(&options.method, &mut backbone, options.seed)?;
     backbone.fold_frozen(&trainable)?;
     tracing::debug!(nodes = backbone.graph.nodes.len(), trainable = trainable.len(), "backbone prepared");
@@ -231,7 +230,7 @@ pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, Bui
         inputs,
         text,
         task: options.task.clone(),
-        backbone: BackboneSpec { values: weights.values, source },
+        backbone: BackboneSpec { values: weights.values(), storage: options.storage, source },
         opset: OPSET,
         files,
     };
@@ -239,6 +238,18 @@ pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, Bui
     folder.write(MANIFEST_FILE, &manifest.to_json()?)?;
     folder.publish(destination)?;
     Ok(manifest)
+}
+
+/// Reads and prepares the backbone of `options`, as methods meet it.
+///
+/// # Errors
+/// [`BuildError`] as in [`build`].
+pub fn backbone(options: &BuildOptions) -> Result<Prepared, BuildError> {
+    let prepare_options = PrepareOptions {
+        output: options.output.clone(),
+        inputs: options.inputs.iter().map(InputOptions::declaration).collect(),
+    };
+    Ok(prepare(source::read(options)?, &prepare_options)?)
 }
 
 fn check(options: &BuildOptions, destination: &Path) -> Result<(), BuildError> {
@@ -255,50 +266,6 @@ fn check(options: &BuildOptions, destination: &Path) -> Result<(), BuildError> {
         return Err(BuildError::Occupied(destination.to_owned()));
     }
     Ok(())
-}
-
-/// All weights of the backbone and where each lies in their file. The file holds every parameter, also those
-/// a method trains: so it is the same for all methods, and a client fetches it once.
-struct Weights {
-    tensors: Vec<(String, fedpeft_onnx::Tensor, u64)>,
-    values: u64,
-}
-
-impl Weights {
-    fn lay_out(backbone: &Prepared) -> Self {
-        let mut weights = Self { tensors: Vec::new(), values: 0 };
-        let mut offset = 0;
-        for name in &backbone.parameters {
-            let tensor = &backbone.graph.initializers[name];
-            weights.tensors.push((name.clone(), tensor.clone(), offset));
-            weights.values += tensor.len() as u64;
-            offset = (offset + tensor.byte_len() as u64).next_multiple_of(ALIGNMENT);
-        }
-        weights
-    }
-
-    fn write(&self, mut out: impl Write) -> io::Result<()> {
-        let mut position = 0;
-        for (_, tensor, offset) in &self.tensors {
-            let padding = (offset - position) as usize;
-            out.write_all(&[0; ALIGNMENT as usize][..padding])?;
-            let bytes = tensor.bytes().map_or(&[][..], |bytes| &bytes[..]);
-            out.write_all(bytes)?;
-            position = offset + bytes.len() as u64;
-        }
-        out.flush()
-    }
-
-    /// Makes the weights that `model` still has refer to the file.
-    fn externalise(&self, model: &mut Model, file: &str) {
-        for (name, tensor, offset) in &self.tensors {
-            if let Some(initializer) = model.graph.initializers.get_mut(name)
-                && initializer == tensor
-            {
-                initializer.data = Data::External { location: file.to_owned(), offset: *offset };
-            }
-        }
-    }
 }
 
 /// A folder beside the destination that takes its place when it is complete.

@@ -23,10 +23,12 @@ pub mod manifest;
 pub mod optimizer;
 mod source;
 mod task;
+mod weights;
 
-pub use build::{BuildError, BuildOptions, InputOptions, TextOptions, build};
+pub use build::{BuildError, BuildOptions, InputOptions, TextOptions, backbone, build};
 pub use checkpoint::{CheckpointError, read_checkpoint};
 pub use exported::ExportedText;
 pub use folder::{ArtifactFolder, FolderError};
-pub use manifest::Manifest;
+pub use manifest::{Manifest, Storage};
 pub use source::source_digest;
+pub use weights::OutOfRange;

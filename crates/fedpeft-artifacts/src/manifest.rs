@@ -53,8 +53,25 @@ pub struct Manifest {
 pub struct BackboneSpec {
     /// Values in all its parameters, without the head.
     pub values: u64,
+    /// How its matrices are stored.
+    #[serde(default)]
+    pub storage: Storage,
     /// Digest of what it was cut from, see [`crate::source_digest`].
     pub source: Digest,
+}
+
+/// How the matrices of the backbone are stored. Whatever this is, they are computed with in `f32`, and small
+/// tensors and the adapter are `f32` throughout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    /// Four bytes a value, which the runtime maps.
+    #[default]
+    F32,
+    /// Two bytes a value, 11 bits of precision; values up to 65,504.
+    F16,
+    /// Two bytes a value, 8 bits of precision, the range of `f32`.
+    Bf16,
 }
 
 /// Files of the folder by role.

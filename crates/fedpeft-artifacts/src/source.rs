@@ -8,7 +8,7 @@ use fedpeft_peft::{Peft, Pooling};
 use fedpeft_protocol::Digest;
 
 use crate::{
-    BuildError, BuildOptions, InputOptions, TextOptions,
+    BuildError, BuildOptions, InputOptions, Storage, TextOptions,
     manifest::{InputSource, TaskSpec},
 };
 
@@ -46,6 +46,7 @@ impl BuildOptions {
             method: method.into(),
             seed: 0,
             pooling: Pooling::Mean,
+            storage: Storage::default(),
         })
     }
 }

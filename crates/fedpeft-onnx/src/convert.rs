@@ -37,7 +37,9 @@ pub(crate) fn model(proto: ModelProto, resolve: Resolve<'_>) -> Result<Model, On
     })?;
     let graph = proto.graph.ok_or_else(|| OnnxError::Unsupported("the model has no graph".into()))?;
     let functions = proto.functions.into_iter().map(|f| function(f, resolve)).collect::<Result<_, _>>()?;
-    Ok(Model { ir_version: proto.ir_version, opset, domains, graph: graph_from(graph, resolve)?, functions })
+    let metadata = proto.metadata_props.into_iter().map(|entry| (entry.key, entry.value)).collect();
+    let graph = graph_from(graph, resolve)?;
+    Ok(Model { ir_version: proto.ir_version, opset, domains, graph, functions, metadata })
 }
 
 fn function(proto: FunctionProto, resolve: Resolve<'_>) -> Result<Function, OnnxError> {
@@ -207,6 +209,7 @@ pub(crate) fn to_proto(model: &Model) -> ModelProto {
         producer_name: "fedpeft".into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
         opset_import,
+        metadata_props: model.metadata.iter().map(|(key, value)| entry(key, value)).collect(),
         functions: functions.collect(),
         graph: Some(GraphProto {
             node: model.graph.nodes.iter().map(node_proto).collect(),
@@ -216,6 +219,10 @@ pub(crate) fn to_proto(model: &Model) -> ModelProto {
             output: model.graph.outputs.iter().map(value_info_proto).collect(),
         }),
     }
+}
+
+fn entry(key: &str, value: &str) -> StringStringEntryProto {
+    StringStringEntryProto { key: key.to_owned(), value: value.to_owned() }
 }
 
 fn node_proto(node: &Node) -> NodeProto {
@@ -274,12 +281,11 @@ fn tensor_proto(name: &str, tensor: &Tensor) -> TensorProto {
     match &tensor.data {
         Data::Inline(bytes) => proto.raw_data = Some(bytes.clone()),
         Data::External { location, offset } => {
-            let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
             proto.data_location = EXTERNAL;
             proto.external_data = vec![
-                entry("location", location.clone()),
-                entry("offset", offset.to_string()),
-                entry("length", tensor.byte_len().to_string()),
+                entry("location", location),
+                entry("offset", &offset.to_string()),
+                entry("length", &tensor.byte_len().to_string()),
             ];
         }
     }

@@ -137,7 +137,7 @@ mod tests {
         graph.outputs.push(ValueInfo::new("y", DType::F32, vec![Dim::Symbol("N".into()), Dim::Fixed(2)]));
         graph.initializers.insert("w".into(), Tensor::f32([2], &[1.0, -2.5]));
         graph.nodes.push(Node::new("Mul", &["x", "w"], &["y"]).named("mul").with("note", vec![1i64, 2]));
-        Model::new(graph)
+        Model { metadata: [("task".into(), "sums".into())].into(), ..Model::new(graph) }
     }
 
     #[test]

@@ -19,12 +19,21 @@ pub struct Model {
     pub graph: Graph,
     /// Model-local functions, bodies of operators in other domains.
     pub functions: Vec<Function>,
+    /// What else there is to say about the model, by name.
+    pub metadata: BTreeMap<String, String>,
 }
 
 impl Model {
     /// Wraps a graph of standard operators of [`OPSET`].
     pub fn new(graph: Graph) -> Self {
-        Self { ir_version: IR_VERSION, opset: OPSET, domains: BTreeMap::new(), graph, functions: Vec::new() }
+        Self {
+            ir_version: IR_VERSION,
+            opset: OPSET,
+            domains: BTreeMap::new(),
+            graph,
+            functions: Vec::new(),
+            metadata: BTreeMap::new(),
+        }
     }
 }
 

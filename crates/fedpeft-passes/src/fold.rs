@@ -13,7 +13,10 @@ use crate::{
 };
 
 /// Folds `graph`. Nodes that read a tensor named in `parameters` are left as they are.
-pub(crate) fn fold(graph: &mut Graph, parameters: &BTreeSet<String>) -> Result<(), PassError> {
+///
+/// # Errors
+/// [`PassError`] naming the node whose types do not fit.
+pub fn fold(graph: &mut Graph, parameters: &BTreeSet<String>) -> Result<(), PassError> {
     let mut builder = Builder::without_nodes(graph, "fold.")?;
     let mut values: HashMap<String, Value> = HashMap::new();
     let mut renamed: HashMap<String, String> = HashMap::new();

@@ -19,6 +19,7 @@ mod prepare;
 pub use builder::Builder;
 pub use error::PassError;
 pub use extent::{Extent, Type};
+pub use fold::fold;
 pub use infer::{DOMAIN, Types, infer_graph};
 pub use inputs::InputDecl;
 pub use prepare::{PrepareOptions, Prepared, prepare};

@@ -6,6 +6,7 @@
 
 pub mod head;
 mod init;
+pub mod merge;
 mod method;
 mod select;
 mod structure;

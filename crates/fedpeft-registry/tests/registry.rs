@@ -66,7 +66,11 @@ impl Fixture {
             }],
             text: None,
             task: TaskSpec::classification(2),
-            backbone: BackboneSpec { values: 500_000, source: Digest::of(b"onnx") },
+            backbone: BackboneSpec {
+                values: 500_000,
+                storage: Default::default(),
+                source: Digest::of(b"onnx"),
+            },
             opset: 20,
             files: Files {
                 training: graph("training_model.onnx"),

@@ -146,7 +146,11 @@ pub fn write(path: &Path) {
         }],
         text: None,
         task: TaskSpec::classification(CLASSES as u32),
-        backbone: BackboneSpec { values: FEATURES as u64, source: Digest::of("toy") },
+        backbone: BackboneSpec {
+            values: FEATURES as u64,
+            storage: Default::default(),
+            source: Digest::of("toy"),
+        },
         opset: fedpeft_onnx::OPSET,
         files: Files {
             training: file("training_model.onnx"),

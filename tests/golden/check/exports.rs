@@ -21,7 +21,7 @@ fn batch(export: &str) -> (BTreeMap<String, Value>, &'static str, Value) {
 }
 
 /// The example at `at`, as a batch of one.
-fn example(value: &Value, at: usize) -> Value {
+pub fn example(value: &Value, at: usize) -> Value {
     let rows = Slice::from(at..at + 1);
     match value {
         Value::Float(values) => Value::Float(values.slice_axis(Axis(0), rows).to_owned()),

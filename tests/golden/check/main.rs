@@ -5,6 +5,8 @@
 mod build;
 mod case;
 mod compare;
+mod draw;
+mod export;
 mod exports;
 mod file;
 mod methods;

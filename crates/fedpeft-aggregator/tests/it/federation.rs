@@ -119,7 +119,11 @@ impl Federation {
             }],
             text: None,
             task: TaskSpec::classification(2),
-            backbone: BackboneSpec { values: 1000, source: Digest::of("source") },
+            backbone: BackboneSpec {
+                values: 1000,
+                storage: Default::default(),
+                source: Digest::of("source"),
+            },
             opset: 17,
             files: Files {
                 training: file("training.onnx", b"t"),

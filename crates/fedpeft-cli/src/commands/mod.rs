@@ -5,3 +5,4 @@ pub mod completions;
 pub mod data;
 pub mod models;
 pub mod run;
+mod targets;

@@ -12,6 +12,11 @@ use crate::{
     structure::{Linear, Target, module},
 };
 
+/// What the names of the new tensors end with, after HF peft.
+pub(crate) const FACTOR_A: &str = ".lora_A.weight";
+pub(crate) const FACTOR_B: &str = ".lora_B.weight";
+pub(crate) const MAGNITUDE: &str = ".lora_magnitude_vector.weight";
+
 /// A low-rank update of a layer or of a part of it.
 struct Update {
     module: String,
@@ -23,7 +28,7 @@ struct Update {
 impl Update {
     /// Name of DoRA's magnitudes.
     fn magnitude(&self) -> String {
-        format!("{}.lora_magnitude_vector.weight", self.module)
+        format!("{}{MAGNITUDE}", self.module)
     }
 }
 
@@ -122,8 +127,8 @@ impl Surgery<'_> {
             // Kaiming's uniform bound with a = sqrt(5), as in the authors' code.
             let bound = 1.0 / (linear.inputs as f64).sqrt();
             let random = |init: Init, name: &str| init.uniform(name, &[rank, linear.inputs], bound);
-            let a = self.add(format!("{base}.lora_A.weight"), random);
-            let b = self.add(format!("{base}.lora_B.weight"), |_, _| zeros(&[outputs, rank]));
+            let a = self.add(format!("{base}{FACTOR_A}"), random);
+            let b = self.add(format!("{base}{FACTOR_B}"), |_, _| zeros(&[outputs, rank]));
             let update = Update { module: base, a, b, columns };
             updates.entry(linear.node).or_insert((index, Vec::new())).1.push(update);
         }

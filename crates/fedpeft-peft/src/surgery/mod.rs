@@ -2,9 +2,9 @@
 
 mod bottleneck;
 mod grow;
-mod lowrank;
+pub(crate) mod lowrank;
 mod packed;
-mod scale;
+pub(crate) mod scale;
 mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -7,22 +7,28 @@ use fedpeft_onnx::Node;
 use super::{PeftError, Surgery, packed};
 use crate::{Ia3, init::ones, structure::module};
 
+/// What the names of the new tensors end with, after HF peft.
+pub(crate) const SCALE: &str = ".ia3_l";
+
+/// A scale, and the columns of a packed layer that it is for; none for all.
+type Scale = (String, Option<Vec<usize>>);
+
 impl Surgery<'_> {
     /// `y = l (x W + b)` for targets, `y = (l x) W + b` for feed-forward ones; `l` is one at first.
     pub(super) fn ia3(mut self, spec: &Ia3) -> Result<BTreeSet<String>, PeftError> {
         let (targets, inner) =
             (self.structure.choose(&spec.targets)?, self.structure.choose(&spec.feedforward)?);
         let linears = self.structure.linears.clone();
-        let mut outputs: BTreeMap<usize, Vec<(String, Option<Vec<usize>>)>> = BTreeMap::new();
+        let mut outputs: BTreeMap<usize, Vec<Scale>> = BTreeMap::new();
         let mut inputs: BTreeMap<usize, String> = BTreeMap::new();
         for target in targets {
             let linear = &linears[target.linear];
             let base = module(&linear.weight);
             let (name, length) = match &target.columns {
-                None => (format!("{base}.ia3_l"), linear.outputs),
+                None => (format!("{base}{SCALE}"), linear.outputs),
                 Some(columns) => {
                     let role = target.path.rsplit_once('.').map_or("", |(_, role)| role);
-                    (format!("{base}.{role}.ia3_l"), columns.len())
+                    (format!("{base}.{role}{SCALE}"), columns.len())
                 }
             };
             let name = self.add(name, |_, _| ones(&[length]));
@@ -37,7 +43,7 @@ impl Surgery<'_> {
                 );
                 return Err(PeftError::misfit("ia3", reason));
             }
-            let name = self.add(format!("{}.ia3_l", module(&linear.weight)), |_, _| ones(&[linear.inputs]));
+            let name = self.add(format!("{}{SCALE}", module(&linear.weight)), |_, _| ones(&[linear.inputs]));
             inputs.insert(linear.node, name);
         }
         let width: BTreeMap<usize, usize> =
