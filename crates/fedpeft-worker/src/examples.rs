@@ -112,3 +112,25 @@ fn column<'a>(values: &'a mut Values<'_>) -> Column<'a> {
         Values::I64(values) => Column::I64(values),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_that_the_model_does_not_learn_are_named() {
+        let classes = TaskSpec::classification(3);
+        check_task(LabelKind::Classes(3), &classes).unwrap();
+        check_task(LabelKind::Classes(2), &classes).unwrap();
+        check_task(LabelKind::Tokens, &TaskSpec::CausalLm { vocabulary: 9 }).unwrap();
+        let refused = |labels, task: &TaskSpec, expected: &str| {
+            let error = check_task(labels, task).unwrap_err();
+            assert!(error.contains(expected) && !error.contains('\n'), "{error}");
+        };
+        refused(LabelKind::Classes(10), &classes, "labels are 0 to 9, the model has 3 classes");
+        refused(LabelKind::Tokens, &classes, "their tokens as targets, the model learns classification");
+        refused(LabelKind::Classes(3), &TaskSpec::Regression { outputs: 3 }, "the model learns regression");
+        let labels = TaskSpec::MultiLabel { labels: 4, pos_weight: vec![] };
+        refused(LabelKind::MultiLabel(3), &labels, "3 labels each, the model learns 4 labels");
+    }
+}
