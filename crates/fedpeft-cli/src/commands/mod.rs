@@ -3,5 +3,6 @@
 pub mod artifacts;
 pub mod completions;
 pub mod data;
+pub mod export;
 pub mod models;
 pub mod run;
