@@ -11,7 +11,7 @@ use fedpeft_autodiff::AutodiffError;
 use fedpeft_codec::{InvalidLayout, Layout, TensorSpec};
 use fedpeft_hf::HfError;
 use fedpeft_onnx::{OPSET, OnnxError};
-use fedpeft_passes::{InputDecl, PassError, PrepareOptions, prepare};
+use fedpeft_passes::{InputDecl, PassError, PrepareOptions, Prepared, prepare};
 use fedpeft_peft::{Peft, PeftError, Pooling, apply};
 use fedpeft_protocol::Digest;
 
@@ -183,12 +183,7 @@ pub enum BuildError {
 pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, BuildError> {
     check(options, destination)?;
     let source = source_digest(&options.model)?;
-    let model = source::read(options)?;
-    let prepare_options = PrepareOptions {
-        output: options.output.clone(),
-        inputs: options.inputs.iter().map(InputOptions::declaration).collect(),
-    };
-    let mut backbone = prepare(model, &prepare_options)?;
+    let mut backbone = backbone(options)?;
     let names: Vec<String> = backbone.graph.inputs.iter().map(|input| input.name.clone()).collect();
     let mut inputs: Vec<InputSpec> =
         options.inputs.iter().zip(names).map(|(input, name)| input.spec(name)).collect();
@@ -243,6 +238,18 @@ pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, Bui
     folder.write(MANIFEST_FILE, &manifest.to_json()?)?;
     folder.publish(destination)?;
     Ok(manifest)
+}
+
+/// Reads and prepares the backbone of `options`, as methods meet it.
+///
+/// # Errors
+/// [`BuildError`] as in [`build`].
+pub fn backbone(options: &BuildOptions) -> Result<Prepared, BuildError> {
+    let prepare_options = PrepareOptions {
+        output: options.output.clone(),
+        inputs: options.inputs.iter().map(InputOptions::declaration).collect(),
+    };
+    Ok(prepare(source::read(options)?, &prepare_options)?)
 }
 
 fn check(options: &BuildOptions, destination: &Path) -> Result<(), BuildError> {

@@ -25,7 +25,7 @@ mod source;
 mod task;
 mod weights;
 
-pub use build::{BuildError, BuildOptions, InputOptions, TextOptions, build};
+pub use build::{BuildError, BuildOptions, InputOptions, TextOptions, backbone, build};
 pub use checkpoint::{CheckpointError, read_checkpoint};
 pub use exported::ExportedText;
 pub use folder::{ArtifactFolder, FolderError};

@@ -49,6 +49,7 @@ fn options(folder: &Path) -> BuildOptions {
         method: Method::Head.into(),
         seed: 0,
         pooling: Pooling::Mean,
+        storage: Default::default(),
     }
 }
 

@@ -18,7 +18,7 @@ pub struct TrainingSpec {
     /// Examples per optimizer step; the last batch of an epoch may be smaller.
     pub batch_size: u32,
     /// Micro-batches that a batch is computed in, one after the other, their gradients accumulated: it takes the
-    /// memory of `batch_size / accumulate` examples and changes nothing else. At most `batch_size`.
+    /// memory of `batch_size / accumulate` examples, and only draws of dropout differ. At most `batch_size`.
     #[serde(skip_serializing_if = "is_one")]
     pub accumulate: u32,
     /// Learning rate.

@@ -13,7 +13,7 @@ use ort::{
     value::Tensor,
 };
 
-use crate::{Batch, Examples, RuntimeError, Values, check::Limits};
+use crate::{Batch, Examples, RuntimeError, Values, check::Limits, weight::Weighing};
 
 /// Bindings kept at once. An epoch has two batch sizes, its own and that of its last batch, and adapters in
 /// device memory have two sides.
@@ -32,6 +32,8 @@ pub(crate) struct Measured {
     pub correct: i64,
     /// Decisions.
     pub count: i64,
+    /// What the loss is a mean over.
+    pub weight: f64,
 }
 
 /// Where the tensors of the adapter live.
@@ -55,6 +57,7 @@ pub(crate) struct Graph {
     /// Seed of dropout, where the graph drops anything.
     dropout: Option<Tensor<i64>>,
     limits: Limits,
+    weighing: Weighing,
     residence: Residence,
 }
 
@@ -142,6 +145,7 @@ impl Graph {
             session,
             fed,
             limits: Limits::of(manifest),
+            weighing: Weighing::of(&manifest.task),
             residence,
         })
     }
@@ -170,7 +174,7 @@ impl Graph {
             let bound = self.bind(layout, adapter, indices.len())?;
             self.bindings.insert(key, bound);
         }
-        let Self { bindings, session, fed, limits, dropout, .. } = self;
+        let Self { bindings, session, fed, limits, dropout, weighing, .. } = self;
         let Some(bound) = bindings.get_mut(&key) else {
             return Err(RuntimeError::Run("the batch is not bound".to_owned()));
         };
@@ -188,7 +192,11 @@ impl Graph {
         session.run_binding(&bound.binding)?;
         let (loss, correct) = (self.loss.extract_tensor().1, self.correct.extract_tensor().1);
         match (loss, correct, self.count.extract_tensor().1) {
-            ([loss], [correct], [count]) => Ok(Measured { loss: *loss, correct: *correct, count: *count }),
+            (&[loss], &[correct], &[count]) => {
+                let decisions = count.max(0).cast_unsigned();
+                let weight = weighing.weigh(indices.len(), &bound.labels.values(), decisions);
+                Ok(Measured { loss, correct, count, weight })
+            }
             _ => Err(RuntimeError::Run("loss, correct and count are not scalars".to_owned())),
         }
     }

@@ -20,6 +20,7 @@ mod session;
 #[cfg(test)]
 mod toy;
 mod trainer;
+mod weight;
 
 pub use device::{ChosenDevice, Device, UnknownDevice};
 pub use error::RuntimeError;

@@ -4,7 +4,7 @@ mod local;
 
 use std::time::Instant;
 
-use fedpeft_artifacts::{ArtifactFolder, manifest::TaskSpec};
+use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_codec::Layout;
 use ort::{
     memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
@@ -82,8 +82,9 @@ pub struct Stepped {
     pub correct: u64,
     /// Decisions: examples, labels of all examples, or scored tokens; none in regression.
     pub count: u64,
-    /// What the loss is a mean over: scored tokens of a language model, else examples.
-    pub scored: u64,
+    /// What the loss is a mean over: scored tokens of a language model, weights of the examples' classes where
+    /// classes have some, else examples.
+    pub weight: f64,
 }
 
 impl Trainer {
@@ -153,17 +154,26 @@ impl Trainer {
     /// Computes loss and gradients of the examples at `indices`, without a step.
     /// Where the method drops inputs, those of [`Self::reseed`].
     pub fn gradients(&mut self, examples: &dyn Examples, indices: &[usize]) -> Result<Stepped, RuntimeError> {
+        self.gradients_dropping(self.dropout, examples, indices)
+    }
+
+    fn gradients_dropping(
+        &mut self,
+        seed: i64,
+        examples: &dyn Examples,
+        indices: &[usize],
+    ) -> Result<Stepped, RuntimeError> {
         if indices.is_empty() {
             return Err(RuntimeError::NoExamples);
         }
         self.training()?;
-        let Self { training: Some(training), adapter, folder, dropout, .. } = self else {
+        let Self { training: Some(training), adapter, folder, .. } = self else {
             return Err(RuntimeError::Run("the training session is gone".to_owned()));
         };
-        training.reseed(*dropout);
+        training.reseed(seed);
         let layout = &folder.manifest().adapter;
         let measured = training.run(layout, adapter.current(), adapter.side(), examples, indices)?;
-        Ok(stepped(&folder.manifest().task, measured, indices.len()))
+        Ok(stepped(measured))
     }
 
     /// Mean loss and accuracy over all examples.
@@ -182,22 +192,22 @@ impl Trainer {
             return Err(RuntimeError::Run("the evaluation session is gone".to_owned()));
         };
         let layout = &folder.manifest().adapter;
-        let (mut loss, mut correct, mut decisions, mut scored) = (0.0, 0, 0, 0);
+        let (mut loss, mut correct, mut decisions, mut weight) = (0.0, 0, 0, 0.0);
         let all: Vec<usize> = (0..count).collect();
         for indices in all.chunks(EVALUATION_BATCH) {
             if !proceed() {
                 return Err(RuntimeError::Stopped);
             }
             let measured = evaluation.run(layout, adapter.current(), adapter.side(), examples, indices)?;
-            let measured = stepped(&folder.manifest().task, measured, indices.len());
-            loss += f64::from(measured.loss) * measured.scored as f64;
+            let measured = stepped(measured);
+            loss += f64::from(measured.loss) * measured.weight;
             correct += measured.correct;
             decisions += measured.count;
-            scored += measured.scored;
+            weight += measured.weight;
         }
         let accuracy = (decisions > 0).then(|| correct as f64 / decisions as f64);
         let seconds = start.elapsed().as_secs_f64();
-        Ok(Evaluated { examples: count as u64, loss: loss / scored.max(1) as f64, accuracy, seconds })
+        Ok(Evaluated { examples: count as u64, loss: mean(loss, weight), accuracy, seconds })
     }
 
     fn layout(&self) -> &Layout {
@@ -228,14 +238,15 @@ impl Trainer {
     }
 }
 
-/// What the graph measured, of a batch of `examples`.
-fn stepped(task: &TaskSpec, measured: Measured, examples: usize) -> Stepped {
-    let count = measured.count.max(0).cast_unsigned();
-    let scored = match task {
-        TaskSpec::CausalLm { .. } => count,
-        _ => examples as u64,
-    };
-    Stepped { loss: measured.loss, correct: measured.correct.max(0).cast_unsigned(), count, scored }
+/// What the graph measured of a batch.
+fn stepped(measured: Measured) -> Stepped {
+    let Measured { loss, correct, count, weight } = measured;
+    Stepped { loss, correct: correct.max(0).cast_unsigned(), count: count.max(0).cast_unsigned(), weight }
+}
+
+/// Mean of losses whose weighted sum this is; 0 where nothing was scored.
+fn mean(sum: f64, weight: f64) -> f64 {
+    if weight > 0.0 { sum / weight } else { 0.0 }
 }
 
 #[cfg(test)]

@@ -117,6 +117,7 @@ fn ready(case: &Case, own_head: bool, folder: &Path) -> (Trainer, InMemory, std:
         method: if own_head { Method::Full } else { Method::Head }.into(),
         seed: 0,
         pooling: Pooling::Mean,
+        storage: Default::default(),
     };
     let path = folder.join("artifacts");
     build(&options, &path).unwrap();
@@ -156,19 +157,25 @@ fn check(case: &Case, own_head: bool) {
     let accuracy = (case.count > 0).then(|| case.correct as f64 / case.count as f64);
     assert_eq!(evaluated.accuracy, accuracy, "{name}");
 
-    let plain = OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
-    let mut optimizer = trainer
-        .optimizer(&TrainingSpec { optimizer: plain, learning_rate: 1.0, ..TrainingSpec::default() })
-        .unwrap();
-    let stepped = trainer.train_step(&mut optimizer, &examples, &all).unwrap();
-    assert_eq!((stepped.correct, stepped.count), (case.correct, case.count), "{name}");
-    assert!((f64::from(stepped.loss) - case.loss).abs() < 1e-6, "{name}");
-    let mut after = Vec::new();
-    trainer.adapter_into(&mut after).unwrap();
-    let (before, wanted) = (case.weight.concat(), case.weight_grad.concat());
-    for (i, (before, after)) in before.iter().zip(&after[range]).enumerate() {
-        let got = f64::from(before - after);
-        assert!((got - wanted[i]).abs() < 1e-6, "{name}: gradient {i} is {got}, not {}", wanted[i]);
+    let mut start = Vec::new();
+    trainer.adapter_into(&mut start).unwrap();
+    // The whole batch at once, and example by example.
+    for accumulate in [1, TrainingSpec::default().batch_size] {
+        let plain = OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+        let training =
+            TrainingSpec { optimizer: plain, learning_rate: 1.0, accumulate, ..TrainingSpec::default() };
+        trainer.set_adapter(&start).unwrap();
+        let mut optimizer = trainer.optimizer(&training).unwrap();
+        let stepped = trainer.train_step(&mut optimizer, &examples, &all).unwrap();
+        assert_eq!((stepped.correct, stepped.count), (case.correct, case.count), "{name}");
+        assert!((f64::from(stepped.loss) - case.loss).abs() < 1e-6, "{name}");
+        let mut after = Vec::new();
+        trainer.adapter_into(&mut after).unwrap();
+        let (before, wanted) = (case.weight.concat(), case.weight_grad.concat());
+        for (i, (before, after)) in before.iter().zip(&after[range.clone()]).enumerate() {
+            let got = f64::from(before - after);
+            assert!((got - wanted[i]).abs() < 1e-6, "{name}: gradient {i} is {got}, not {}", wanted[i]);
+        }
     }
 }
 

@@ -110,3 +110,19 @@ fn dropout_drops_in_training_alone_and_by_seed() {
     assert_ne!(first.0, second.0);
     assert_eq!(first.1, second.1);
 }
+
+#[test]
+fn micro_batches_of_a_step_drop_different_places() {
+    let examples = examples(8);
+    let directory = tempfile::tempdir().unwrap();
+    let folder = artifacts(dropping(), &directory.path().join("artifacts"));
+    let mut trainer = trainer(&folder, Kernels::Fused);
+    train(&mut trainer, &examples);
+    trainer.reseed(1);
+    let alone = trainer.gradients(&examples, &[0]).unwrap().loss;
+    let spec = TrainingSpec { batch_size: 2, accumulate: 2, ..Default::default() };
+    let mut optimizer = trainer.optimizer(&spec).unwrap();
+    // The same example twice: with the same places dropped, the mean would be the loss of one.
+    let twice = trainer.train_step(&mut optimizer, &examples, &[0, 0]).unwrap().loss;
+    assert!((twice - alone).abs() > 1e-4, "{twice} and {alone}");
+}

@@ -117,6 +117,7 @@ pub fn artifacts(case: &Case, export: &str, path: &Path) -> ArtifactFolder {
         method: method(&case.spec),
         seed: 1,
         pooling: if case.spec.pooling == "cls" { Pooling::Cls } else { Pooling::Mean },
+        storage: Default::default(),
     };
     build(&options, path).unwrap_or_else(|error| panic!("{:?} on {export}: {error}", case.spec));
     ArtifactFolder::open(path).unwrap()

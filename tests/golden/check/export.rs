@@ -162,7 +162,10 @@ fn the_safetensors_file_is_the_adapter_again() {
     assert!(again.contains("is not empty"), "{again}");
     let other = build::artifacts(&Case::load("bert-head"), "bert-sdpa", &dir.path().join("other"));
     let error = fedpeft_export::read_adapter(&file, &other.manifest().adapter).unwrap_err().to_string();
-    assert!(error.contains("adapter.safetensors") && error.contains("lora_A.weight\" is not trained"), "{error}");
+    assert!(
+        error.contains("adapter.safetensors") && error.contains("lora_A.weight\" is not trained"),
+        "{error}"
+    );
     let error = export(&other, &values, &formats, &dir.path().join("b"), |_| ()).unwrap_err().to_string();
     assert!(error.contains("values"), "{error}");
     let peft = Formats::Only([Format::Peft].into());

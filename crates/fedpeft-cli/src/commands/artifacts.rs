@@ -5,12 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, anyhow};
-use clap::Subcommand;
-use fedpeft_artifacts::{ArtifactFolder, Manifest, build};
+use anyhow::{Context as _, Result, anyhow, bail};
+use clap::{Subcommand, ValueEnum};
+use fedpeft_artifacts::{ArtifactFolder, BuildOptions, Manifest, Storage, build};
 use fedpeft_protocol::Digest;
 use serde::Serialize;
 
+use super::targets::{self, TargetsArgs};
 use crate::{
     config::{
         backbone::BackboneKeys,
@@ -40,16 +41,25 @@ Examples:
     #[command(after_help = "\
 Examples:
   fedpeft artifacts inspect artifacts
-  fedpeft artifacts inspect artifacts --json | jq .adapter_bytes")]
-    Inspect {
-        /// Artifact folder.
-        folder: PathBuf,
-        /// Do not compare the files with the digests in the manifest.
-        #[arg(long)]
-        no_verify: bool,
-        #[command(flatten)]
-        output: Output,
-    },
+    fedpeft artifacts inspect artifacts --json | jq .adapter_bytes
+  fedpeft artifacts inspect --targets vit.onnx --output last_hidden_state
+  fedpeft artifacts inspect --targets all-MiniLM-L6-v2")]
+    Inspect(Box<InspectArgs>),
+}
+
+/// What to inspect.
+#[derive(Debug, clap::Args)]
+pub struct InspectArgs {
+    /// Artifact folder.
+    #[arg(required_unless_present = "targets")]
+    folder: Option<PathBuf>,
+    /// Do not compare the files with the digests in the manifest.
+    #[arg(long)]
+    no_verify: bool,
+    #[command(flatten)]
+    targets: TargetsArgs,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// What to build.
@@ -75,6 +85,9 @@ pub struct BuildArgs {
     /// Seed of the random part of new tensors.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+    /// How frozen matrices are stored; they are computed with in f32.
+    #[arg(long, value_enum, default_value_t = StorageArg::F32)]
+    storage: StorageArg,
     /// Folder to write; an artifact folder that is there is replaced.
     #[arg(short, long = "out", value_name = "DIR")]
     out: PathBuf,
@@ -87,11 +100,35 @@ pub struct BuildArgs {
     method: MethodArgs,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum StorageArg {
+    /// Four bytes a value.
+    F32,
+    /// Two bytes a value, values up to 65,504.
+    F16,
+    /// Two bytes a value, less precise, of any size.
+    Bf16,
+}
+
+impl From<StorageArg> for Storage {
+    fn from(storage: StorageArg) -> Self {
+        match storage {
+            StorageArg::F32 => Self::F32,
+            StorageArg::F16 => Self::F16,
+            StorageArg::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 /// Runs one of them.
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Build(args) => build_folder(*args),
-        Command::Inspect { folder, no_verify, output } => inspect(&folder, !no_verify, output),
+        Command::Inspect(args) => match (args.targets.model(), args.folder) {
+            (Some(_), _) => targets::list(args.targets, args.output),
+            (None, Some(folder)) => inspect(&folder, !args.no_verify, args.output),
+            (None, None) => bail!("give an artifact folder, or --targets and a model"),
+        },
     }
 }
 
@@ -109,6 +146,7 @@ fn build_folder(args: BuildArgs) -> Result<()> {
     };
     let backbone = keys.resolve()?.ok_or_else(|| anyhow!("--model is missing"))?;
     let options = backbone.options(&task, method, args.seed)?;
+    let options = BuildOptions { storage: args.storage.into(), ..options };
     build(&options, &args.out)?;
     // What was written is what is shown: the folder is read back.
     inspect(&args.out, false, args.format)

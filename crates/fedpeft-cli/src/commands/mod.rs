@@ -6,3 +6,4 @@ pub mod data;
 pub mod export;
 pub mod models;
 pub mod run;
+mod targets;

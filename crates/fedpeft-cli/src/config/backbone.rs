@@ -145,6 +145,7 @@ impl Backbone {
                     method,
                     seed,
                     pooling: Pooling::Mean,
+                    storage: Default::default(),
                 }
             }
             Self::HuggingFace { hf, max_length } => {

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
-use fedpeft_artifacts::BuildOptions;
+use fedpeft_artifacts::{BuildOptions, Storage};
 use fedpeft_data::LabelKind;
 use fedpeft_peft::Peft;
 use fedpeft_protocol::ModelName;
@@ -55,6 +55,8 @@ pub struct Build {
     pub method: Peft,
     /// Seed of the random part of new tensors.
     pub seed: u64,
+    /// How frozen weights are stored.
+    pub storage: Storage,
 }
 
 impl Build {
@@ -65,7 +67,8 @@ impl Build {
 
     /// The options of the builder.
     pub fn options(&self) -> Result<BuildOptions> {
-        self.backbone.options(&self.task, self.method.clone(), self.seed)
+        let options = self.backbone.options(&self.task, self.method.clone(), self.seed)?;
+        Ok(BuildOptions { storage: self.storage, ..options })
     }
 }
 
@@ -91,6 +94,8 @@ pub struct Section {
     method: Option<Peft>,
     #[serde(default)]
     seed: u64,
+    #[serde(default)]
+    storage: Storage,
 }
 
 impl Section {
@@ -130,7 +135,8 @@ impl Section {
             (Some(backbone), None) => {
                 let method =
                     self.method.ok_or_else(|| anyhow!("method is missing: it says what is trained"))?;
-                Source::Build(Build { backbone, task: task.of_data(labels)?, method, seed: self.seed })
+                let (seed, storage) = (self.seed, self.storage);
+                Source::Build(Build { backbone, task: task.of_data(labels)?, method, seed, storage })
             }
             (None, _) if self.method.is_some() || task != TaskArgs::default() => {
                 bail!("method and task are fixed in artifacts: give onnx or hf to build others")

@@ -100,7 +100,7 @@ impl Tokens {
         let pad = i64::from(self.pad_id);
         for (column, buffer) in self.columns.iter().zip(inputs) {
             match column {
-                TokenColumn::Ids => self.rows("token", indices, buffer, pad, |id| i64::from(id))?,
+                TokenColumn::Ids => self.rows("token", indices, buffer, pad, i64::from)?,
                 TokenColumn::Mask => self.rows("token", indices, buffer, 0, |_| 1)?,
                 TokenColumn::Types => self.rows("token", indices, buffer, 0, |_| 0)?,
             }
@@ -110,7 +110,7 @@ impl Tokens {
 
     /// Writes the tokens as their own labels.
     pub fn fill_labels(&self, indices: &[usize], mut labels: Column<'_>) -> Result<(), BatchError> {
-        self.rows("label", indices, &mut labels, IGNORED, |id| i64::from(id))
+        self.rows("label", indices, &mut labels, IGNORED, i64::from)
     }
 
     /// One row per text: what `of_token` gives for its tokens, then `padding`.

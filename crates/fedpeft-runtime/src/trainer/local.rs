@@ -11,7 +11,7 @@ use fedpeft_protocol::{
     run::{OptimizerSpec, TrainingSpec},
 };
 
-use super::{Stepped, Trainer};
+use super::{Stepped, Trainer, mean};
 use crate::{
     Examples, Optimizer, OrderSeed, RuntimeError, Schedule,
     graph::Residence,
@@ -62,9 +62,9 @@ impl Trainer {
         let planned = u64::from(spec.local_epochs).saturating_mul(count.div_ceil(batch) as u64);
         let schedule = Schedule::new(spec, planned, seed.round, rounds);
         let mut optimizer = self.optimizer(spec)?;
-        let (mut steps, mut loss, mut scored) = (0, 0.0, 0);
+        let (mut steps, mut loss, mut weight) = (0, 0.0, 0.0);
         for epoch in 0..spec.local_epochs {
-            (loss, scored) = (0.0, 0);
+            (loss, weight) = (0.0, 0.0);
             for indices in seed.permutation(epoch, count).chunks(batch) {
                 if !proceed() {
                     return Err(RuntimeError::Stopped);
@@ -76,12 +76,12 @@ impl Trainer {
                 if !stepped.loss.is_finite() {
                     return Err(RuntimeError::Diverged { step: steps, loss: stepped.loss });
                 }
-                loss += f64::from(stepped.loss) * stepped.scored as f64;
-                scored += stepped.scored;
+                loss += f64::from(stepped.loss) * stepped.weight;
+                weight += stepped.weight;
             }
         }
         let seconds = start.elapsed().as_secs_f64();
-        Ok(Trained { examples: count as u64, steps, loss: loss / scored.max(1) as f64, seconds })
+        Ok(Trained { examples: count as u64, steps, loss: mean(loss, weight), seconds })
     }
 
     /// One step on the examples at `indices`. A loss that is no number leaves the adapter as it is.
@@ -95,30 +95,27 @@ impl Trainer {
             return Err(RuntimeError::NoExamples);
         }
         optimizer.begin();
-        let (mut loss, mut correct, mut decisions, mut scored) = (0.0, 0, 0, 0);
-        let mut parts = indices.chunks(optimizer.micro_batch()).peekable();
-        while let Some(part) = parts.next() {
-            let measured = self.gradients(examples, part)?;
+        let (mut loss, mut correct, mut count, mut weight) = (0.0, 0, 0, 0.0);
+        let mut parts = indices.chunks(optimizer.micro_batch()).zip(0..).peekable();
+        while let Some((part, number)) = parts.next() {
+            let measured = self.gradients_dropping(part_seed(self.dropout, number), examples, part)?;
             if !measured.loss.is_finite() {
                 return Ok(measured);
             }
-            // Loss and gradients are means over what was scored of the part.
-            let weight = measured.scored as f64;
-            loss += f64::from(measured.loss) * weight;
+            loss += f64::from(measured.loss) * measured.weight;
             correct += measured.correct;
-            decisions += measured.count;
-            scored += measured.scored;
+            count += measured.count;
+            weight += measured.weight;
             let Some(training) = &self.training else {
                 return Err(RuntimeError::Run("the training session is gone".to_owned()));
             };
             if parts.peek().is_some() {
-                optimizer.accumulate(&training.gradients, weight)?;
+                optimizer.accumulate(&training.gradients, measured.weight)?;
             } else {
-                optimizer.step(&mut self.adapter, &training.gradients, weight)?;
+                optimizer.step(&mut self.adapter, &training.gradients, measured.weight)?;
             }
         }
-        let loss = (loss / scored.max(1) as f64) as f32;
-        Ok(Stepped { loss, correct, count: decisions, scored })
+        Ok(Stepped { loss: mean(loss, weight) as f32, correct, count, weight })
     }
 
     /// An optimizer for training as `training` says, at a constant learning rate until
@@ -173,4 +170,11 @@ impl Trainer {
         };
         GraphOptimizer::new(sessions, spec, bound)
     }
+}
+
+/// Seed of dropout for a micro-batch, counted from 0: all with the step's own would drop the same places.
+fn part_seed(seed: i64, number: i64) -> i64 {
+    // Odd and large: the seeds of different steps and micro-batches do not meet.
+    const STRIDE: i64 = 0x9E37_79B9_7F4B;
+    seed.wrapping_add(number.wrapping_mul(STRIDE)) & i64::MAX
 }

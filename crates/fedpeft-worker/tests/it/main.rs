@@ -4,3 +4,4 @@
 mod setup;
 mod startup;
 mod tasks;
+mod texts;

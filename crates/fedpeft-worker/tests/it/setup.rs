@@ -8,7 +8,7 @@ use std::{
 
 use fedpeft_artifacts::{
     ArtifactFolder, BuildOptions, InputOptions, build,
-    manifest::{ElementType, InputSource},
+    manifest::{ElementType, InputSource, TaskSpec},
 };
 use fedpeft_bus::{Bus, UpdateDelivery, Updates};
 use fedpeft_codec::encode;
@@ -24,9 +24,11 @@ use fedpeft_testkit::{NatsServer, assets};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
+use crate::texts;
+
 pub const PIXELS: usize = 8;
 const FEATURES: usize = 6;
-const CLASSES: usize = 3;
+pub const CLASSES: usize = 3;
 
 /// A backbone that no test waits for: flatten, one hidden layer, GELU.
 fn export(path: &Path) {
@@ -83,7 +85,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Everything but workers.
+    /// Images and a model of them; everything but workers.
     pub async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("toy.onnx");
@@ -94,8 +96,24 @@ impl Setup {
             inputs: vec![InputOptions { name: None, dtype: ElementType::F32, shape, source }],
             ..BuildOptions::image_classification(model, "features", PIXELS, CLASSES as u32, Method::Bias)
         };
+        let data = data(folder.path());
+        Self::publish(folder, &options, data).await
+    }
+
+    /// Texts and a tiny BERT.
+    pub async fn texts() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("bert");
+        texts::model(&model);
+        let task = TaskSpec::classification(CLASSES as u32);
+        let options = BuildOptions::hugging_face(&model, texts::TOKENS, task, Method::Bias).unwrap();
+        let data = texts::data(folder.path());
+        Self::publish(folder, &options, data).await
+    }
+
+    async fn publish(folder: TempDir, options: &BuildOptions, data: PathBuf) -> Self {
         let artifacts = folder.path().join("artifacts");
-        build(&options, &artifacts).unwrap();
+        build(options, &artifacts).unwrap();
         let opened = ArtifactFolder::open(&artifacts).unwrap();
         let server = NatsServer::start().await;
         let bus = server.bus().await;
@@ -103,7 +121,6 @@ impl Setup {
             bus.put_blob_file(&opened.file(file), |_| ()).await.unwrap();
         }
         bus.put_blob(std::fs::read(artifacts.join("manifest.json")).unwrap().into()).await.unwrap();
-        let data = data(folder.path());
         let (manifest, start) = (opened.digest(), opened.initial_adapter().unwrap());
         Self { server, bus, folder, manifest, start, data }
     }
