@@ -5,6 +5,7 @@ mod config;
 mod connect;
 mod follow;
 mod output;
+mod progress;
 mod records;
 mod report;
 mod simulate;
@@ -31,6 +32,7 @@ Examples:
   fedpeft data partition --clients 10 --alpha 0.1
   fedpeft simulate --config run.toml
   fedpeft run submit run.toml --watch
+  fedpeft export --run trial-7 -o exported
   fedpeft completions bash > /etc/bash_completion.d/fedpeft";
 
 #[derive(Debug, Subcommand)]
@@ -47,6 +49,8 @@ enum Command {
     /// Submit and follow runs.
     #[command(subcommand)]
     Run(commands::run::Command),
+    /// Write what a run trained as an ONNX model, safetensors or an HF peft folder.
+    Export(commands::export::Args),
     /// Run a whole federation on this machine.
     Simulate(Box<simulate::Args>),
     /// Print a completion script for a shell.
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Command::Data(command) => commands::data::run(command),
         Command::Models(command) => commands::models::run(command),
         Command::Run(command) => commands::run::run(command),
+        Command::Export(args) => commands::export::run(args),
         Command::Simulate(args) => simulate::run(*args),
         Command::Completions(args) => commands::completions::run::<Cli>(&args),
     };

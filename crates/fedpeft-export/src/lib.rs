@@ -12,6 +12,7 @@ mod error;
 mod onnx;
 mod peft;
 mod tidy;
+mod widen;
 mod write;
 
 pub use adapter::{adapter_safetensors, read_adapter};

@@ -7,7 +7,7 @@ use fedpeft_onnx::{Model, Tensor, surgery};
 use fedpeft_passes::fold;
 use fedpeft_peft::merge::{MergedLayer, merge};
 
-use crate::{ExportError, adapter, tidy::tidy};
+use crate::{ExportError, adapter, tidy::tidy, widen::widen};
 
 /// A plain inference model.
 #[derive(Debug, Clone)]
@@ -31,6 +31,7 @@ pub fn inference(folder: &ArtifactFolder, values: &[f32]) -> Result<Inference, E
     let mut graph = Model::load(&eval)?.graph;
     graph.outputs.retain(|output| output.name == LOGITS);
     surgery::prune(&mut graph)?;
+    widen(&mut graph);
     let tensor = |(spec, range): (&fedpeft_codec::TensorSpec, std::ops::Range<usize>)| {
         let shape: Vec<usize> = spec.shape.iter().map(|dim| *dim as usize).collect();
         (spec.name.clone(), Tensor::f32(shape, &values[range]))

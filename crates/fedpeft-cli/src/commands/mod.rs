@@ -3,6 +3,7 @@
 pub mod artifacts;
 pub mod completions;
 pub mod data;
+pub mod export;
 pub mod models;
 pub mod run;
 mod targets;

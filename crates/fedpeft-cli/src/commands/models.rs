@@ -16,11 +16,11 @@ use fedpeft_protocol::{
     run::ModelRef,
 };
 use fedpeft_registry::{Cache, pull, push_folder};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
     connect::{Connection, block_on},
     output::{self, Output},
+    progress::Transfer,
 };
 
 /// What to do with models.
@@ -98,11 +98,10 @@ async fn dispatch(command: Command) -> Result<()> {
             // The broker need not be asked to find out that there is nothing to push.
             let opened = ArtifactFolder::open(&folder)?;
             let bus = connection.open().await?;
-            let bar = bar();
+            let bar = Transfer::new();
             let pushed =
-                push_folder(&bus, opened.path(), &name, |file, done, size| show(&bar, file, done, size))
-                    .await;
-            bar.finish_and_clear();
+                push_folder(&bus, opened.path(), &name, |file, done, size| bar.show(file, done, size)).await;
+            drop(bar);
             output.show(&pushed?, |model| format!("{}@{} is {}", model.name, model.number, model.manifest))
         }
         Command::List { connection, output } => {
@@ -131,25 +130,12 @@ async fn fetch(bus: &fedpeft_bus::Bus, version: &ModelVersion, out: &Path) -> Re
     fs::create_dir_all(parent).with_context(context)?;
     let staging =
         tempfile::Builder::new().prefix(".fedpeft-pull-").tempdir_in(parent).with_context(context)?;
-    let bar = bar();
+    let bar = Transfer::new();
     let cache = Cache::new(staging.path());
     let pulled =
-        pull(bus, &version.manifest, &cache, false, |file, done, size| show(&bar, file, done, size)).await;
-    bar.finish_and_clear();
+        pull(bus, &version.manifest, &cache, false, |file, done, size| bar.show(file, done, size)).await;
+    drop(bar);
     fs::rename(&pulled?.folder, out).with_context(context)
-}
-
-fn bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes}, {bytes_per_sec}");
-    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
-fn show(bar: &ProgressBar, file: &str, done: u64, size: u64) {
-    if bar.message() != file {
-        bar.set_message(file.to_owned());
-    }
-    bar.set_length(size);
-    bar.set_position(done);
 }
 
 fn table(models: &[ModelVersion]) -> String {
