@@ -247,6 +247,7 @@ fn every_command_explains_itself() {
         &[][..],
         &["simulate"],
         &["completions"],
+        &["export"],
         &["artifacts", "build"],
         &["artifacts", "inspect"],
         &["data", "partition"],

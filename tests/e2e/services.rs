@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 use crate::support::{Running, Workspace, fedpeft, program, succeed, until};
 
 /// Registry, aggregator, exporter, one worker with four clients and the evaluator.
-struct Services {
+pub struct Services {
     _running: Vec<Running>,
     metrics: u16,
 }
 
 impl Services {
-    fn start(nats: &NatsServer, workspace: &Workspace) -> Self {
+    pub fn start(nats: &NatsServer, workspace: &Workspace) -> Self {
         let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let start = |name: &str, arguments: &[&str]| {
             let mut command = program(name);
@@ -48,23 +48,28 @@ impl Services {
 }
 
 /// `fedpeft <arguments> --server <broker>`
-fn on(nats: &NatsServer, arguments: &[&str]) -> Command {
+pub fn on(nats: &NatsServer, arguments: &[&str]) -> Command {
     let mut command = fedpeft();
     command.args(arguments).args(["--server", &nats.url()]);
     command
 }
 
-fn json_of(command: Command) -> Value {
+pub fn json_of(command: Command) -> Value {
     serde_json::from_str(&succeed(command)).unwrap()
 }
 
 /// Artifacts of the head at 28 pixels, published as `vit`.
 fn publish(nats: &NatsServer, workspace: &Workspace) {
+    publish_method(nats, workspace, "head");
+}
+
+/// Artifacts of `method` at 28 pixels, published as `vit`.
+pub fn publish_method(nats: &NatsServer, workspace: &Workspace, method: &str) {
     let (model, folder) = (assets().dinov2().unwrap(), workspace.path("vit"));
     let mut build = fedpeft();
     build.args(["artifacts", "build", "--model", model.to_str().unwrap()]);
     build.args(["--output", "/backbone/layernorm/Add_1_output_0", "--input-size", "28"]);
-    build.args(["--classes", "10", "--method", "head", "-o", folder.to_str().unwrap()]);
+    build.args(["--classes", "10", "--method", method, "-o", folder.to_str().unwrap()]);
     succeed(build);
     until(|| on(nats, &["models", "list"]).output().unwrap().status.success().then_some(()));
     succeed(on(nats, &["models", "push", folder.to_str().unwrap(), "--name", "vit"]));

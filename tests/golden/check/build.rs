@@ -17,8 +17,9 @@ use crate::{
     file,
 };
 
-fn method(spec: &Spec) -> Peft {
-    let lora = Lora { rank: spec.rank, alpha: spec.alpha, targets: spec.targets.clone(), dropout: 0.0 };
+pub fn method(spec: &Spec) -> Peft {
+    let lora =
+        Lora { rank: spec.rank, alpha: spec.alpha, targets: spec.targets.clone(), dropout: spec.dropout };
     let method = match spec.method.as_str() {
         "head" => Method::Head,
         "bias" => Method::Bias,
@@ -106,9 +107,9 @@ fn task(case: &Case) -> TaskSpec {
     }
 }
 
-/// Builds the artifacts of `case` on `export` in the folder `path`.
-pub fn artifacts(case: &Case, export: &str, path: &Path) -> ArtifactFolder {
-    let options = BuildOptions {
+/// How the artifacts of `case` on `export` are built.
+pub fn options(case: &Case, export: &str) -> BuildOptions {
+    BuildOptions {
         model: file::path(&format!("exports/{export}.onnx")),
         output: output(export).into(),
         inputs: inputs(&case.inputs),
@@ -118,7 +119,12 @@ pub fn artifacts(case: &Case, export: &str, path: &Path) -> ArtifactFolder {
         seed: 1,
         pooling: if case.spec.pooling == "cls" { Pooling::Cls } else { Pooling::Mean },
         storage: Default::default(),
-    };
-    build(&options, path).unwrap_or_else(|error| panic!("{:?} on {export}: {error}", case.spec));
+    }
+}
+
+/// Builds the artifacts of `case` on `export` in the folder `path`.
+pub fn artifacts(case: &Case, export: &str, path: &Path) -> ArtifactFolder {
+    build(&options(case, export), path)
+        .unwrap_or_else(|error| panic!("{:?} on {export}: {error}", case.spec));
     ArtifactFolder::open(path).unwrap()
 }

@@ -19,6 +19,7 @@ pub struct Spec {
     pub rank: u32,
     pub alpha: f64,
     pub targets: Vec<String>,
+    pub dropout: f64,
     pub bias: Option<String>,
     pub tokens: u32,
     pub depth: String,

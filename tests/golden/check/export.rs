@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use fedpeft_artifacts::ArtifactFolder;
+use fedpeft_artifacts::{ArtifactFolder, BuildOptions, Storage};
 use fedpeft_export::{Exported, Format, Formats, export};
 use fedpeft_interp::Value;
 use fedpeft_onnx::Model;
@@ -142,6 +142,31 @@ cases! {
     llama_lora: "llama-lora" on ["llama-eager"],
     llama_dora: "llama-dora" on ["llama-dynamo"],
     llama_ia3: "llama-ia3" on ["llama-eager"],
+}
+
+#[test]
+fn weights_stored_in_half_precision_become_plain_ones() {
+    let case = Case::load("vit-lora-packed");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("artifacts");
+    let options = BuildOptions { storage: Storage::F16, ..build::options(&case, "vit-sdpa") };
+    fedpeft_artifacts::build(&options, &path).unwrap();
+    let folder = ArtifactFolder::open(path).unwrap();
+    let values = draw::perturbed(&folder.initial_adapter().unwrap());
+    let out = dir.path().join("out");
+    export(&folder, &values, &Formats::Applicable, &out, |_| ()).unwrap();
+    let model = Model::load(out.join("model.onnx")).unwrap();
+    assert!(model.graph.nodes.iter().all(|node| !node.is("Cast")));
+    assert!(model.graph.initializers.keys().all(|name| !name.contains("stored")));
+
+    let eval = folder.file(&folder.manifest().files.eval);
+    let batch: HashMap<String, Value> = case.inputs.clone().into_iter().collect();
+    let mut inputs = batch.clone();
+    inputs.insert("labels".into(), case.labels.clone());
+    inputs.extend(tensors(&folder, &values));
+    let wanted = Engine::OnnxRuntime.run(&eval, &inputs);
+    let got = Engine::OnnxRuntime.run(&out.join("model.onnx"), &batch);
+    assert_equal(&got["logits"], &wanted["logits"], "f16");
 }
 
 #[test]

@@ -5,10 +5,13 @@
 mod build;
 mod case;
 mod compare;
+mod differences;
 mod draw;
 mod export;
 mod exports;
 mod file;
+mod identity;
 mod methods;
 mod names;
+mod peft;
 mod runtime;
