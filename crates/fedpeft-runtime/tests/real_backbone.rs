@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, path::Path};
 
-use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
+use fedpeft_artifacts::{ArtifactFolder, BuildOptions, Storage, build};
 use fedpeft_interp::{Interpreter, Value};
 use fedpeft_onnx::{Model, Tensor};
 use fedpeft_peft::{Method, Pooling};
@@ -15,7 +15,12 @@ const SIZE: usize = 28;
 const BATCH: usize = 3;
 
 fn artifacts(method: Method, path: &Path) -> ArtifactFolder {
+    stored(method, Storage::F32, path)
+}
+
+fn stored(method: Method, storage: Storage, path: &Path) -> ArtifactFolder {
     let options = BuildOptions {
+        storage,
         pooling: Pooling::Mean,
         ..BuildOptions::image_classification(
             fedpeft_testkit::assets().dinov2().unwrap(),
@@ -109,5 +114,24 @@ fn kernels_bodies_and_reference_agree() {
         compare(&folder, &portable, &wanted, 1e-4);
         let portable: Vec<f64> = portable.iter().map(|v| f64::from(*v)).collect();
         compare(&folder, &fused, &portable, 5e-5);
+    }
+}
+
+#[test]
+fn half_precision_halves_the_file_and_hardly_moves_gradients() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = artifacts(Method::Bias, &dir.path().join("f32"));
+    let wanted = gradients(&whole, Kernels::Fused);
+    let size = |folder: &ArtifactFolder| folder.manifest().files.backbone.size as f64;
+    let length =
+        |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    for (storage, tolerance) in [(Storage::F16, 3e-3), (Storage::Bf16, 3e-2)] {
+        let half = stored(Method::Bias, storage, &dir.path().join(format!("{storage:?}")));
+        assert_eq!(half.manifest().backbone.storage, storage);
+        assert!((size(&half) / size(&whole) - 0.5).abs() < 0.01);
+        let got = gradients(&half, Kernels::Fused);
+        let error =
+            length(&mut got.iter().zip(&wanted).map(|(a, b)| a - b)) / length(&mut wanted.iter().copied());
+        assert!(error < tolerance, "{storage:?}: {error}");
     }
 }
