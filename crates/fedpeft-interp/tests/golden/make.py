@@ -169,6 +169,7 @@ def elementwise():
         case(op, whole(3, 4), whole(3, 1))
     case("Equal", truth(6), truth(6))
     case("Not", truth(4))
+    case("IsNaN", np.array([0.5, np.nan, -1.0, np.nan], dtype=np.float32))
     for op in ["And", "Or", "Xor"]:
         case(op, truth(2, 4), truth(4))
     for op in ["Add", "Sub", "Mul", "Div", "Pow"]:
