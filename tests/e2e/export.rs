@@ -1,6 +1,6 @@
 //! From a run to a model that anybody's ONNX Runtime runs.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, sync::OnceLock};
 
 use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_export::read_adapter;
@@ -25,13 +25,18 @@ fn images() -> (Vec<usize>, Vec<f32>) {
     (vec![IMAGES, 3, 28, 28], (0..IMAGES * 3 * 28 * 28).map(value).collect())
 }
 
+/// A process has one.
+fn environment() -> &'static Environment {
+    static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+    ENVIRONMENT.get_or_init(|| {
+        let library = assets().ort_lib().unwrap();
+        ort::init_from(library).unwrap().with_telemetry(false).build().unwrap()
+    })
+}
+
 /// The logits of `model`, which reads `inputs` and labels of `i64`, if it wants them.
-fn logits(
-    environment: &Environment,
-    model: &Path,
-    inputs: &BTreeMap<String, (Vec<usize>, Vec<f32>)>,
-) -> Vec<f32> {
-    let mut builder = Session::builder(environment).unwrap().with_intra_threads(1).unwrap();
+fn logits(model: &Path, inputs: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> Vec<f32> {
+    let mut builder = Session::builder(environment()).unwrap().with_intra_threads(1).unwrap();
     let mut session = builder.commit_from_file(model).unwrap();
     let names: Vec<String> = session.inputs().iter().map(|input| input.name().to_owned()).collect();
     let feeds = names.into_iter().map(|name| {
@@ -50,8 +55,6 @@ fn logits(
 
 /// The exported model in `folder` decides as the evaluation graph of `artifacts` does.
 fn classifies_alike(artifacts: &ArtifactFolder, folder: &Path) {
-    let environment =
-        ort::init_from(assets().ort_lib().unwrap()).unwrap().with_telemetry(false).build().unwrap();
     let manifest = artifacts.manifest();
     let batch = BTreeMap::from([(manifest.inputs[0].name.clone(), images())]);
     let mut inputs = batch.clone();
@@ -60,8 +63,8 @@ fn classifies_alike(artifacts: &ArtifactFolder, folder: &Path) {
         let shape = spec.shape.iter().map(|dim| *dim as usize).collect();
         inputs.insert(spec.name.clone(), (shape, values[range].to_vec()));
     }
-    let wanted = logits(&environment, &artifacts.file(&manifest.files.eval), &inputs);
-    let found = logits(&environment, &folder.join("model.onnx"), &batch);
+    let wanted = logits(&artifacts.file(&manifest.files.eval), &inputs);
+    let found = logits(&folder.join("model.onnx"), &batch);
     let largest = wanted.iter().fold(0.0f32, |largest, logit| largest.max(logit.abs()));
     let differs = found.iter().zip(&wanted).fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
     assert!(largest > 0.0 && differs <= 1e-5 * largest, "logits up to {largest} differ by {differs}");
