@@ -108,7 +108,7 @@ fn partial_cohorts_and_other_methods_work_too() {
     ];
     succeed(workspace.simulate(&options));
     let report = workspace.report();
-    assert_eq!(report["config"]["model"]["method"], "head");
+    assert_eq!(report["config"]["model"]["method"][0]["kind"], "head");
     assert_eq!(report["config"]["run"]["training"]["optimizer"]["kind"], "sgd");
     for round in report["rounds"].as_array().unwrap() {
         assert_eq!(round["clients"].as_array().unwrap().len(), 2);
