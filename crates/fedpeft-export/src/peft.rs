@@ -184,3 +184,34 @@ fn store(tensors: &[Stored]) -> Result<Vec<u8>, ExportError> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     Ok(safetensors::serialize(views, Some(metadata))?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::Array2;
+
+    fn layer(weight: &str, rank: usize) -> MergedLayer {
+        let (a, b) = (Array2::ones((rank, 4)), Array2::ones((6, rank)));
+        MergedLayer { weight: weight.into(), change: Change::LowRank { a, b, scale: 2.0, magnitude: None } }
+    }
+
+    #[test]
+    fn several_parts_of_a_layer_are_one_update_of_higher_rank() {
+        let spec = Lora { rank: 2, alpha: 4.0, ..Lora::default() };
+        let (config, tensors) =
+            low_rank(&spec, &[layer("h.0.qkv.weight", 4), layer("h.0.up.weight", 2)]).unwrap();
+        let config = serde_json::to_value(config).unwrap();
+        assert_eq!((&config["r"], &config["lora_alpha"]), (&json!(2), &json!(4.0)));
+        assert_eq!(config["rank_pattern"], json!({ "h.0.qkv": 4 }));
+        // HF peft divides by the rank of the layer; the scale stays 2.
+        assert_eq!(config["alpha_pattern"], json!({ "h.0.qkv": 8.0 }));
+        assert_eq!(tensors[0].name, "base_model.model.h.0.qkv.lora_A.weight");
+        assert_eq!(tensors[1].shape, [6, 4]);
+    }
+
+    #[test]
+    fn weights_without_a_module_are_named() {
+        let error = low_rank(&Lora::default(), &[layer("val_13", 8)]).err().unwrap().to_string();
+        assert!(error.starts_with("format peft: the module of weight \"val_13\" is not known"), "{error}");
+    }
+}

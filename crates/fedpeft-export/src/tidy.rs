@@ -68,3 +68,36 @@ fn unique(base: &str, taken: &mut BTreeSet<String>) -> String {
     }
     name
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fedpeft_onnx::{DType, Dim, Tensor, ValueInfo};
+
+    #[test]
+    fn names_are_unique_and_copies_are_gone() {
+        let value = |name: &str| ValueInfo::new(name, DType::F32, Dim::fixed(&[2]));
+        let mut graph = Graph {
+            nodes: vec![
+                Node::new("Mul", &["x", "fold.constant.1"], &["peft.Mul.7"]),
+                Node::new("Mul", &["peft.Mul.7", "w"], &["peft.Mul.8"]),
+                Node::new("Add", &["peft.Mul.8", "peft.Mul.7"], &["y.before"]).named("/head/Add"),
+                Node::new("Identity", &["y.before"], &["y"]),
+            ],
+            inputs: vec![value("x")],
+            outputs: vec![value("y")],
+            initializers: ["fold.constant.1", "w"]
+                .map(|name| (name.to_owned(), Tensor::f32([2], &[1.0, 2.0])))
+                .into(),
+            ..Graph::default()
+        };
+        tidy(&mut graph, &["w".to_owned()].into()).unwrap();
+        let nodes: Vec<_> =
+            graph.nodes.iter().map(|node| (&node.name[..], &node.inputs[..], &node.outputs[0][..])).collect();
+        assert_eq!(nodes[0], ("Mul", &["x".to_owned(), "constant".to_owned()][..], "Mul_output_0"));
+        assert_eq!(nodes[1].0, "Mul_2");
+        assert_eq!((nodes[2].0, nodes[2].2), ("/head/Add", "y"));
+        assert_eq!(nodes.len(), 3);
+        assert_eq!(graph.initializers.keys().collect::<Vec<_>>(), ["constant", "w"]);
+    }
+}

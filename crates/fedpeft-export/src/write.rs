@@ -236,3 +236,70 @@ fn write_weights(model: &mut Model, path: &Path) -> std::io::Result<u64> {
     out.flush()?;
     Ok(position)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fedpeft_onnx::{DType, Dim, Graph, Node, Tensor, ValueInfo};
+
+    fn model() -> Model {
+        let values: Vec<f32> = (0..600).map(|value| value as f32).collect();
+        let dims = |features| vec![Dim::Symbol("N".into()), Dim::Fixed(features)];
+        Model::new(Graph {
+            nodes: vec![
+                Node::new("MatMul", &["x", "a"], &["h"]),
+                Node::new("MatMul", &["h", "b"], &["z"]),
+                Node::new("Add", &["z", "c"], &["y"]),
+            ],
+            inputs: vec![ValueInfo::new("x", DType::F32, dims(20))],
+            outputs: vec![ValueInfo::new("y", DType::F32, dims(20))],
+            initializers: [
+                ("a".to_owned(), Tensor::f32([20, 30], &values)),
+                ("b".to_owned(), Tensor::f32([30, 20], &values)),
+                ("c".to_owned(), Tensor::f32([20], &values[..20])),
+            ]
+            .into(),
+            ..Graph::default()
+        })
+    }
+
+    #[test]
+    fn large_weights_have_a_file_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        for (limit, expected) in [(4880, &["model.onnx"][..]), (4879, &[DATA_FILE, "model.onnx"])] {
+            let destination = dir.path().join(limit.to_string());
+            let mut staging = Staging::new(&destination).unwrap();
+            staging.write_model(model(), limit).unwrap();
+            let files = staging.publish(&destination).unwrap();
+            assert_eq!(files.iter().map(|file| file.name.as_str()).collect::<Vec<_>>(), expected);
+            assert!(
+                files
+                    .iter()
+                    .all(|file| { fs::metadata(destination.join(&file.name)).unwrap().len() == file.size })
+            );
+            assert_eq!(Model::load(destination.join("model.onnx")).unwrap(), model());
+        }
+        let graph = Model::load_graph(dir.path().join("4879/model.onnx")).unwrap().graph;
+        let second = Data::External { location: DATA_FILE.into(), offset: ALIGNMENT };
+        assert_eq!(graph.initializers["b"].data, second);
+        assert!(graph.initializers["c"].bytes().is_some(), "a small tensor stays");
+    }
+
+    #[test]
+    fn nothing_is_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(vacant(dir.path()).is_ok() && vacant(&dir.path().join("new")).is_ok());
+        fs::write(dir.path().join("file"), "").unwrap();
+        let error = vacant(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("is not empty: give a new or empty folder"), "{error}");
+        assert!(vacant(&dir.path().join("file")).is_err());
+    }
+
+    #[test]
+    fn formats_are_read_and_written_alike() {
+        for format in Format::ALL {
+            assert_eq!(format.to_string().parse(), Ok(format));
+        }
+        assert!("onx".parse::<Format>().unwrap_err().contains("onnx, safetensors or peft"));
+    }
+}

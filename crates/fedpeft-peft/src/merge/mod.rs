@@ -122,3 +122,89 @@ fn restore_names(graph: &mut Graph, renames: Vec<(String, String)>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use fedpeft_interp::{Interpreter, Value};
+    use fedpeft_onnx::{DType, Dim, Model, ValueInfo};
+    use ndarray::{ArrayD, IxDyn};
+
+    use super::*;
+
+    fn matrix(rows: usize, columns: usize, first: f32) -> Tensor {
+        let values: Vec<f32> = (0..rows * columns).map(|at| first + (at % 5) as f32 * 0.25).collect();
+        Tensor::f32([rows, columns], &values)
+    }
+
+    /// A layer `[3] -> [4]` with a low-rank update whose weight a second layer shares.
+    fn tuned() -> Graph {
+        let update = Node::new("Gemm", &["inner", "q.lora_B.weight", "frozen"], &["h"]);
+        let value = |name: &str, dims: &[usize]| ValueInfo::new(name, DType::F32, Dim::fixed(dims));
+        Graph {
+            nodes: vec![
+                Node::new("Gemm", &["x", "q.weight", "q.bias"], &["frozen"]),
+                Node::new("Gemm", &["x", "q.lora_A.weight"], &["inner"]).with("transB", 1i64),
+                update.with("transB", 1i64).with("alpha", 2.0f32),
+                Node::new("Gemm", &["h", "q.weight"], &["y"]).with("transB", 1i64),
+            ],
+            inputs: vec![
+                value("x", &[2, 3]),
+                value("q.lora_A.weight", &[2, 3]),
+                value("q.lora_B.weight", &[4, 2]),
+            ],
+            outputs: vec![value("y", &[2, 3])],
+            initializers: [
+                ("q.weight".to_owned(), matrix(3, 4, -0.5)),
+                ("q.bias".to_owned(), Tensor::f32([4], &[1.0, 2.0, 3.0, 4.0])),
+            ]
+            .into(),
+            ..Graph::default()
+        }
+    }
+
+    fn learnt() -> BTreeMap<String, Tensor> {
+        [("q.lora_A.weight", matrix(2, 3, 0.5)), ("q.lora_B.weight", matrix(4, 2, -1.0))]
+            .map(|(name, tensor)| (name.to_owned(), tensor))
+            .into()
+    }
+
+    fn run(graph: Graph, adapter: BTreeMap<String, Tensor>) -> ArrayD<f64> {
+        let x = ArrayD::from_shape_fn(IxDyn(&[2, 3]), |at| at[0] as f64 - at[1] as f64 * 0.5);
+        let mut inputs = HashMap::from([("x".to_owned(), Value::Float(x))]);
+        inputs.extend(adapter.into_iter().map(|(name, t)| (name, Value::from_tensor(&t).unwrap())));
+        let outputs = Interpreter::new(&Model::new(graph)).unwrap().run(&inputs).unwrap();
+        outputs["y"].as_float().unwrap().clone()
+    }
+
+    #[test]
+    fn a_weight_that_another_layer_shares_keeps_its_values() {
+        let mut graph = tuned();
+        let layers = merge(&mut graph, learnt()).unwrap();
+        assert_eq!(graph.nodes.len(), 2);
+        assert_eq!(graph.initializers.keys().collect::<Vec<_>>(), ["q.bias", "q.weight", "q.weight.merged"]);
+        assert_eq!(graph.initializers["q.weight"], matrix(3, 4, -0.5));
+        assert_eq!(layers[0].weight, "q.weight");
+        assert!((run(graph, BTreeMap::new()) - run(tuned(), learnt())).iter().all(|d| d.abs() < 1e-5));
+    }
+
+    #[test]
+    fn what_has_another_form_keeps_its_nodes() {
+        let mut graph = tuned();
+        // The frozen value is read once more, so that it must be there.
+        graph.nodes.push(Node::new("ReduceSum", &["frozen"], &["sum"]));
+        graph.outputs.push(ValueInfo { name: "sum".into(), dtype: DType::F32, shape: None });
+        let mut merged = graph.clone();
+        assert!(merge(&mut merged, learnt()).unwrap().is_empty());
+        assert_eq!(merged.nodes, graph.nodes);
+    }
+
+    #[test]
+    fn factors_that_do_not_fit_are_left_alone() {
+        let mut graph = tuned();
+        let mut wrong = learnt();
+        wrong.insert("q.lora_A.weight".into(), matrix(5, 3, 0.0));
+        assert!(merge(&mut graph, wrong).unwrap().is_empty());
+    }
+}
