@@ -7,13 +7,17 @@
 
 pub mod api;
 pub mod digest;
+mod eligibility;
 pub mod event;
 pub mod id;
+mod mode;
+pub mod ledger;
 pub mod model;
 pub mod presence;
 pub mod round;
 pub mod run;
 mod schedule;
+mod stability;
 pub mod subject;
 mod training;
 mod validate;

@@ -1,5 +1,7 @@
 //! Presence: what a client says of itself, renewed by heartbeat and forgotten when heartbeats stop.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -29,4 +31,10 @@ pub struct Capabilities {
     pub examples: u64,
     /// Device it computes on: `cpu`, `cuda:0`.
     pub device: String,
+    /// Memory of its machine that is free, in MiB, as of its last heartbeat.
+    #[serde(default)]
+    pub free_memory_mib: Option<u64>,
+    /// What its operator says of it, for [`crate::run::Eligibility::labels`].
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ClientId, Digest, Epoch, Round, RunId, run::TrainingSpec};
+use crate::{ClientId, Digest, Epoch, Round, RunId, run::{StabilitySpec, TrainingSpec}};
 
 /// What a client should do now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -43,6 +43,9 @@ pub enum Work {
         /// means that this round is the last.
         #[serde(default)]
         rounds: Round,
+        /// Faults to simulate; a client does so only if its operator allows it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stability: Option<StabilitySpec>,
     },
     /// Measure loss and accuracy on the client's held-out examples.
     Evaluate,
@@ -248,6 +251,15 @@ pub enum ClientOutcome {
     Accepted {
         /// Digest of the encoded adapter it sent.
         digest: Digest,
+        /// Name of the update: that of the task it answers. No name counts twice in a run.
+        #[serde(default)]
+        update: String,
+        /// Its weight in the sum.
+        #[serde(default)]
+        weight: u64,
+        /// Rounds between the adapter it began with and the one it changed; 0 in synchronous rounds.
+        #[serde(default)]
+        staleness: Round,
     },
     /// Its update was refused.
     Rejected {
@@ -261,6 +273,10 @@ pub enum ClientOutcome {
     },
     /// Nothing came before the round closed.
     Dropped,
+    /// The round had as many updates as it wanted before this client's came: it was sampled as a reserve.
+    Surplus,
+    /// It still trains, and its update counts in a later round.
+    Training,
 }
 
 impl ClientOutcome {
@@ -271,6 +287,8 @@ impl ClientOutcome {
             Self::Rejected { .. } => "rejected",
             Self::Failed { .. } => "failed",
             Self::Dropped => "dropped",
+            Self::Surplus => "surplus",
+            Self::Training => "training",
         }
     }
 }
@@ -338,6 +356,15 @@ pub struct RoundReport {
     pub clients: Vec<ClientReport>,
     /// Where the time went.
     pub seconds: PhaseSeconds,
+    /// Digest of the global adapter before the round.
+    #[serde(default = "crate::ledger::empty")]
+    pub previous: Digest,
     /// Digest of the new global adapter.
     pub adapter: Digest,
+    /// Fencing token of the owner that committed the round.
+    #[serde(default)]
+    pub epoch: Epoch,
+    /// Hash chain over the ledgers of all rounds up to this one, see [`crate::ledger`].
+    #[serde(default = "crate::ledger::empty")]
+    pub ledger: Digest,
 }

@@ -5,9 +5,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ClientId, Digest, Epoch, ModelName, Round, RunId, round::RoundReport};
 
-use crate::validate::{at_least_one, positive};
+use crate::validate::{at_least_one, check, not_negative, positive};
 pub use crate::{
+    eligibility::Eligibility,
+    mode::{ModeSpec, StalenessSpec},
     schedule::{ScheduleSpec, Span, Warmup},
+    stability::{DelaySpec, StabilitySpec},
     training::{OptimizerSpec, TrainingSpec},
     validate::InvalidSpec,
 };
@@ -28,9 +31,31 @@ pub struct RunSpec {
     /// Updates without which a round fails. Default: half of the cohort, rounded up.
     #[serde(default)]
     pub quorum: Option<u32>,
-    /// Seconds after which a round closes with the updates it has.
+    /// Clients sampled beyond the cohort, as a share of it: `cohort (1 + over_selection)` clients get a task,
+    /// rounded up, and the round closes with the first `cohort` updates (Bonawitz et al., arXiv 1902.01046).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub over_selection: f64,
+    /// Seconds after which a round closes as soon as it has its quorum. Default: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub soft_deadline_seconds: Option<f64>,
+    /// Seconds after which a round closes with the updates it has, or fails below its quorum.
     #[serde(default = "default_deadline")]
     pub round_deadline_seconds: f64,
+    /// How rounds follow one another.
+    #[serde(default, skip_serializing_if = "ModeSpec::is_synchronous")]
+    pub mode: ModeSpec,
+    /// Which clients may be sampled.
+    #[serde(default, skip_serializing_if = "Eligibility::is_default")]
+    pub eligibility: Eligibility,
+    /// Updates whose L2 distance from the adapter they began with is greater are refused. Default: none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_update_norm: Option<f64>,
+    /// Keeps the updates of committed rounds for seven days, so that `fedpeft run verify` can aggregate them again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_updates: bool,
+    /// Faults that clients of a simulation should have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stability: Option<StabilitySpec>,
     /// What every client does with its task.
     #[serde(default)]
     pub training: TrainingSpec,
@@ -45,6 +70,10 @@ pub struct RunSpec {
     pub seed: u64,
 }
 
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
 fn default_deadline() -> f64 {
     600.0
 }
@@ -53,6 +82,12 @@ impl RunSpec {
     /// Updates without which a round fails.
     pub fn quorum(&self) -> u32 {
         self.quorum.unwrap_or(self.cohort.div_ceil(2)).max(1)
+    }
+
+    /// Clients that get a task in a round.
+    pub fn sampled(&self) -> u32 {
+        // A conversion of floats to integers saturates.
+        (f64::from(self.cohort) * (1.0 + self.over_selection)).ceil() as u32
     }
 
     /// Clients that must be present before a round starts.
@@ -67,6 +102,17 @@ impl RunSpec {
         positive("round_deadline_seconds", self.round_deadline_seconds)?;
         positive("evaluation.deadline_seconds", self.evaluation.deadline_seconds)?;
         self.training.validate()?;
+        not_negative("over_selection", self.over_selection)?;
+        if let Some(soft) = self.soft_deadline_seconds {
+            positive("soft_deadline_seconds", soft)?;
+            let hard = self.round_deadline_seconds;
+            check("soft_deadline_seconds", soft <= hard, || {
+                format!("is {soft}, more than round_deadline_seconds, {hard}: lower it")
+            })?;
+        }
+        self.mode.validate(self.cohort)?;
+        self.max_update_norm.map_or(Ok(()), |norm| positive("max_update_norm", norm))?;
+        self.stability.as_ref().map_or(Ok(()), StabilitySpec::validate)?;
         if self.quorum() > self.cohort {
             let message = format!("is {}, more than the cohort of {}: lower it", self.quorum(), self.cohort);
             return Err(InvalidSpec::new("quorum", message));
@@ -174,6 +220,10 @@ pub struct RunRecord {
     pub open: Option<OpenRound>,
     /// Fencing token of the last writer.
     pub epoch: Epoch,
+    /// Hash chain over the ledgers of the committed rounds, see [`crate::ledger`]; of a run without rounds, the
+    /// digest of no bytes.
+    #[serde(default = "crate::ledger::empty")]
+    pub ledger: Digest,
     /// When the run was created, in milliseconds since the Unix epoch.
     pub created_ms: u64,
     /// When this record was last written, likewise.
@@ -226,7 +276,17 @@ mod tests {
     #[test]
     fn every_bad_number_is_named() {
         type Case = (&'static str, fn(&mut RunSpec));
-        let cases: [Case; 6] = [
+        let cases: [Case; 11] = [
+            ("over_selection", |s| s.over_selection = -0.5),
+            ("soft_deadline_seconds", |s| s.soft_deadline_seconds = Some(1e6)),
+            ("max_update_norm", |s| s.max_update_norm = Some(0.0)),
+            ("stability.dropout", |s| {
+                s.stability = Some(StabilitySpec { dropout: 2.0, ..Default::default() });
+            }),
+            ("mode.buffer", |s| {
+                let staleness = StalenessSpec::Constant;
+                s.mode = ModeSpec::Buffered { buffer: 11, max_staleness: 1, staleness };
+            }),
             ("rounds", |s| s.rounds = 0),
             ("cohort", |s| s.cohort = 0),
             ("training.learning_rate", |s| s.training.learning_rate = f64::NAN),
