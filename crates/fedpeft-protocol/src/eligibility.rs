@@ -66,8 +66,12 @@ impl Eligibility {
                 None => return Err("it does not say how much memory is free".into()),
             }
         }
-        if !self.devices.is_empty() && !self.devices.iter().any(|device| is_of(&capabilities.device, device)) {
-            return Err(format!("it computes on {}, which eligibility.devices does not list", capabilities.device));
+        if !self.devices.is_empty() && !self.devices.iter().any(|device| is_of(&capabilities.device, device))
+        {
+            return Err(format!(
+                "it computes on {}, which eligibility.devices does not list",
+                capabilities.device
+            ));
         }
         for (label, value) in &self.labels {
             if capabilities.labels.get(label) != Some(value) {

@@ -6,7 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::{ClientId, Digest, Round, round::{ClientOutcome, RoundReport}, run::RunView};
+use crate::{
+    ClientId, Digest, Round,
+    round::{ClientOutcome, RoundReport},
+    run::RunView,
+};
 
 /// The ledger of a run without rounds: the digest of no bytes.
 pub fn empty() -> Digest {

@@ -4,7 +4,10 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ClientId, Digest, Epoch, Round, RunId, run::{StabilitySpec, TrainingSpec}};
+use crate::{
+    ClientId, Digest, Epoch, Round, RunId,
+    run::{StabilitySpec, TrainingSpec},
+};
 
 /// What a client should do now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

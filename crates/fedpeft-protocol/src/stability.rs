@@ -89,7 +89,9 @@ impl StabilitySpec {
             DelaySpec::Uniform { min, max } => {
                 not_negative("stability.delay.min", min)?;
                 not_negative("stability.delay.max", max)?;
-                check("stability.delay.max", min <= max, || format!("is {max}, less than min, {min}: raise it"))
+                check("stability.delay.max", min <= max, || {
+                    format!("is {max}, less than min, {min}: raise it")
+                })
             }
             DelaySpec::Exponential { mean } => not_negative("stability.delay.mean", mean),
             DelaySpec::Lognormal { median, sigma } => {
