@@ -12,7 +12,7 @@ use std::{
 };
 
 use fedpeft_protocol::{
-    ClientId,
+    ClientId, Round,
     event::EventKind,
     run::{OpenRound, RunStatus},
 };
@@ -32,14 +32,12 @@ pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<Phase, Stop> {
         return Ok(Phase::Complete);
     }
     let (present, started) = enough_clients(drive).await?;
-    let names: Vec<&ClientId> = present.keys().collect();
-    let spec = &drive.record.spec;
-    let cohort = cohort::sample(&names, spec.cohort as usize, spec.seed, round);
+    let cohort = sampled(drive, &present, round);
     let open = OpenRound {
         round,
         epoch: drive.record.epoch,
-        examples: cohort.iter().map(|client| present[*client]).collect(),
-        cohort: cohort.into_iter().cloned().collect(),
+        examples: cohort.iter().map(|client| present[client]).collect(),
+        cohort,
         opened_ms: now_ms(),
     };
     let begins = drive.record.status == RunStatus::Pending;
@@ -56,6 +54,16 @@ pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<Phase, Stop> {
     let mut state = RoundState::new(drive, open, started).await?;
     state.seconds.select = started.elapsed().as_secs_f64();
     Ok(Phase::Broadcast(Box::new(state)))
+}
+
+/// The clients that begin in this round. Those carried over from earlier ones go on, and are not asked again.
+fn sampled(drive: &Drive<'_>, present: &BTreeMap<ClientId, u64>, round: Round) -> Vec<ClientId> {
+    let (spec, carried) = (&drive.record.spec, &drive.record.carried);
+    let training = |client: &ClientId| carried.iter().any(|carried| carried.client == *client);
+    let busy = carried.iter().filter(|carried| present.contains_key(&carried.client)).count();
+    let free: Vec<&ClientId> = present.keys().filter(|client| !training(client)).collect();
+    let wanted = (spec.sampled() as usize).saturating_sub(busy);
+    cohort::sample(&free, wanted, spec.seed, round).into_iter().cloned().collect()
 }
 
 /// Waits until enough clients are present; returns their declared examples, and when the last look at them began.
@@ -79,9 +87,16 @@ async fn enough_clients(drive: &Drive<'_>) -> Result<(BTreeMap<ClientId, u64>, I
     }
 }
 
-/// Present clients that train, with the examples they declare.
+/// Present clients that may be sampled, with the examples they declare.
 async fn trainers(drive: &Drive<'_>) -> Result<BTreeMap<ClientId, u64>, Stop> {
-    let present = drive.present().await?.into_iter().filter(|presence| presence.capabilities.trains);
-    let declared = present.map(|presence| (presence.client, presence.capabilities.examples));
-    Ok(declared.filter(|(_, examples)| drive.strategy.weight(*examples).is_ok()).collect())
+    let rules = &drive.record.spec.eligibility;
+    let eligible = drive.present().await?.into_iter().filter(|presence| match rules.check(presence) {
+        Ok(()) => true,
+        Err(reason) => {
+            tracing::debug!(run = %drive.record.run, client = %presence.client, reason, "not eligible");
+            false
+        }
+    });
+    let declared = eligible.map(|presence| (presence.client, presence.capabilities.examples));
+    Ok(declared.filter(|(_, examples)| drive.weight(*examples, 0).is_ok()).collect())
 }
