@@ -1,6 +1,6 @@
 //! One run in the hands of its owner: from where it stands to its end.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use fedpeft_bus::{Bus, Records, Stale, Updates};
@@ -38,6 +38,8 @@ pub(crate) struct Drive<'a> {
     pub strategy: Arc<dyn Strategy>,
     /// The global adapter, encoded.
     pub adapter: Bytes,
+    /// Names of the last round's evaluation tasks, whose answers are read apart from the updates.
+    pub evaluations: BTreeSet<String>,
 }
 
 /// Drives a run until it ends, or until it may or can not be driven any more.
@@ -68,6 +70,7 @@ async fn rounds(bus: &Bus, record: &mut OwnedRecord, events: &EventLog) -> Resul
         record,
         model,
         adapter,
+        evaluations: BTreeSet::new(),
     };
     let mut phase = takeover::phase(&drive).await?;
     loop {

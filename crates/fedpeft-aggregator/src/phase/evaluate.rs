@@ -78,6 +78,7 @@ async fn evaluation(drive: &mut Drive<'_>, round: u32) -> Result<Option<(f64, Op
     let patience = Duration::try_from_secs_f64(drive.record.spec.evaluation.deadline_seconds)
         .map_err(|error| Stop::Failed(format!("evaluation.deadline_seconds: {error}")))?;
     let deadline_ms = now_ms().saturating_add(patience.as_millis() as u64);
+    drive.evaluations.clear();
     let mut asked = BTreeSet::new();
     loop {
         let present = drive.present().await?.into_iter();
@@ -104,6 +105,7 @@ async fn ask(
     deadline_ms: u64,
 ) -> Result<Answer, Stop> {
     let task = drive.task(round, drive.record.epoch, evaluator, Work::Evaluate, deadline_ms);
+    drive.evaluations.insert(task.task.clone());
     // Only its answer is read: what others send meanwhile waits for the next round.
     let mut answers = drive.bus.updates_of(&drive.record.run, round, evaluator).await?;
     drive.bus.publish_task(&task, evaluator).await?;

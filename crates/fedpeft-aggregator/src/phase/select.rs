@@ -14,7 +14,7 @@ use std::{
 use fedpeft_protocol::{
     ClientId, Round,
     event::EventKind,
-    run::{OpenRound, RunStatus},
+    run::{OpenRound, RunSpec, RunStatus, StabilitySpec},
 };
 use fedpeft_service::now_ms;
 use fedpeft_strategy::cohort;
@@ -23,6 +23,8 @@ use tokio::time::sleep;
 use super::Phase;
 use crate::{drive::Drive, model, round::RoundState, stop::Stop};
 
+/// Draws of availability before everybody is taken: a participation that small has no other end.
+const DRAWS: u64 = 1000;
 /// Expiry of a client announces itself nowhere, so presence is polled.
 const POLL: Duration = Duration::from_millis(500);
 
@@ -63,7 +65,30 @@ fn sampled(drive: &Drive<'_>, present: &BTreeMap<ClientId, u64>, round: Round) -
     let busy = carried.iter().filter(|carried| present.contains_key(&carried.client)).count();
     let free: Vec<&ClientId> = present.keys().filter(|client| !training(client)).collect();
     let wanted = (spec.sampled() as usize).saturating_sub(busy);
-    cohort::sample(&free, wanted, spec.seed, round).into_iter().cloned().collect()
+    cohort::sample(&available(spec, free, round), wanted, spec.seed, round).into_iter().cloned().collect()
+}
+
+/// Those of `clients` that a simulated instability makes available in this round. Where they are fewer than the
+/// quorum, all are drawn anew, as if time had passed.
+fn available<'a>(spec: &RunSpec, clients: Vec<&'a ClientId>, round: Round) -> Vec<&'a ClientId> {
+    let Some(stability) = &spec.stability else { return clients };
+    let needed = clients.len().min(spec.quorum() as usize);
+    for attempt in 0..DRAWS {
+        let seed = stability.seed.unwrap_or(spec.seed).wrapping_add(attempt);
+        let drawn = clients.iter().filter(|client| {
+            fedpeft_stability::is_available(
+                &StabilitySpec { seed: Some(seed), ..stability.clone() },
+                seed,
+                round,
+                client,
+            )
+        });
+        let drawn: Vec<_> = drawn.copied().collect();
+        if drawn.len() >= needed {
+            return drawn;
+        }
+    }
+    clients
 }
 
 /// Waits until enough clients are present; returns their declared examples, and when the last look at them began.
