@@ -44,11 +44,12 @@ enum Answer {
 
 pub(crate) async fn run(drive: &mut Drive<'_>, mut committed: Box<Committed>) -> Result<Phase, Stop> {
     let (round, started) = (committed.report.round, Instant::now());
-    if committed.report.loss.is_none() && is_due(drive, round) {
-        if let Some((loss, accuracy)) = evaluation(drive, round).await? {
-            committed.report.loss = Some(loss);
-            committed.report.accuracy = accuracy;
-        }
+    if committed.report.loss.is_none()
+        && is_due(drive, round)
+        && let Some((loss, accuracy)) = evaluation(drive, round).await?
+    {
+        committed.report.loss = Some(loss);
+        committed.report.accuracy = accuracy;
     }
     let seconds = &mut committed.report.seconds;
     seconds.evaluate = started.elapsed().as_secs_f64();
