@@ -12,6 +12,7 @@ mod events;
 mod follow;
 mod measure;
 mod publish;
+mod purge;
 mod records;
 #[cfg(feature = "local-server")]
 pub mod server;
@@ -25,6 +26,7 @@ pub use connect::{Bus, BusConfig};
 pub use error::{ApiError, BusError};
 pub use events::Events;
 pub use measure::Measured;
+pub use purge::{Mark, Stale};
 pub use records::{Change, Entry, Lease, Records, Revision, Watch};
 pub use service::Service;
 pub use tasks::{TaskDelivery, Tasks};

@@ -13,6 +13,9 @@ use crate::{Bus, BusError};
 
 /// A client that has not renewed its presence for this long is gone.
 pub const CLIENT_TTL: Duration = Duration::from_secs(15);
+/// Messages that one client may leave for one round: its update, its evaluation, and some repetitions. What comes
+/// beyond is refused by the broker.
+const UPDATES_PER_CLIENT: i64 = 16;
 /// An owner that has not renewed its lease for this long has lost its run.
 pub const LEASE_TTL: Duration = Duration::from_secs(10);
 
@@ -104,6 +107,9 @@ fn streams() -> [stream::Config; 3] {
         },
         stream::Config {
             max_age: ABANDONED,
+            max_messages_per_subject: UPDATES_PER_CLIENT,
+            discard: stream::DiscardPolicy::New,
+            discard_new_per_subject: true,
             ..base(
                 subject::UPDATE_STREAM,
                 subject::UPDATE_SUBJECTS,

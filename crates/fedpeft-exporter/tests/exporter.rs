@@ -21,7 +21,7 @@ use tokio::{
 const LIMITS: Limits = Limits { runs: 3, rounds: 2 };
 
 fn event(run: &str, kind: EventKind) -> Event {
-    Event { version: PROTOCOL_VERSION, run: RunId::new(run).unwrap(), at_ms: 1, kind }
+    Event { version: PROTOCOL_VERSION, run: RunId::new(run).unwrap(), at_ms: 1, epoch: 1, kind }
 }
 
 fn client(name: &str) -> ClientId {

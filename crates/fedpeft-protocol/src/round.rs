@@ -35,6 +35,7 @@ pub struct Task {
 /// What to do with the global adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "do", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "a process holds as many as it has tasks, few")]
 pub enum Work {
     /// Train it on the client's examples.
     Train {

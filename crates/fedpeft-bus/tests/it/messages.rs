@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use fedpeft_bus::{Bus, BusError, Updates};
+use fedpeft_bus::{Bus, BusError, Stale, Updates};
 use fedpeft_protocol::{subject, wire::WireError};
 use fedpeft_testkit::NatsServer;
 
@@ -63,7 +63,11 @@ async fn purged_tasks_are_not_delivered() {
     let client = client_id("c");
     bus.publish_task(&task(&run_id("gone"), 1), &client).await.unwrap();
     bus.publish_task(&task(&run_id("kept"), 1), &client).await.unwrap();
-    bus.purge_tasks(&run_id("gone")).await.unwrap();
+    let mark = bus.task_mark().await.unwrap();
+    bus.publish_task(&task(&run_id("gone"), 2), &client_id("later")).await.unwrap();
+    bus.purge_tasks(&run_id("gone"), mark).await.unwrap();
+    let mut later = bus.tasks(&client_id("later")).await.unwrap();
+    assert_eq!(later.next().await.unwrap().result.unwrap().round, 2, "it came after the mark");
     let mut tasks = bus.tasks(&client).await.unwrap();
     assert_eq!(tasks.next().await.unwrap().result.unwrap().run, run_id("kept"));
 }
@@ -100,9 +104,32 @@ async fn updates_are_replayed_from_the_first_until_their_round_is_purged() {
         }
         server.restart().await;
     }
-    bus.purge_updates(&run, 1).await.unwrap();
+    let mark = bus.update_mark().await.unwrap();
+    bus.publish_update(&run, 1, &client_id("e"), &update("t", 100)).await.unwrap();
+    bus.purge_updates(&run, Stale::Client(1, &client_id("b")), mark).await.unwrap();
+    let mut updates = bus.updates(&run).await.unwrap();
+    for client in ["a", "c", "e"] {
+        is_next(&mut updates, client).await;
+    }
+    bus.purge_updates(&run, Stale::Round(1), mark).await.unwrap();
     bus.publish_update(&run, 2, &client_id("d"), &update("t", 100)).await.unwrap();
-    is_next(&mut bus.updates(&run).await.unwrap(), "d").await;
+    let mut updates = bus.updates(&run).await.unwrap();
+    is_next(&mut updates, "e").await;
+    is_next(&mut updates, "d").await;
+}
+
+#[tokio::test]
+async fn a_client_cannot_fill_the_stream_of_updates_with_one_round() {
+    let server = NatsServer::start().await;
+    let (bus, run) = (server.bus().await, run_id("r"));
+    let broker = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let subject = subject::update(&run, 1, &client_id("flood"));
+    let mut stored = 0;
+    for _ in 0..40 {
+        stored += usize::from(broker.publish(subject.clone(), "x".into()).await.unwrap().await.is_ok());
+    }
+    assert_eq!(stored, 16);
+    bus.publish_update(&run, 1, &client_id("other"), &update("t", 8)).await.unwrap();
 }
 
 #[tokio::test]
