@@ -43,11 +43,6 @@ impl Broker {
         self.server.url()
     }
 
-    /// The disk of its store.
-    pub fn disk(&self) -> &Disk {
-        &self.disk
-    }
-
     /// Kills it and starts it again after a while.
     pub async fn crash(&mut self, down: Duration) {
         self.server.kill().await.unwrap();

@@ -15,6 +15,14 @@ pub struct Moment {
     pub step: Step,
 }
 
+impl Moment {
+    /// The next time that a round comes to `step`.
+    pub fn next(self, step: Step) -> Self {
+        let round = if self.round > 0 && self.step < step { self.round } else { self.round + 1 };
+        Self { round, step }
+    }
+}
+
 /// The steps of a round, in their order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {

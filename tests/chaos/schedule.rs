@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use fedpeft_protocol::Round;
 use fedpeft_testkit::Way;
 use rand::{Rng as _, RngExt as _, SeedableRng as _, seq::SliceRandom as _};
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
-    progress::{Moment, Step},
+    progress::Step,
     world::{CLIENTS, WORKERS},
 };
 
@@ -146,21 +145,19 @@ pub enum Target {
 pub struct Planned {
     pub kind: Kind,
     pub fault: Fault,
-    pub at: Moment,
-    /// So long after it.
+    /// The next time that a round comes to this step ...
+    pub at: Step,
+    /// ... and so long after it.
     pub after: Duration,
     /// Strikes without waiting until the fault before it is overcome.
     pub overlaps: bool,
 }
 
-/// Draws a fault of each of `kinds`, spread over `rounds`.
-pub fn draw(seed: u64, kinds: &[Kind], rounds: Round) -> Vec<Planned> {
+/// Draws a fault of each of `kinds`.
+pub fn draw(seed: u64, kinds: &[Kind]) -> Vec<Planned> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let count = kinds.len();
     let plan = |(i, kind): (usize, &Kind)| {
-        // In every round from the first to the last but one, the same number of them.
-        let round = 1 + u32::try_from(i * (rounds.saturating_sub(1).max(1) as usize) / count).unwrap();
-        let step = match random.random_range(0..8) {
+        let at = match random.random_range(0..8) {
             0 => Step::Opened,
             1 | 2 => Step::Sent,
             3 | 4 => Step::Accepted(random.random_range(1..CLIENTS)),
@@ -170,12 +167,9 @@ pub fn draw(seed: u64, kinds: &[Kind], rounds: Round) -> Vec<Planned> {
         };
         let after = Duration::from_millis(random.random_range(0..150));
         let overlaps = i > 0 && random.random_range(0..4) == 0;
-        let at = Moment { round, step };
         Planned { kind: *kind, fault: fault(*kind, &mut random), at, after, overlaps }
     };
-    let mut planned: Vec<Planned> = kinds.iter().enumerate().map(plan).collect();
-    planned.sort_by_key(|planned| planned.at);
-    planned
+    kinds.iter().enumerate().map(plan).collect()
 }
 
 fn fault(kind: Kind, random: &mut ChaCha8Rng) -> Fault {
@@ -237,13 +231,13 @@ mod tests {
 
     #[test]
     fn a_seed_is_a_schedule() {
-        let schedule = |seed| draw(seed, &deck(seed, 50), 26);
+        let schedule = |seed| draw(seed, &deck(seed, 50));
         assert_eq!(schedule(3), schedule(3));
         assert_ne!(schedule(3), schedule(4));
         let planned = schedule(3);
         assert_eq!(planned.len(), 50);
         assert!(DECK.iter().all(|(kind, _)| planned.iter().any(|planned| planned.kind == *kind)));
-        assert!(planned.is_sorted_by_key(|planned| planned.at));
-        assert!(planned.iter().all(|planned| planned.at.round <= 25));
+        assert!(planned.iter().any(|planned| planned.at == Step::Opened));
+        assert!(planned.iter().any(|planned| planned.at == Step::Committed));
     }
 }

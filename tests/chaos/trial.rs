@@ -42,7 +42,7 @@ pub async fn trial(plan: Plan) {
     let (mut faults, mut verdicts) = (Vec::new(), Vec::new());
     let halves = plan.kinds.split_at(plan.kinds.len() / RUNS.len());
     for ((method, kinds), calm) in RUNS.into_iter().zip([halves.0, halves.1]).zip(&calm) {
-        let schedule = draw(plan.seed, kinds, plan.rounds);
+        let schedule = draw(plan.seed, kinds);
         let run = world.create(method, plan.rounds).await;
         let progress = Arc::new(Progress::follow(&world.bus, &run).await);
         for struck in Box::pin(disturb(&world, &progress, &schedule, run.as_str())).await {
@@ -99,7 +99,7 @@ async fn undisturbed(rounds: Round) -> Vec<RunView> {
     views
 }
 
-/// Strikes with every fault of a schedule, each at its moment or, where the run is past it, at once.
+/// Strikes with every fault of a schedule, each at its moment.
 async fn disturb(
     world: &Arc<World>,
     progress: &Arc<Progress>,
@@ -112,7 +112,8 @@ async fn disturb(
             struck.extend(recovering.join_all().await);
             recovering = JoinSet::new();
         }
-        match progress.reached(planned.at, PATIENCE).await {
+        let at = progress.state().moment.next(planned.at);
+        match progress.reached(at, PATIENCE).await {
             Some(state) if state.ended.is_none() => {}
             state => stuck(world, progress, &format!("{planned:?} cannot strike any more: {state:?}")),
         }

@@ -43,6 +43,10 @@ pub fn compare(calm: &RunView, disturbed: &RunView) -> Verdict {
         let (found, expected) = (disturbed.rounds.len(), calm.rounds.len());
         problems.push(format!("{found} rounds, not {expected}"));
     }
+    let adapters: BTreeSet<_> = calm.rounds.iter().map(|report| report.adapter).collect();
+    if adapters.len() != calm.rounds.len() {
+        problems.push("rounds that learn nothing prove nothing".into());
+    }
     for (calm, disturbed) in calm.rounds.iter().zip(&disturbed.rounds) {
         if disturbed.adapter != calm.adapter {
             problems.push(format!("round {}: the adapter is another one", calm.round));

@@ -19,6 +19,8 @@ pub const CLIENTS: u32 = 6;
 /// Worker processes, each with as many clients.
 pub const WORKERS: usize = 3;
 
+/// So many that a round takes about half a second.
+const EPOCHS: u32 = 100;
 /// Longer than anything takes that is not stuck.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 /// Longer than any jump of a clock, so that no round comes to its deadline.
@@ -66,7 +68,7 @@ impl World {
             "cohort": CLIENTS,
             "quorum": CLIENTS,
             "round_deadline_seconds": DEADLINE_SECONDS,
-            "training": { "local_epochs": 12, "batch_size": 8, "learning_rate": 0.01 },
+            "training": { "local_epochs": EPOCHS, "batch_size": 8, "learning_rate": 0.001 },
             "evaluation": { "every": 1, "deadline_seconds": DEADLINE_SECONDS },
             "seed": 7,
         }))

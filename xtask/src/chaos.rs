@@ -25,7 +25,7 @@ pub struct Options {
 pub fn chaos(options: &Options) -> Result<()> {
     let assets = assets::fetch()?;
     run(&mut cargo(&["build", "--workspace", "--bins"]))?;
-    let mut test = cargo(&["test", "--quiet", "--package", "fedpeft-tests", "--test", "chaos", "--"]);
+    let mut test = cargo(&["test", "--quiet", "--workspace", "--test", "chaos", "--"]);
     test.args(["--ignored", "--exact", "many_faults_change_nothing", "--nocapture"]);
     test.envs(assets.environment());
     test.env("FEDPEFT_CHAOS_SEED", options.seed.to_string());
