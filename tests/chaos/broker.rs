@@ -56,11 +56,8 @@ impl Broker {
             return self.disk.fill();
         }
         let stream = self.stream().await;
-        let config = stream::Config {
-            name: BALLAST.into(),
-            subjects: vec!["ballast".into()],
-            ..Default::default()
-        };
+        let config =
+            stream::Config { name: BALLAST.into(), subjects: vec!["ballast".into()], ..Default::default() };
         stream.create_stream(config).await.unwrap();
         for size in [128 << 10, 1 << 10] {
             while let Ok(sent) = stream.publish("ballast", vec![0; size].into()).await {

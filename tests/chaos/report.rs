@@ -87,9 +87,8 @@ impl Report {
             let of_run = |verdict: &Verdict, round: Round| {
                 struck.iter().any(|struck| struck.run == verdict.run && struck.round == round)
             };
-            let count = |verdict: &Verdict| {
-                keys(verdict).into_iter().filter(|round| of_run(verdict, *round)).count()
-            };
+            let count =
+                |verdict: &Verdict| keys(verdict).into_iter().filter(|round| of_run(verdict, *round)).count();
             self.verdicts.iter().map(count).sum::<usize>().to_string()
         };
         [

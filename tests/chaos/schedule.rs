@@ -193,9 +193,7 @@ fn fault(kind: Kind, random: &mut ChaCha8Rng) -> Fault {
         Kind::KillExporter => Fault::Kill(Target::Exporter),
         Kind::KillBroker => Fault::KillBroker { down: seconds(random, 0, 4) },
         // Longer than a lease, or shorter.
-        Kind::PauseAggregator => {
-            Fault::Pause { target: aggregator(random), pause: seconds(random, 2, 18) }
-        }
+        Kind::PauseAggregator => Fault::Pause { target: aggregator(random), pause: seconds(random, 2, 18) },
         // Longer than a presence, or shorter.
         Kind::PauseWorker => {
             Fault::Pause { target: Target::Worker(worker(random)), pause: seconds(random, 2, 20) }

@@ -53,7 +53,12 @@ pub async fn trial(plan: Plan) {
             ended => stuck(&world, &progress, &format!("run {run} ended as {ended:?}")),
         }
         assert!(world.ready(PATIENCE).await, "not ready after run {run}:\n{}", world.diagnosis());
-        verdicts.push(compare(calm, &world.view(&run).await));
+        let mut verdict = compare(calm, &world.view(&run).await);
+        verdict.verified = world.verify(&run).await.map_err(|error| verdict.problems.push(error)).ok();
+        if !world.exported(&run, plan.rounds).await {
+            verdict.problems.push("the exporter has not counted every round".into());
+        }
+        verdicts.push(verdict);
     }
     let report = Report {
         seed: plan.seed,
@@ -75,7 +80,8 @@ pub async fn trial(plan: Plan) {
         report.starts
     );
     for verdict in &report.verdicts {
-        println!("run {}: final adapter {}, ledger {:?}", verdict.run, verdict.adapter, verdict.ledger);
+        let verified = verdict.verified.as_ref().unwrap_or(&serde_json::Value::Null);
+        println!("run {}: final adapter {}, verified: {verified}", verdict.run, verdict.adapter);
     }
     if let Some(path) = &plan.json {
         report.write(path);
@@ -106,7 +112,8 @@ async fn disturb(
     schedule: &[Planned],
     run: &str,
 ) -> Vec<Struck> {
-    let (mut struck, mut recovering) = (Vec::new(), JoinSet::new());
+    let (started, mut struck, mut recovering) = (Instant::now(), Vec::new(), JoinSet::new());
+    println!("run {run}:");
     for planned in schedule {
         if !planned.overlaps {
             struck.extend(recovering.join_all().await);
@@ -121,7 +128,13 @@ async fn disturb(
         let (moment, begun) = (progress.state().moment, Instant::now());
         let detail = inject(world, planned.fault).await;
         let lasted_seconds = in_seconds(begun.elapsed());
-        println!("{:>4} {:?}: {}, {detail}", moment.round, moment.step, planned.kind.name());
+        println!(
+            "{:>6.1} s, round {} {:?}: {}, {detail}",
+            started.elapsed().as_secs_f64(),
+            moment.round,
+            moment.step,
+            planned.kind.name()
+        );
         let round = if moment.step == Step::Closed { moment.round + 1 } else { moment.round.max(1) };
         let fault = Struck {
             kind: planned.kind,

@@ -17,6 +17,8 @@ pub struct Verdict {
     /// What the ledger of the disturbed run holds.
     pub ledger: Option<Checked>,
     pub adapter: Digest,
+    /// What `fedpeft run verify` found.
+    pub verified: Option<serde_json::Value>,
     /// Updates that count in the undisturbed run only.
     pub lost: BTreeSet<(Round, ClientId)>,
     /// Updates that count more than once in the disturbed run.
@@ -63,7 +65,7 @@ pub fn compare(calm: &RunView, disturbed: &RunView) -> Verdict {
     problems.extend(lost.iter().map(|(round, client)| format!("round {round}: {client} is lost")));
     problems.extend(twice.iter().map(|(round, client)| format!("round {round}: {client} counts twice")));
     let (run, adapter) = (disturbed.record.run.to_string(), disturbed.record.adapter);
-    Verdict { run, ledger, adapter, lost, twice, problems }
+    Verdict { run, ledger, adapter, verified: None, lost, twice, problems }
 }
 
 fn accepted(report: &RoundReport) -> BTreeMap<&ClientId, Accepted> {

@@ -5,12 +5,13 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use fedpeft_bus::{Bus, BusConfig};
 use fedpeft_peft::Method;
 use fedpeft_protocol::{
-    ModelName, RunId,
+    ModelName, Round, RunId,
     api::{CreateRun, RunRequest},
     run::{RunRecord, RunSpec, RunView},
 };
+use fedpeft_testkit::locate_binary;
 use tempfile::TempDir;
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{process::Command, sync::Mutex, time::Instant};
 
 use crate::{broker::Broker, model, processes::Process, replay::Tap, schedule::Target};
 
@@ -71,6 +72,8 @@ impl World {
             "training": { "local_epochs": EPOCHS, "batch_size": 8, "learning_rate": 0.001 },
             "evaluation": { "every": 1, "deadline_seconds": DEADLINE_SECONDS },
             "seed": 7,
+            // So that every sum of the run whose adapters are small can be computed again.
+            "keep_updates": method == Method::Bias,
         }))
         .unwrap();
         let request = CreateRun { run: Some(run.clone()), spec };
@@ -89,6 +92,33 @@ impl World {
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
+    }
+
+    /// What `fedpeft run verify` says of a run that has ended: what it found, or its error.
+    pub async fn verify(&self, run: &RunId) -> Result<serde_json::Value, String> {
+        let server = self.broker.lock().await.url();
+        let mut command = Command::new(locate_binary("fedpeft").unwrap());
+        command.args(["run", "verify", run.as_str(), "--json", "--server", &server]);
+        let output = command.output().await.unwrap();
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
+    }
+
+    /// Waits until the exporter has counted as many rounds of a run; whether it ever did.
+    pub async fn exported(&self, run: &RunId, rounds: Round) -> bool {
+        let line = format!("fedpeft_rounds_total{{run=\"{run}\"}} {rounds}");
+        let exporter = self.target(Target::Exporter);
+        let give_up = Instant::now() + PATIENCE;
+        while Instant::now() < give_up {
+            let page = exporter.page("/metrics").await.unwrap_or_default();
+            if page.lines().any(|found| found == line) {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        false
     }
 
     /// The process that a fault is for.
@@ -163,8 +193,11 @@ async fn processes(broker: &str, folder: &Path) -> Vec<Process> {
     all.push(("evaluator".to_owned(), "fedpeft-worker", worker(evaluator)));
     for index in 0..WORKERS {
         let name = format!("worker-{}", index + 1);
-        let arguments =
-            [format!("--clients={clients}"), format!("--first={}", index * clients), format!("--worker={name}")];
+        let arguments = [
+            format!("--clients={clients}"),
+            format!("--first={}", index * clients),
+            format!("--worker={name}"),
+        ];
         all.push((name, "fedpeft-worker", worker(arguments)));
     }
     let mut processes = Vec::new();
