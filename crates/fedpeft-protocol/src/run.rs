@@ -146,10 +146,11 @@ impl RunSpec {
         self.max_update_norm.map_or(Ok(()), |norm| positive("max_update_norm", norm))?;
         self.stability.as_ref().map_or(Ok(()), StabilitySpec::validate)?;
         let (quorum, target) = (self.quorum(), self.target());
-        check("quorum", quorum <= target, || {
-            format!("is {quorum}, more than the {target} updates that close a round: lower it")
-        })?;
         let buffered = !self.mode.is_synchronous();
+        let of = if buffered { "buffer" } else { "cohort" };
+        check("quorum", quorum <= target, || {
+            format!("is {quorum}, more than the {of} of {target}: lower it")
+        })?;
         check("over_selection", !buffered || self.over_selection == 0.0, || {
             "is for synchronous rounds: buffered ones have cohort and buffer".to_owned()
         })?;
