@@ -5,6 +5,7 @@
 //! A broker that goes away is normal: the connection comes back by itself, consumers are recreated where
 //! they stopped, and publishes are repeated under one deduplication id until the broker has stored them.
 
+mod backoff;
 mod blobs;
 mod connect;
 mod error;
@@ -21,6 +22,7 @@ mod tasks;
 mod topology;
 mod updates;
 
+pub use backoff::Backoff;
 pub use blobs::Stored;
 pub use connect::{Bus, BusConfig};
 pub use error::{ApiError, BusError};
@@ -29,6 +31,6 @@ pub use measure::Measured;
 pub use purge::{Mark, Stale};
 pub use records::{Change, Entry, Lease, Records, Revision, Watch};
 pub use service::Service;
-pub use tasks::{TaskDelivery, Tasks};
+pub use tasks::{StoredTask, TaskDelivery, Tasks};
 pub use topology::{CLIENT_TTL, LEASE_TTL};
 pub use updates::{UpdateDelivery, Updates};

@@ -1,9 +1,10 @@
 //! Tasks: aggregator to client.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::{
     HeaderMap,
+    header::NATS_MESSAGE_ID,
     jetstream::{
         AckKind, Message,
         consumer::{AckPolicy, DeliverPolicy, pull},
@@ -11,7 +12,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 use fedpeft_protocol::{
-    ClientId,
+    ClientId, RunId,
     round::Task,
     subject,
     wire::{self, WireError},
@@ -26,6 +27,12 @@ const ACK_WAIT: Duration = Duration::from_secs(30);
 /// A client away for longer than this starts afresh.
 const FORGOTTEN: Duration = Duration::from_secs(7 * 24 * 3600);
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Between the name of a task and the place of what replaced it, where it was sent again.
+const AGAIN: &str = "/again/";
+/// A list of tasks takes less.
+const LISTING: Duration = Duration::from_secs(10);
+/// Headers fetched in one request while listing.
+const BATCH: usize = 256;
 
 impl Bus {
     /// Sends `task` to `client`; an older task of the same run is replaced. Publishing one task twice
@@ -33,6 +40,56 @@ impl Bus {
     pub async fn publish_task(&self, task: &Task, client: &ClientId) -> Result<Measured, BusError> {
         let (what, headers, body) = message(task, client)?;
         self.publish_durably(&what, subject::task(&task.run, client), headers, body, PATIENCE).await
+    }
+
+    /// Sends `task` again, for another message has replaced it.
+    pub async fn publish_task_again(
+        &self,
+        task: &Task,
+        client: &ClientId,
+        replaced_by: Option<&StoredTask>,
+    ) -> Result<Measured, BusError> {
+        let (what, mut headers, body) = message(task, client)?;
+        // The broker still knows the name under which it was sent, and would drop it.
+        let id = format!("{}{AGAIN}{}", name(task, client), replaced_by.map_or(0, |stored| stored.sequence));
+        headers.insert(NATS_MESSAGE_ID, id);
+        self.publish_durably(&what, subject::task(&task.run, client), headers, body, PATIENCE).await
+    }
+
+    /// What is stored for each client of `run`: its newest task, answered or not.
+    pub async fn stored_tasks(&self, run: &RunId) -> Result<BTreeMap<ClientId, StoredTask>, BusError> {
+        let failed = |error: &dyn std::fmt::Display| {
+            BusError::broker(format!("listing tasks of run {run}"), error.to_string())
+        };
+        let config = pull::Config {
+            deliver_policy: DeliverPolicy::LastPerSubject,
+            ack_policy: AckPolicy::None,
+            filter_subject: subject::tasks_of_run(run),
+            headers_only: true,
+            inactive_threshold: LISTING,
+            memory_storage: true,
+            num_replicas: 1,
+            ..Default::default()
+        };
+        let consumer = self.js.create_consumer_on_stream(config, subject::TASK_STREAM).await;
+        let consumer = consumer.map_err(|error| failed(&error))?;
+        let (mut found, mut pending) = (BTreeMap::new(), consumer.cached_info().num_pending);
+        while pending > 0 {
+            let batch = consumer.fetch().max_messages(BATCH).messages().await;
+            let mut batch = batch.map_err(|error| failed(&error))?;
+            // Tasks may be purged between counting and fetching: an empty batch ends the list as well.
+            pending = 0;
+            while let Some(message) = batch.next().await {
+                let message = message.map_err(|error| failed(&error))?;
+                let info = message.info().map_err(|error| failed(&error))?;
+                pending = info.pending;
+                let Some((_, client)) = subject::parse_task(&message.subject) else { continue };
+                let id = message.headers.as_ref().and_then(|headers| headers.get(NATS_MESSAGE_ID));
+                let id = id.map(|id| id.as_str().to_owned()).unwrap_or_default();
+                found.insert(client, StoredTask { id, sequence: info.stream_sequence });
+            }
+        }
+        Ok(found)
     }
 
     /// What [`Self::publish_task`] takes, without sending.
@@ -53,9 +110,28 @@ impl Bus {
 fn message(task: &Task, client: &ClientId) -> Result<(String, HeaderMap, Bytes), BusError> {
     let what = format!("task of round {} of run {} for client {client}", task.round, task.run);
     let (mut headers, body) = publish::encode(&what, task)?;
-    let id = subject::task_id(&task.run, task.round, client, task.work.name(), task.epoch);
-    headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
+    headers.insert(NATS_MESSAGE_ID, name(task, client));
     Ok((what, headers, body))
+}
+
+/// The name under which the broker recognises a repetition.
+fn name(task: &Task, client: &ClientId) -> String {
+    subject::task_id(&task.run, task.round, client, task.work.name(), task.epoch)
+}
+
+/// The newest message for a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredTask {
+    id: String,
+    sequence: u64,
+}
+
+impl StoredTask {
+    /// Whether it is `task`, sent once or again.
+    pub fn is(&self, task: &Task, client: &ClientId) -> bool {
+        let rest = self.id.strip_prefix(&name(task, client));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(AGAIN))
+    }
 }
 
 /// Tasks of one client, one at a time.

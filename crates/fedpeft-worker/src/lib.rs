@@ -11,6 +11,7 @@ mod engine;
 mod examples;
 mod metrics;
 mod presence;
+mod retry;
 mod roster;
 mod serve;
 mod task;

@@ -1,6 +1,9 @@
 //! One task, from its adapter to its update.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use fedpeft_artifacts::ArtifactFolder;
@@ -16,6 +19,7 @@ use fedpeft_service::{CancellationToken, now_ms};
 
 use crate::{
     engine::{Done, EngineError, EngineWork, Job, Turn},
+    retry::retrying,
     roster::{Hosted, Role},
 };
 
@@ -80,9 +84,9 @@ impl Workshop {
             (Work::Evaluate, Role::Evaluates) => EngineWork::Evaluate,
             (work, _) => return Err(Failure::new(format!("client {} does not {}", client.id, work.name()))),
         };
-        let folder = self.pull(task.manifest, false, fetched).await?;
+        let folder = self.pull(task, false, fetched).await?;
         let layout = folder.manifest().adapter.clone();
-        let adapter = Arc::new(self.adapter(&task.adapter, &layout, fetched).await?);
+        let adapter = Arc::new(self.adapter(task, &layout, fetched).await?);
         let job = |folder, adapter| {
             let (abort, deadline) = (self.abort.clone(), task.deadline_ms);
             let proceed = Box::new(move || !abort.is_cancelled() && now_ms() < deadline);
@@ -92,7 +96,7 @@ impl Workshop {
         let mut done = turn.run(job(folder, adapter.clone())).await;
         if let Err(EngineError::Runtime(RuntimeError::Artifacts(error))) = &done {
             tracing::warn!(%error, "cached artifacts are damaged, fetching them again");
-            let folder = self.pull(task.manifest, true, fetched).await?;
+            let folder = self.pull(task, true, fetched).await?;
             done = turn.run(job(folder, adapter)).await;
         }
         match done {
@@ -110,7 +114,7 @@ impl Workshop {
                     steps: result.steps,
                     loss: result.loss,
                     seconds: result.seconds,
-                    adapter: self.payload(bytes, fetched).await?,
+                    adapter: self.payload(task, bytes, fetched).await?,
                 })
             }
             Err(EngineError::Runtime(RuntimeError::Stopped)) => Err(Failure::Stopped),
@@ -121,12 +125,14 @@ impl Workshop {
     /// The artifact folder of a task; `verify` hashes what is cached.
     async fn pull(
         &self,
-        manifest: Digest,
+        task: &Task,
         verify: bool,
         fetched: &mut Vec<Transfer>,
     ) -> Result<ArtifactFolder, Failure> {
-        let pulled = fedpeft_registry::pull(&self.bus, &manifest, &self.cache, verify, |_, _, _| ());
-        let pulled = pulled.await.map_err(Failure::new)?;
+        let pulling = retrying("fetching artifacts", deadline(task), || {
+            fedpeft_registry::pull(&self.bus, &task.manifest, &self.cache, verify, |_, _, _| ())
+        });
+        let pulled = Box::pin(pulling).await.map_err(Failure::new)?;
         fetched.extend(pulled.transfers);
         ArtifactFolder::open(pulled.folder).map_err(Failure::new)
     }
@@ -134,18 +140,20 @@ impl Workshop {
     /// The global adapter of the task, checked.
     async fn adapter(
         &self,
-        payload: &Payload,
+        task: &Task,
         layout: &Layout,
         fetched: &mut Vec<Transfer>,
     ) -> Result<Vec<f32>, Failure> {
-        let bytes = match payload {
+        let bytes = match &task.adapter {
             Payload::Message { digest, data } if Digest::of(data) == *digest => data.clone(),
             Payload::Message { .. } => {
                 return Err(Failure::new("the adapter in the task does not have the digest it declares"));
             }
             Payload::Blob { digest, .. } => {
-                let (bytes, measured) =
-                    self.bus.get_blob(digest, layout.bytes()).await.map_err(Failure::new)?;
+                let getting = retrying("fetching an adapter", deadline(task), || {
+                    self.bus.get_blob(digest, layout.bytes())
+                });
+                let (bytes, measured) = Box::pin(getting).await.map_err(Failure::new)?;
                 fetched.push(Transfer {
                     direction: Direction::Down,
                     kind: ByteKind::Adapter,
@@ -158,16 +166,27 @@ impl Workshop {
     }
 
     /// The trained adapter, in the update or, where it is too large for a message, in the blob store.
-    async fn payload(&self, bytes: Bytes, fetched: &mut Vec<Transfer>) -> Result<Payload, Failure> {
+    async fn payload(
+        &self,
+        task: &Task,
+        bytes: Bytes,
+        fetched: &mut Vec<Transfer>,
+    ) -> Result<Payload, Failure> {
         if bytes.len() + ENVELOPE <= self.bus.max_payload() {
             return Ok(Payload::inline(bytes));
         }
         let size = bytes.len() as u64;
-        let stored = self.bus.put_blob(bytes).await.map_err(Failure::new)?;
+        let putting = retrying("storing an adapter", deadline(task), || self.bus.put_blob(bytes.clone()));
+        let stored = Box::pin(putting).await.map_err(Failure::new)?;
         let sent = stored.measured.total;
         fetched.push(Transfer { direction: Direction::Up, kind: ByteKind::Adapter, size: sent });
         Ok(Payload::Blob { digest: stored.digest, size })
     }
+}
+
+/// When nobody waits for a task's update any more.
+fn deadline(task: &Task) -> Instant {
+    Instant::now() + Duration::from_millis(task.deadline_ms.saturating_sub(now_ms()))
 }
 
 /// A task without a result.
