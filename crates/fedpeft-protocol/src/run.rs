@@ -110,6 +110,11 @@ impl RunSpec {
                 format!("is {soft}, more than round_deadline_seconds, {hard}: lower it")
             })?;
         }
+        // Thousands of reserves for each client sampled are a slip of the pen.
+        check("over_selection", self.over_selection <= 1000.0, || {
+            format!("must be at most 1000, not {}", self.over_selection)
+        })?;
+        self.eligibility.validate()?;
         self.mode.validate(self.cohort)?;
         self.max_update_norm.map_or(Ok(()), |norm| positive("max_update_norm", norm))?;
         self.stability.as_ref().map_or(Ok(()), StabilitySpec::validate)?;

@@ -4,7 +4,7 @@ use fedpeft_artifacts::{ArtifactFolder, manifest::FileRef};
 use fedpeft_onnx::{Model, OnnxError};
 use ort::session::{Session, builder::GraphOptimizationLevel};
 
-use crate::{ChosenDevice, Device, Runtime, RuntimeError, error::one_line, operators};
+use crate::{ChosenDevice, Device, Runtime, RuntimeError, error::one_line, operators, operators::DOMAIN};
 
 /// Which kernels compute gradients on the processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,6 +56,7 @@ pub(crate) fn open_edited(
 ) -> Result<Session, RuntimeError> {
     let fail = |reason: String| RuntimeError::Graph { graph: file.name.clone(), device, reason };
     let mut model = Model::load_graph(folder.file(file)).map_err(|error| fail(error.to_string()))?;
+    standard_operators(&model).map_err(fail)?;
     edit(&mut model).map_err(|error| fail(error.to_string()))?;
     let fused =
         device == ChosenDevice::Cpu && options.kernels == Kernels::Fused && operators::take_over(&mut model);
@@ -65,6 +66,19 @@ pub(crate) fn open_edited(
     };
     commit(runtime, &model.to_bytes(), path, fused, device, options.threads)
         .map_err(|error| fail(one_line(error)))
+}
+
+/// Artifacts hold standard operators and ours. Others are of some provider, and may be more than arithmetic on the
+/// tensors of the graph: `EPContext` of TensorRT opens the file that it names.
+fn standard_operators(model: &Model) -> Result<(), String> {
+    let mut nodes = model.graph.nodes.iter().chain(model.functions.iter().flat_map(|function| &function.nodes));
+    match nodes.find(|node| !node.domain.is_empty() && node.domain != DOMAIN) {
+        None => Ok(()),
+        Some(node) => {
+            let domain: String = node.domain.chars().take(80).collect();
+            Err(format!("{} is of the domain {domain:?}: artifacts have standard operators only", node.label()))
+        }
+    }
 }
 
 pub(crate) fn commit(

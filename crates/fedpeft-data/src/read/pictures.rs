@@ -14,8 +14,8 @@ use crate::images::Images;
 
 /// Largest side of a file's image.
 const MAX_SIDE: u32 = 1 << 14;
-/// Most memory that decoding one may take.
-const MAX_DECODED: u64 = 1 << 30;
+/// Most memory that decoding one may take: 89 million pixels. A file of kilobytes can announce sixteen times that.
+const MAX_DECODED: u64 = 256 << 20;
 
 /// Reads files as colour images of `side` by `side` pixels: the largest square in the middle, scaled linearly
 /// with antialiasing.
