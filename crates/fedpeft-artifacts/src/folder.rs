@@ -31,7 +31,7 @@ pub enum FolderError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The manifest is wrong.
     #[error("{path}: {source}", path = path.display())]

@@ -183,4 +183,37 @@ mod tests {
             message_pack(bytes).and(json(bytes)).unwrap();
         }
     }
+
+    #[test]
+    fn fields_are_bounded() {
+        use crate::{PROTOCOL_VERSION, model::ModelVersion, presence::Presence, round::Update};
+        use serde_json::{Value, from_value, json};
+        fn refused<T: serde::de::DeserializeOwned + std::fmt::Debug>(mut valid: Value, pointer: &str, wrong: Value) {
+            from_value::<T>(valid.clone()).unwrap();
+            *valid.pointer_mut(pointer).unwrap() = wrong;
+            let error = from_value::<T>(valid).unwrap_err().to_string();
+            assert!(error.contains("more than"), "{pointer}: {error}");
+        }
+        let long = |length: usize| json!("x".repeat(length));
+        let capabilities = json!({"trains": true, "evaluates": false, "examples": 1, "device": "cpu", "labels": {}});
+        let presence =
+            json!({"version": PROTOCOL_VERSION, "client": "c", "worker": "w", "capabilities": capabilities});
+        let many: BTreeMap<_, _> = (0..65).map(|i| (i.to_string(), "x")).collect();
+        refused::<Presence>(presence.clone(), "/worker", long(257));
+        refused::<Presence>(presence.clone(), "/capabilities/device", long(65));
+        refused::<Presence>(presence.clone(), "/capabilities/labels", json!(many));
+        refused::<Presence>(presence, "/capabilities/labels", json!({"site": "x".repeat(129)}));
+        let outcome = json!({"is": "failed", "reason": "x"});
+        let update = json!({"version": 1, "epoch": 1, "task": "t", "outcome": outcome, "fetched": []});
+        let transfer = json!({"direction": "up", "kind": "control", "size": 1});
+        refused::<Update>(update.clone(), "/task", long(513));
+        refused::<Update>(update, "/fetched", json!(vec![transfer; 1025]));
+        let digest = crate::Digest::of("x");
+        let file = |name: &str| json!({"name": name, "digest": digest, "size": 1, "kind": "artifacts"});
+        let version = json!({"version": 1, "name": "m", "number": 1, "method": "bias", "manifest": digest,
+                             "files": [file("a")], "published_ms": 1});
+        refused::<ModelVersion>(version.clone(), "/method", long(257));
+        refused::<ModelVersion>(version.clone(), "/files", json!(vec![file("a"); 65]));
+        refused::<ModelVersion>(version, "/files/0/name", long(129));
+    }
 }

@@ -169,4 +169,20 @@ mod tests {
         evaluator.capabilities.trains = false;
         assert!(Eligibility::default().check(&evaluator).is_err());
     }
+
+    #[test]
+    fn rules_that_are_too_long_are_named() {
+        Eligibility::default().validate().unwrap();
+        let texts = |count: usize| (0..count).map(|i| i.to_string());
+        let clients = texts(MAX_CLIENTS + 1).map(|name| ClientId::new(name).unwrap()).collect();
+        let labels = texts(MAX_RULES + 1).map(|name| (name, String::new())).collect();
+        for (field, rules) in [
+            ("eligibility.clients", Eligibility { clients, ..Default::default() }),
+            ("eligibility.labels", Eligibility { labels, ..Default::default() }),
+            ("eligibility.devices", Eligibility { devices: texts(MAX_RULES + 1).collect(), ..Default::default() }),
+            ("eligibility", Eligibility { devices: vec!["x".repeat(MAX_TEXT + 1)], ..Default::default() }),
+        ] {
+            assert_eq!(rules.validate().unwrap_err().field, field);
+        }
+    }
 }

@@ -304,8 +304,9 @@ mod tests {
     #[test]
     fn every_bad_number_is_named() {
         type Case = (&'static str, fn(&mut RunSpec));
-        let cases: [Case; 11] = [
+        let cases: [Case; 12] = [
             ("over_selection", |s| s.over_selection = -0.5),
+            ("over_selection", |s| s.over_selection = 1e9),
             ("soft_deadline_seconds", |s| s.soft_deadline_seconds = Some(1e6)),
             ("max_update_norm", |s| s.max_update_norm = Some(0.0)),
             ("stability.dropout", |s| {
