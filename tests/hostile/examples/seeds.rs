@@ -45,7 +45,7 @@ fn main() {
     }
 
     let folder = tempfile::tempdir().unwrap();
-    for (name, method) in [("bias", "bias"), ("lora", "lora+layernorm"), ("full", "full")] {
+    for (name, method) in [("bias", "bias"), ("head", "head"), ("full", "full")] {
         let made = artifacts(&folder.path().join(name), method);
         let [manifest, checkpoint, graph] =
             ["manifest.json", "checkpoint.safetensors", "training_model.onnx"]
@@ -290,7 +290,7 @@ fn encoders() -> Vec<(&'static str, Value, Vec<u8>)> {
             match key.as_str() {
                 "num_hidden_layers" | "n_layers" => *value = json!(1),
                 "hidden_size" | "dim" | "intermediate_size" | "hidden_dim" | "vocab_size" => {
-                    *value = json!(4)
+                    *value = json!(4);
                 }
                 "max_position_embeddings" => *value = json!(6),
                 _ => {}
@@ -308,7 +308,7 @@ fn encoders() -> Vec<(&'static str, Value, Vec<u8>)> {
                 (name.to_owned(), dims.map(|(i, dim)| (*dim).min(if i == 0 { most } else { 4 })).collect())
             })
             .collect();
-        let zeros = vec![0u8; 4 * 6 * 4];
+        let zeros = [0u8; 4 * 6 * 4];
         let views = shapes.iter().map(|(name, shape)| {
             let bytes = &zeros[..4 * shape.iter().product::<usize>()];
             (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())

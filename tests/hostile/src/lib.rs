@@ -18,7 +18,7 @@ pub use adapter::adapter;
 pub use artifacts::artifacts;
 pub use hugging_face::hugging_face;
 pub use message::message;
-pub use onnx::{onnx, training};
+pub use onnx::{WEIGHTS, onnx, training};
 pub use text::text;
 
 use std::{path::PathBuf, sync::OnceLock};

@@ -1,5 +1,7 @@
 //! The corpus that fuzzing found, and its seeds, once more.
-#![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap")]
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may panic")]
+#![allow(clippy::print_stdout, reason = "the last line tells which input failed")]
 
 use std::{
     fs,
