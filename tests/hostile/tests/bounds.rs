@@ -130,6 +130,12 @@ proptest! {
         prop_assert!(reading <= allowed(bytes.len()), "reading {} bytes took {reading}", bytes.len());
     }
 
+}
+
+proptest! {
+    // Each case decodes a megabyte as every message.
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
     #[test]
     fn lists_of_nothing_take_bounded_memory(count in 0usize..100_000, byte in prop::sample::select(vec![0xc0u8, 0x90, 0x80, 0xa0, 0])) {
         let length = u32::try_from(count).unwrap().to_be_bytes();
