@@ -142,6 +142,11 @@ impl RunSpec {
                 format!("is {soft}, more than round_deadline_seconds, {hard}: lower it")
             })?;
         }
+        // Thousands of reserves for each client sampled are a slip of the pen.
+        check("over_selection", self.over_selection <= 1000.0, || {
+            format!("must be at most 1000, not {}", self.over_selection)
+        })?;
+        self.eligibility.validate()?;
         self.mode.validate(self.cohort)?;
         self.max_update_norm.map_or(Ok(()), |norm| positive("max_update_norm", norm))?;
         self.stability.as_ref().map_or(Ok(()), StabilitySpec::validate)?;
@@ -333,8 +338,9 @@ mod tests {
     #[test]
     fn every_bad_number_is_named() {
         type Case = (&'static str, fn(&mut RunSpec));
-        let cases: [Case; 11] = [
+        let cases: [Case; 12] = [
             ("over_selection", |s| s.over_selection = -0.5),
+            ("over_selection", |s| s.over_selection = 1e9),
             ("soft_deadline_seconds", |s| s.soft_deadline_seconds = Some(1e6)),
             ("max_update_norm", |s| s.max_update_norm = Some(0.0)),
             ("stability.dropout", |s| {

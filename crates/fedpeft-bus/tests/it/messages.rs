@@ -1,7 +1,10 @@
 use std::time::Duration;
 
 use fedpeft_bus::{Bus, BusError, Stale, Updates};
-use fedpeft_protocol::{subject, wire::WireError};
+use fedpeft_protocol::{
+    subject,
+    wire::{Format, WireError},
+};
 use fedpeft_testkit::NatsServer;
 
 use crate::{client_id, event, run_id, task, update};
@@ -119,20 +122,6 @@ async fn updates_are_replayed_from_the_first_until_their_round_is_purged() {
 }
 
 #[tokio::test]
-async fn a_client_cannot_fill_the_stream_of_updates_with_one_round() {
-    let server = NatsServer::start().await;
-    let (bus, run) = (server.bus().await, run_id("r"));
-    let broker = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
-    let subject = subject::update(&run, 1, &client_id("flood"));
-    let mut stored = 0;
-    for _ in 0..40 {
-        stored += usize::from(broker.publish(subject.clone(), "x".into()).await.unwrap().await.is_ok());
-    }
-    assert_eq!(stored, 16);
-    bus.publish_update(&run, 1, &client_id("other"), &update("t", 8)).await.unwrap();
-}
-
-#[tokio::test]
 async fn an_open_reader_misses_and_repeats_nothing_when_the_broker_crashes() {
     let mut server = NatsServer::start().await;
     let bus = server.bus().await;
@@ -205,6 +194,10 @@ async fn what_strangers_send_is_refused_by_name_and_stops_nothing() {
     assert!(updates.next().await.update.is_ok());
 
     publish_raw(&server, subject::event(&run, "odd"), &[], b"?").await;
+    // An event of one run under the subject of another, and one of another kind.
+    let forged: &'static [u8] = Format::MessagePack.encode(&event(&run, 9)).unwrap().leak();
+    publish_raw(&server, subject::event(&run_id("mine"), "waiting"), &[], forged).await;
+    publish_raw(&server, subject::event(&run, "status"), &[], forged).await;
     bus.publish_event(&event(&run, 4)).await.unwrap();
     assert_eq!(bus.events(None, true).await.unwrap().next().await.unwrap(), event(&run, 4));
 
@@ -222,4 +215,35 @@ async fn a_message_over_the_brokers_limit_is_refused_and_the_connection_lives() 
     let error = bus.publish_update(&run, 1, &client_id("a"), &update("t", 70_000)).await.unwrap_err();
     assert!(matches!(error, BusError::MessageTooLarge { limit: 65_536, .. }), "{error}");
     bus.publish_update(&run, 1, &client_id("a"), &update("t", 60_000)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_floods_its_subject_is_refused_and_its_first_answers_stay() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let run = run_id("r");
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let flood = subject::update(&run, 1, &client_id("flood"));
+    let mut stored = 0;
+    for _ in 0..100 {
+        stored += u32::from(jetstream.publish(flood.clone(), "x".into()).await.unwrap().await.is_ok());
+    }
+    assert_eq!(stored, 64);
+    bus.publish_update(&run, 1, &client_id("honest"), &update("t", 8)).await.unwrap();
+    let mut updates = bus.updates(&run).await.unwrap();
+    for _ in 0..stored {
+        is_next(&mut updates, "flood").await;
+    }
+    is_next(&mut updates, "honest").await;
+}
+
+#[tokio::test]
+async fn a_record_of_a_client_is_small() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    bus.clients().await.unwrap();
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let bucket = jetstream.get_key_value(subject::CLIENT_BUCKET).await.unwrap();
+    bucket.put("c", vec![b'x'; 30 << 10].into()).await.unwrap();
+    assert!(bucket.put("c", vec![b'x'; 33 << 10].into()).await.is_err());
 }
