@@ -68,7 +68,7 @@ impl Process {
                 let output = File::options().create(true).append(true).open(&log).unwrap();
                 let mut command = Command::new(&binary);
                 command.args(&arguments).args(["--server", &server, "--http", &http.to_string()]);
-                command.env("FEDPEFT_LOG", "info,fedpeft_bus=debug");
+                command.env("FEDPEFT_LOG", "info,fedpeft_bus=debug,ort=warn");
                 command.env("FEDPEFT_CACHE", &cache).env("FEDPEFT_ORT_LIB", assets().ort_lib().unwrap());
                 command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).kill_on_drop(true);
                 clock.preload(&mut command);

@@ -71,19 +71,25 @@ impl Progress {
         self.state.borrow().clone()
     }
 
-    /// Waits until the run has reached `moment` or has ended; `None` after `patience`.
+    /// Waits until the run has reached `moment` or has ended; `None` after `patience` without any progress.
     pub async fn reached(&self, moment: Moment, patience: Duration) -> Option<State> {
-        let mut state = self.state.clone();
-        let waiting = state.wait_for(|state| state.moment >= moment || state.ended.is_some());
-        let reached = tokio::time::timeout(patience, waiting).await;
-        reached.ok()?.ok().map(|state| state.clone())
+        self.until(patience, |state| state.moment >= moment || state.ended.is_some()).await
     }
 
-    /// Waits until the run has ended; `None` after `patience`.
+    /// Waits until the run has ended; `None` after `patience` without any progress.
     pub async fn ended(&self, patience: Duration) -> Option<RunStatus> {
-        let mut state = self.state.clone();
-        let reached = tokio::time::timeout(patience, state.wait_for(|state| state.ended.is_some())).await;
-        reached.ok()?.ok()?.ended.clone()
+        self.until(patience, |state| state.ended.is_some()).await?.ended
+    }
+
+    async fn until(&self, patience: Duration, wanted: impl Fn(&State) -> bool) -> Option<State> {
+        let mut states = self.state.clone();
+        loop {
+            let state = states.borrow_and_update().clone();
+            if wanted(&state) {
+                return Some(state);
+            }
+            tokio::time::timeout(patience, states.changed()).await.ok()?.ok()?;
+        }
     }
 }
 
