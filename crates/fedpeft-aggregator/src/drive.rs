@@ -12,6 +12,7 @@ use fedpeft_protocol::{
     run::RunStatus,
     subject,
 };
+use fedpeft_service::now_ms;
 use fedpeft_strategy::{Strategy, of_spec};
 
 use crate::{
@@ -110,6 +111,8 @@ impl Drive<'_> {
             adapter: self.payload(),
             work,
             deadline_ms,
+            // A client that is told of a deadline in the past should not begin.
+            lifetime_ms: deadline_ms.saturating_sub(now_ms()).max(1),
         }
     }
 

@@ -5,6 +5,7 @@
 //! A broker that goes away is normal: the connection comes back by itself, consumers are recreated where
 //! they stopped, and publishes are repeated under one deduplication id until the broker has stored them.
 
+mod backoff;
 mod blobs;
 mod connect;
 mod error;
@@ -20,6 +21,7 @@ mod tasks;
 mod topology;
 mod updates;
 
+pub use backoff::Backoff;
 pub use blobs::Stored;
 pub use connect::{Bus, BusConfig};
 pub use error::{ApiError, BusError};
