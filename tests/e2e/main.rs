@@ -8,3 +8,4 @@ mod inputs;
 mod services;
 mod simulate;
 mod support;
+mod verified;

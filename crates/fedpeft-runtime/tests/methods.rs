@@ -135,7 +135,8 @@ fn resumed_trainings_drop_the_same_places() {
     let seed = OrderSeed { run: 1, round: 1, client: "c" };
     let sgd = OptimizerSpec::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 };
     for optimizer in [sgd, OptimizerSpec::default()] {
-        let spec = TrainingSpec { local_epochs: 2, batch_size: 5, accumulate: 2, optimizer, ..Default::default() };
+        let spec =
+            TrainingSpec { local_epochs: 2, batch_size: 5, accumulate: 2, optimizer, ..Default::default() };
         let training = LocalTraining { spec: &spec, seed, rounds: 1 };
         let values = |trainer: &Trainer| {
             let mut values = Vec::new();

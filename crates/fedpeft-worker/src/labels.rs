@@ -22,16 +22,17 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
 ) -> Result<BTreeMap<String, String>, D::Error> {
     let pairs: Vec<(String, String)> = match Written::deserialize(deserializer)? {
         Written::Table(table) => table.into_iter().collect(),
-        Written::List(list) => list.iter().map(|text| split(text)).collect::<Result<_, _>>().map_err(D::Error::custom)?,
+        Written::List(list) => {
+            list.iter().map(|text| split(text)).collect::<Result<_, _>>().map_err(D::Error::custom)?
+        }
     };
     if pairs.len() > MOST {
         return Err(D::Error::custom(format!("there are {} labels, {MOST} are allowed", pairs.len())));
     }
     let mut labels = BTreeMap::new();
     for (name, value) in pairs {
-        let word = |text: &str| {
-            text.len() <= LONGEST && !text.chars().any(|c| c.is_control() || c.is_whitespace())
-        };
+        let word =
+            |text: &str| text.len() <= LONGEST && !text.chars().any(|c| c.is_control() || c.is_whitespace());
         if name.is_empty() || !word(&name) || !word(&value) {
             return Err(D::Error::custom(format!(
                 "label {name}={value} is not NAME=VALUE: words of at most {LONGEST} bytes, without spaces"

@@ -215,8 +215,7 @@ mod tests {
     fn checkpoint() -> Checkpoint {
         let optimizer = OptimizerState { steps: 3, first: vec![0.5; 7], second: vec![f32::MIN_POSITIVE; 7] };
         let adapter = vec![1.0, -0.0, f32::NAN, f32::INFINITY, 1e-40, 3.0, 0.1];
-        let snapshot =
-            Snapshot { steps: 3, loss: 0.1 + 0.2, weight: 24.0, seconds: 1.5, adapter, optimizer };
+        let snapshot = Snapshot { steps: 3, loss: 0.1 + 0.2, weight: 24.0, seconds: 1.5, adapter, optimizer };
         let fetched =
             vec![Transfer { direction: Direction::Down, kind: ByteKind::Backbone, size: 1_000_000 }];
         Checkpoint { snapshot, fetched }
@@ -311,12 +310,7 @@ mod tests {
                 task: "t".into(),
                 manifest: Digest::of("m"),
                 adapter: Payload::inline(vec![0; 4]),
-                work: Work::Train {
-                    training: Default::default(),
-                    seed: 1,
-                    rounds: 1,
-                    stability: None,
-                },
+                work: Work::Train { training: Default::default(), seed: 1, rounds: 1, stability: None },
                 deadline_ms: 0,
                 lifetime_ms: 0,
             };

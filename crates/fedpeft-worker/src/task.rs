@@ -195,7 +195,8 @@ impl Workshop {
             // What was in memory is lost: all that is left is what was kept.
             fetched.clear();
             let crashed = Arc::new(AtomicBool::new(false));
-            let done = self.attempt(assignment, keep, fetched, crash.map(|crash| (crash, crashed.clone()))).await;
+            let done =
+                self.attempt(assignment, keep, fetched, crash.map(|crash| (crash, crashed.clone()))).await;
             match crash.take().filter(|_| crashed.load(Ordering::Relaxed)) {
                 None => return Ok((done?, computes)),
                 Some(Crash { absence, .. }) => {
@@ -341,7 +342,11 @@ impl Workshop {
     }
 
     /// `work`, unless `stop` comes first.
-    async fn stoppable<T>(&self, stop: &CancellationToken, work: impl Future<Output = T>) -> Result<T, Failure> {
+    async fn stoppable<T>(
+        &self,
+        stop: &CancellationToken,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Failure> {
         tokio::select! {
             biased;
             () = stop.cancelled() => Err(Failure::HandBack),

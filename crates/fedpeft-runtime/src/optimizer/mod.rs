@@ -55,7 +55,11 @@ impl Optimizer {
     }
 
     /// Goes on from a state that an optimizer of the same kind was in.
-    pub(crate) fn set_state(&mut self, adapter: &Adapter, state: &OptimizerState) -> Result<(), RuntimeError> {
+    pub(crate) fn set_state(
+        &mut self,
+        adapter: &Adapter,
+        state: &OptimizerState,
+    ) -> Result<(), RuntimeError> {
         match &mut self.form {
             Form::Host(optimizer) => optimizer.set_state(state),
             Form::Graph(optimizer) => optimizer.set_state(adapter.side(), state),

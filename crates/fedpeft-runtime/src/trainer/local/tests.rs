@@ -132,7 +132,12 @@ fn the_rate_depends_on_the_round_where_it_should() {
 }
 
 /// Trains in two goes: the first is stopped before step `stop`, and another subject goes on from its snapshot.
-fn interrupted(subject: &mut Subject, other: &mut Subject, spec: &TrainingSpec, stop: u64) -> (Vec<f32>, Trained) {
+fn interrupted(
+    subject: &mut Subject,
+    other: &mut Subject,
+    spec: &TrainingSpec,
+    stop: u64,
+) -> (Vec<f32>, Trained) {
     subject.trainer.set_adapter(&subject.start).unwrap();
     let training = LocalTraining { spec, seed: SEED, rounds: 1 };
     let mut snapshot = None;
