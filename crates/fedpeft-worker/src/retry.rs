@@ -1,6 +1,9 @@
 //! Patience with a broker that is away for a while.
 
-use std::time::{Duration, Instant};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use fedpeft_bus::{Backoff, BusError};
 use fedpeft_registry::RegistryError;
@@ -26,10 +29,10 @@ impl Transient for RegistryError {
 }
 
 /// Repeats `operation` while it fails for a while only, and not past `deadline`.
-pub(crate) async fn retrying<T, E: Transient + std::fmt::Display>(
+pub(crate) async fn retrying<T, E: Transient + std::fmt::Display, F: Future<Output = Result<T, E>>>(
     what: &str,
     deadline: Instant,
-    mut operation: impl AsyncFnMut() -> Result<T, E>,
+    mut operation: impl FnMut() -> F,
 ) -> Result<T, E> {
     let give_up = deadline.min(Instant::now() + PATIENCE);
     let mut backoff = Backoff::default();
@@ -46,6 +49,8 @@ pub(crate) async fn retrying<T, E: Transient + std::fmt::Display>(
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+
     use super::*;
 
     fn timeout() -> BusError {
@@ -55,23 +60,23 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_passes_is_repeated_and_what_does_not_is_not() {
         let (soon, mut tries) = (Instant::now() + PATIENCE, 0);
-        let done = retrying("it", soon, async || {
+        let done = retrying("it", soon, || {
             tries += 1;
-            if tries < 4 { Err(timeout()) } else { Ok(tries) }
+            ready(if tries < 4 { Err(timeout()) } else { Ok(tries) })
         });
         assert_eq!(done.await.unwrap(), 4);
         let mut tries = 0;
-        let failed = retrying::<(), _>("it", soon, async || {
+        let failed = retrying("it", soon, || {
             tries += 1;
-            Err(BusError::Key { key: "k".into() })
+            ready(Err::<(), _>(BusError::Key { key: "k".into() }))
         });
         assert!(failed.await.is_err());
         assert_eq!(tries, 1);
         // Nobody waits any more.
         let mut tries = 0;
-        let late = retrying::<(), _>("it", Instant::now(), async || {
+        let late = retrying("it", Instant::now(), || {
             tries += 1;
-            Err(timeout())
+            ready(Err::<(), _>(timeout()))
         });
         assert!(late.await.is_err());
         assert_eq!(tries, 1);

@@ -127,22 +127,26 @@ impl StateFolder {
         let header = rmp_serde::to_vec_named(&header).map_err(io::Error::other)?;
 
         fs::create_dir_all(&self.folder)?;
-        let part = tempfile::Builder::new().prefix(".part-").tempfile_in(&self.folder)?;
-        let mut file = Hashing { file: BufWriter::new(part.as_file()), hasher: Sha256::new() };
-        file.write_all(&u32::try_from(header.len()).map_err(io::Error::other)?.to_le_bytes())?;
-        file.write_all(&header)?;
-        for part in parts {
-            file.write_all(&fedpeft_codec::encode(part))?;
-        }
-        let Hashing { mut file, hasher } = file;
-        file.write_all(&hasher.finalize())?;
-        file.flush()?;
-        drop(file);
-        part.as_file().sync_all()?;
-        part.persist(self.path(client)).map_err(|error| error.error)?;
+        let temporary = tempfile::Builder::new().prefix(".part-").tempfile_in(&self.folder)?;
+        write_parts(temporary.as_file(), &header, parts)?;
+        temporary.as_file().sync_all()?;
+        temporary.persist(self.path(client)).map_err(|error| error.error)?;
         // The new name is durable once the folder is.
         fs::File::open(&self.folder)?.sync_all()
     }
+}
+
+/// Writes the length of the header, the header, the values, and the digest of all that.
+fn write_parts(file: &fs::File, header: &[u8], parts: [&Vec<f32>; 3]) -> io::Result<()> {
+    let mut out = Hashing { file: BufWriter::new(file), hasher: Sha256::new() };
+    out.write_all(&u32::try_from(header.len()).map_err(io::Error::other)?.to_le_bytes())?;
+    out.write_all(header)?;
+    for part in parts {
+        out.write_all(&fedpeft_codec::encode(part))?;
+    }
+    let digest = out.hasher.finalize();
+    out.file.write_all(&digest)?;
+    out.file.flush()
 }
 
 /// Reads a checkpoint; none where it is of another training.

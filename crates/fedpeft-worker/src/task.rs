@@ -279,8 +279,8 @@ impl Workshop {
         verify: bool,
         fetched: &mut Vec<Transfer>,
     ) -> Result<ArtifactFolder, Failure> {
-        let pull = retrying("fetching artifacts", *deadline, async || {
-            fedpeft_registry::pull(&self.bus, &task.manifest, &self.cache, verify, |_, _, _| ()).await
+        let pull = retrying("fetching artifacts", *deadline, || {
+            fedpeft_registry::pull(&self.bus, &task.manifest, &self.cache, verify, |_, _, _| ())
         });
         let pulled = self.stoppable(&self.abort, Box::pin(pull)).await?.map_err(Failure::new)?;
         fetched.extend(pulled.transfers);
@@ -300,9 +300,8 @@ impl Workshop {
                 return Err(Failure::new("the adapter in the task does not have the digest it declares"));
             }
             Payload::Blob { digest, .. } => {
-                let get = retrying("fetching an adapter", *deadline, async || {
-                    self.bus.get_blob(digest, layout.bytes()).await
-                });
+                let get =
+                    retrying("fetching an adapter", *deadline, || self.bus.get_blob(digest, layout.bytes()));
                 let (bytes, measured) =
                     self.stoppable(&self.abort, Box::pin(get)).await?.map_err(Failure::new)?;
                 fetched.push(Transfer {
@@ -327,7 +326,7 @@ impl Workshop {
             return Ok(Payload::inline(bytes));
         }
         let size = bytes.len() as u64;
-        let put = retrying("storing an adapter", *deadline, async || self.bus.put_blob(bytes.clone()).await);
+        let put = retrying("storing an adapter", *deadline, || self.bus.put_blob(bytes.clone()));
         let stored = self.stoppable(&self.abort, Box::pin(put)).await?.map_err(Failure::new)?;
         let sent = stored.measured.total;
         fetched.push(Transfer { direction: Direction::Up, kind: ByteKind::Adapter, size: sent });
