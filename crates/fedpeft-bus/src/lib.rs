@@ -6,6 +6,7 @@
 //! they stopped, and publishes are repeated under one deduplication id until the broker has stored them.
 
 mod admission;
+mod backoff;
 mod blobs;
 mod connect;
 mod error;
@@ -23,6 +24,7 @@ mod topology;
 mod updates;
 
 pub use admission::Limits;
+pub use backoff::Backoff;
 pub use blobs::Stored;
 pub use connect::{Bus, BusConfig};
 pub use error::{ApiError, BusError};
