@@ -1,6 +1,9 @@
 //! Patience with a broker that is away for a while.
 
-use std::time::{Duration, Instant};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use fedpeft_bus::{Backoff, BusError};
 use fedpeft_registry::RegistryError;
@@ -54,7 +57,7 @@ mod tests {
         BusError::Timeout { what: "it".into() }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn what_passes_is_repeated_and_what_does_not_is_not() {
         let (soon, mut tries) = (Instant::now() + PATIENCE, 0);
         let done = retrying("it", soon, || {
