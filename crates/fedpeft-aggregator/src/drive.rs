@@ -136,7 +136,14 @@ impl Drive<'_> {
         &self,
         tasks: Vec<(ClientId, Task)>,
     ) -> Result<Vec<(ClientId, Task, Measured)>, Stop> {
-        let stored = self.bus.stored_tasks(&self.record.run).await?;
+        let stored = match self.bus.stored_tasks(&self.record.run).await {
+            // There is a next time.
+            Err(error) if error.is_transient() => {
+                tracing::debug!(run = %self.record.run, %error, "tasks not listed");
+                return Ok(vec![]);
+            }
+            stored => stored?,
+        };
         let is_gone = |(client, task): &(ClientId, Task)| {
             !stored.get(client).is_some_and(|stored| stored.is(task, client))
         };

@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod follow;
 mod measure;
+mod newest;
 mod publish;
 mod purge;
 mod records;

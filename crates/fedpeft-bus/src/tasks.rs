@@ -20,7 +20,7 @@ use fedpeft_protocol::{
 use futures::StreamExt;
 use tokio::sync::watch;
 
-use crate::{Backoff, Bus, BusError, Measured, publish};
+use crate::{Backoff, Bus, BusError, Measured, newest::Newest, publish};
 
 /// A task a client neither answers nor renews within this time is delivered again.
 const ACK_WAIT: Duration = Duration::from_secs(30);
@@ -29,10 +29,6 @@ const FORGOTTEN: Duration = Duration::from_secs(7 * 24 * 3600);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between the name of a task and the place of what replaced it, where it was sent again.
 const AGAIN: &str = "/again/";
-/// A list of tasks takes less.
-const LISTING: Duration = Duration::from_secs(10);
-/// Headers fetched in one request while listing.
-const BATCH: usize = 256;
 
 impl Bus {
     /// Sends `task` to `client`; an older task of the same run is replaced. Publishing one task twice
@@ -58,38 +54,14 @@ impl Bus {
 
     /// What is stored for each client of `run`: its newest task, answered or not.
     pub async fn stored_tasks(&self, run: &RunId) -> Result<BTreeMap<ClientId, StoredTask>, BusError> {
-        let failed = |error: &dyn std::fmt::Display| {
-            BusError::broker(format!("listing tasks of run {run}"), error.to_string())
-        };
-        let config = pull::Config {
-            deliver_policy: DeliverPolicy::LastPerSubject,
-            ack_policy: AckPolicy::None,
-            filter_subject: subject::tasks_of_run(run),
-            headers_only: true,
-            inactive_threshold: LISTING,
-            memory_storage: true,
-            num_replicas: 1,
-            ..Default::default()
-        };
-        let consumer = self.js.create_consumer_on_stream(config, subject::TASK_STREAM).await;
-        let consumer = consumer.map_err(|error| failed(&error))?;
-        let (mut found, mut pending) = (BTreeMap::new(), consumer.cached_info().num_pending);
-        while pending > 0 {
-            let batch = consumer.fetch().max_messages(BATCH).messages().await;
-            let mut batch = batch.map_err(|error| failed(&error))?;
-            // Tasks may be purged between counting and fetching: an empty batch ends the list as well.
-            pending = 0;
-            while let Some(message) = batch.next().await {
-                let message = message.map_err(|error| failed(&error))?;
-                let info = message.info().map_err(|error| failed(&error))?;
-                pending = info.pending;
-                let Some((_, client)) = subject::parse_task(&message.subject) else { continue };
-                let id = message.headers.as_ref().and_then(|headers| headers.get(NATS_MESSAGE_ID));
-                let id = id.map(|id| id.as_str().to_owned()).unwrap_or_default();
-                found.insert(client, StoredTask { id, sequence: info.stream_sequence });
-            }
-        }
-        Ok(found)
+        let newest = self.newest(subject::TASK_STREAM, subject::tasks_of_run(run), true).await?;
+        let stored = newest.into_iter().filter_map(|Newest { message, sequence }| {
+            let (_, client) = subject::parse_task(&message.subject)?;
+            let id = message.headers.as_ref().and_then(|headers| headers.get(NATS_MESSAGE_ID));
+            let id = id.map(|id| id.as_str().to_owned()).unwrap_or_default();
+            Some((client, StoredTask { id, sequence }))
+        });
+        Ok(stored.collect())
     }
 
     /// What [`Self::publish_task`] takes, without sending.
