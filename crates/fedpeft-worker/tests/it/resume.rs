@@ -108,14 +108,16 @@ async fn damaged_checkpoints_are_not_used() {
 async fn sigterm_keeps_the_task_for_the_next_process() {
     let setup = Setup::new().await;
     let mut updates = setup.updates().await;
-    let options = ["--clients", "1", "--drain-seconds", "0"];
+    let options = ["--clients", "1", "--drain-seconds", "0", "--checkpoint-seconds", "1"];
     let mut worker = setup.worker(&options);
     setup.present("client-000").await;
     setup.send(&long(&setup, 1, "client-000"), "client-000").await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let state = setup.folder().join("cache-state");
+    checkpointed(&state).await;
+    std::fs::remove_file(checkpoints(&state).remove(0)).unwrap();
     crate::tasks::terminate(&worker);
     assert!(within(worker.wait()).await.unwrap().success());
-    assert_eq!(checkpoints(&setup.folder().join("cache-state")).len(), 1);
+    assert_eq!(checkpoints(&state).len(), 1);
     let _worker = setup.worker(&options);
     let (steps, _) = trained(next(&mut updates).await.update.unwrap().outcome);
     assert_eq!(steps, 30_000);
