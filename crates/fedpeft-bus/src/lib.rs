@@ -20,7 +20,7 @@ mod tasks;
 mod topology;
 mod updates;
 
-pub use blobs::Stored;
+pub use blobs::{Stored, UploadKey};
 pub use connect::{Bus, BusConfig};
 pub use error::{ApiError, BusError};
 pub use events::Events;

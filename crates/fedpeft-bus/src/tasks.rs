@@ -56,8 +56,11 @@ impl Bus {
 
     pub(crate) async fn purge(&self, stream: &str, filter: String) -> Result<(), BusError> {
         let what = format!("purging {filter}");
-        let handle =
-            self.js.get_stream(stream).await.map_err(|error| BusError::broker(what.clone(), error))?;
+        let handle = self
+            .js
+            .get_stream_no_info(stream)
+            .await
+            .map_err(|error| BusError::broker(what.clone(), error))?;
         handle.purge().filter(filter).await.map_err(|error| BusError::broker(what, error))?;
         Ok(())
     }
