@@ -176,9 +176,7 @@ impl Follow {
             (None, From::First) => DeliverPolicy::All,
             (None, From::Now) => DeliverPolicy::New,
             (None, From::LastOfEach) => DeliverPolicy::LastPerSubject,
-            (None, From::After(sequence)) => {
-                DeliverPolicy::ByStartSequence { start_sequence: sequence + 1 }
-            }
+            (None, From::After(sequence)) => DeliverPolicy::ByStartSequence { start_sequence: sequence + 1 },
         };
         let config = pull::Config {
             deliver_policy,

@@ -9,5 +9,5 @@ pub mod accumulator;
 pub mod cohort;
 pub mod strategy;
 
-pub use accumulator::{AccumulateError, Accumulator, Weight};
+pub use accumulator::{AccumulateError, Accumulator, SpoolError, Weight};
 pub use strategy::{FedAvg, Strategy, of_spec};

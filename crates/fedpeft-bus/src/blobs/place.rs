@@ -56,7 +56,15 @@ impl Place {
         let (bucket, nuid) = (subject::UPLOAD_BUCKET, key.token(digest));
         let name = format!("{}/{}/{}/{digest}", key.run, key.round, key.client);
         let meta = format!("$O.{bucket}.M.{nuid}");
-        Self { digest: *digest, shared: false, chunks: chunk_subject(bucket, &nuid), bucket, name, nuid, meta }
+        Self {
+            digest: *digest,
+            shared: false,
+            chunks: chunk_subject(bucket, &nuid),
+            bucket,
+            name,
+            nuid,
+            meta,
+        }
     }
 
     /// The stream behind the object store.

@@ -321,7 +321,8 @@ impl<P: FnMut(u64)> Upload<'_, P> {
             return Err(BusError::Corrupt { digest: self.place.digest, reason });
         }
         let whole = (self.size, at.chunks);
-        let committed = place::commit(self.bus, self.place, (claim, floor), whole, &mut self.measured).await?;
+        let committed =
+            place::commit(self.bus, self.place, (claim, floor), whole, &mut self.measured).await?;
         Ok(if committed { Step::Stored } else { Step::Overtaken })
     }
 
