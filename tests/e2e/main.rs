@@ -7,4 +7,6 @@ mod failures;
 mod inputs;
 mod services;
 mod simulate;
+mod stability;
 mod support;
+mod verified;

@@ -5,6 +5,8 @@
 //! A broker that goes away is normal: the connection comes back by itself, consumers are recreated where
 //! they stopped, and publishes are repeated under one deduplication id until the broker has stored them.
 
+mod admission;
+mod backoff;
 mod blobs;
 mod connect;
 mod error;
@@ -12,6 +14,7 @@ mod events;
 mod follow;
 mod measure;
 mod publish;
+mod purge;
 mod records;
 #[cfg(feature = "local-server")]
 pub mod server;
@@ -20,11 +23,14 @@ mod tasks;
 mod topology;
 mod updates;
 
+pub use admission::Limits;
+pub use backoff::Backoff;
 pub use blobs::{Stored, UploadKey};
 pub use connect::{Bus, BusConfig};
 pub use error::{ApiError, BusError};
 pub use events::Events;
 pub use measure::Measured;
+pub use purge::{Mark, Stale};
 pub use records::{Change, Entry, Lease, Records, Revision, Watch};
 pub use service::Service;
 pub use tasks::{TaskDelivery, Tasks};

@@ -11,7 +11,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 use fedpeft_protocol::{
-    ClientId, RunId,
+    ClientId,
     round::Task,
     subject,
     wire::{self, WireError},
@@ -19,7 +19,7 @@ use fedpeft_protocol::{
 use futures::StreamExt;
 use tokio::sync::watch;
 
-use crate::{Bus, BusError, Measured, publish};
+use crate::{Backoff, Bus, BusError, Measured, publish};
 
 /// A task a client neither answers nor renews within this time is delivered again.
 const ACK_WAIT: Duration = Duration::from_secs(30);
@@ -47,23 +47,6 @@ impl Bus {
         tasks.open = Some(tasks.open().await?);
         Ok(tasks)
     }
-
-    /// Forgets the tasks of `run` that no client has taken.
-    pub async fn purge_tasks(&self, run: &RunId) -> Result<(), BusError> {
-        let filter = format!("{}.run.{run}.client.*.task", subject::PREFIX);
-        self.purge(subject::TASK_STREAM, filter).await
-    }
-
-    pub(crate) async fn purge(&self, stream: &str, filter: String) -> Result<(), BusError> {
-        let what = format!("purging {filter}");
-        let handle = self
-            .js
-            .get_stream_no_info(stream)
-            .await
-            .map_err(|error| BusError::broker(what.clone(), error))?;
-        handle.purge().filter(filter).await.map_err(|error| BusError::broker(what, error))?;
-        Ok(())
-    }
 }
 
 /// A task's name for errors, its headers and its body.
@@ -90,17 +73,16 @@ struct Open {
 impl Tasks {
     /// The next task. Waits for ever, through lost connections and restarted brokers. Safe to cancel.
     pub async fn next(&mut self) -> Result<TaskDelivery, BusError> {
-        let mut pause = Duration::ZERO;
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
             let open = match &mut self.open {
                 Some(open) => open,
                 None => {
-                    tokio::time::sleep(pause).await;
+                    tokio::time::sleep(backoff.pause()).await;
                     match self.open().await {
                         Ok(open) => self.open.insert(open),
                         Err(error) => {
                             tracing::debug!(%error, client = %self.client, "task consumer not recreated yet");
-                            pause = (pause * 2).clamp(Duration::from_millis(100), Duration::from_secs(2));
                             continue;
                         }
                     }

@@ -24,6 +24,11 @@ const ABANDONED: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Most bytes of client uploads at once: the updates of a hundred clients that fine-tune all of a ViT-B.
 const UPLOADS: i64 = 32 << 30;
 const EVENTS_KEPT: i64 = 1_000_000;
+/// Largest record of a client or a lease: what a client says of itself is some hundred bytes.
+const SMALL_RECORD: i32 = 32 << 10;
+/// Most updates of one client for one round. It answers once, again if its connection broke; whoever floods the
+/// stream is refused, and what it sent first stays.
+const ANSWERS: i64 = 64;
 
 impl Bus {
     /// Creates what is absent. Any number of programs may do so at once.
@@ -35,15 +40,17 @@ impl Bus {
                 self.settle(&name, self.js.create_stream(config).await).await?;
             }
         }
-        for (bucket, max_age) in [
-            (subject::MODEL_BUCKET, Duration::ZERO),
-            (subject::RUN_BUCKET, Duration::ZERO),
-            (subject::LEASE_BUCKET, LEASE_TTL),
-            (subject::CLIENT_BUCKET, CLIENT_TTL),
+        const UNLIMITED: i32 = -1;
+        for (bucket, max_age, max_value_size) in [
+            (subject::MODEL_BUCKET, Duration::ZERO, UNLIMITED),
+            (subject::RUN_BUCKET, Duration::ZERO, UNLIMITED),
+            (subject::LEASE_BUCKET, LEASE_TTL, SMALL_RECORD),
+            (subject::CLIENT_BUCKET, CLIENT_TTL, SMALL_RECORD),
         ] {
             let name = format!("KV_{bucket}");
             if self.absent(&name).await? {
-                let config = kv::Config { bucket: bucket.into(), history: 1, max_age, ..Default::default() };
+                let bucket = bucket.to_owned();
+                let config = kv::Config { bucket, history: 1, max_age, max_value_size, ..Default::default() };
                 self.settle(&name, self.js.create_key_value(config).await).await?;
             }
         }
@@ -116,6 +123,9 @@ fn streams() -> [stream::Config; 3] {
         },
         stream::Config {
             max_age: ABANDONED,
+            max_messages_per_subject: ANSWERS,
+            discard: stream::DiscardPolicy::New,
+            discard_new_per_subject: true,
             ..base(
                 subject::UPDATE_STREAM,
                 subject::UPDATE_SUBJECTS,

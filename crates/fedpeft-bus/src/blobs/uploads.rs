@@ -54,6 +54,6 @@ impl Bus {
     pub async fn purge_upload(&self, key: UploadKey<'_>, digest: &Digest) -> Result<(), BusError> {
         // Chunks and metadata in one step.
         let filter = format!("$O.{}.*.{}", subject::UPLOAD_BUCKET, key.token(digest));
-        self.purge(&format!("OBJ_{}", subject::UPLOAD_BUCKET), filter).await
+        self.purge_whole(&format!("OBJ_{}", subject::UPLOAD_BUCKET), filter).await
     }
 }

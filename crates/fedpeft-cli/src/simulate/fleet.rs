@@ -45,6 +45,8 @@ pub struct WorkerOptions<'a> {
     pub data: &'a Path,
     /// Folder of the artifacts they pull.
     pub cache: &'a Path,
+    /// Whether the run may have their clients drop out, crash and be late.
+    pub simulate_faults: bool,
 }
 
 impl Fleet {
@@ -141,6 +143,9 @@ impl Fleet {
             ("--drain-seconds", "1".into()),
         ];
         program.args.extend(own.into_iter().flat_map(|(flag, value)| [flag.into(), value]));
+        if options.simulate_faults {
+            program.args.push("--simulate-faults".into());
+        }
         program
     }
 
