@@ -157,7 +157,7 @@ pub(super) async fn look_up(bus: &Bus, place: &Place) -> Result<Head, BusError> 
         (false, _) => {
             let known = meta.nuid == place.nuid;
             let token = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-            if !known && !(place.shared && !meta.nuid.is_empty() && meta.nuid.bytes().all(token)) {
+            if !(known || place.shared && !meta.nuid.is_empty() && meta.nuid.bytes().all(token)) {
                 return Ok(nothing);
             }
             Found::Whole(Whole { size: meta.size, chunks: chunk_subject(place.bucket, &meta.nuid) })
