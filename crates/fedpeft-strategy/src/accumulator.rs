@@ -21,7 +21,7 @@ mod spooled;
 use bytes::Bytes;
 use fedpeft_codec::{CodecError, Layout};
 
-pub use spooled::SpoolError;
+pub use spooled::{Spool, SpoolError};
 
 /// Largest magnitude of an adapter value: the next power of two above what half precision can hold.
 pub const MAX_MAGNITUDE: f32 = 65_536.0;

@@ -58,7 +58,7 @@ async fn send(
     round: &RoundState,
     client: &ClientId,
 ) -> Result<(ClientId, Task, Measured), Stop> {
-    let task = train_task(drive, round, client);
+    let task = train_task(drive, round, client).await?;
     let measured = if round.answers.contains_key(client) {
         drive.bus.measure_task(&task, client)?
     } else {
@@ -67,7 +67,7 @@ async fn send(
     Ok((client.clone(), task, measured))
 }
 
-fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Task {
+async fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Result<Task, Stop> {
     let spec = &drive.record.spec;
     let work = Work::Train {
         training: spec.training.clone(),
@@ -75,5 +75,5 @@ fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Task 
         rounds: spec.rounds,
         stability: spec.stability.clone(),
     };
-    drive.task(round.open.round, round.open.epoch, client, work, round.deadline_ms(spec))
+    drive.task(round.open.round, round.open.epoch, client, work, round.deadline_ms(spec)).await
 }

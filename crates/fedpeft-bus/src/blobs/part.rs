@@ -77,8 +77,10 @@ impl Part {
         }
     }
 
-    /// The download is complete and on disk.
-    pub fn become_file(self, dest: &Path) -> io::Result<()> {
+    /// The download is complete; it becomes the file once it is on disk.
+    pub async fn become_file(self, dest: &Path) -> io::Result<()> {
+        let file = self.file.try_clone()?;
+        tokio::task::spawn_blocking(move || file.sync_all()).await.map_err(io::Error::other)??;
         fs::rename(&self.path, dest)
     }
 }

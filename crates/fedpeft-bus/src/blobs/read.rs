@@ -28,7 +28,7 @@ impl Bus {
     /// Fetches a blob of at most `limit` bytes.
     pub async fn get_blob(&self, digest: &Digest, limit: u64) -> Result<(Bytes, Measured), BusError> {
         let place = Place::blob(digest);
-        let mut download = Download::start(self, &place, limit, Prefix::none()).await?;
+        let mut download = Box::pin(Download::start(self, &place, limit, Prefix::none())).await?;
         let mut bytes = BytesMut::with_capacity(download.size.min(1 << 20) as usize);
         while let Some(chunk) = download.next().await? {
             bytes.extend_from_slice(&chunk);
@@ -53,7 +53,8 @@ impl Bus {
         loop {
             let was_there = resumed.length > 0;
             let file = part.file().map_err(|source| BusError::file(dest, source))?;
-            let fetched = self.fetch(&place, size, resumed, file, dest, &mut progress, &mut measured).await;
+            let fetched =
+                Box::pin(self.fetch(&place, size, resumed, file, dest, &mut progress, &mut measured)).await;
             match fetched {
                 Ok(()) => break,
                 // What lay there may be to blame.
@@ -70,8 +71,13 @@ impl Bus {
                 }
             }
         }
-        part.become_file(dest).map_err(|source| BusError::file(dest, source))?;
+        part.become_file(dest).await.map_err(|source| BusError::file(dest, source))?;
         Ok(measured)
+    }
+
+    /// Fetches a blob of exactly `size` bytes into `file`, chunk by chunk. With an error the file is of no use.
+    pub async fn get_blob_into(&self, digest: &Digest, size: u64, file: File) -> Result<Measured, BusError> {
+        self.fetch_into(&Place::blob(digest), size, file).await
     }
 
     /// Fetches what lies at `place` into an unnamed file.
@@ -83,7 +89,8 @@ impl Bus {
     ) -> Result<Measured, BusError> {
         let mut measured = Measured::default();
         let name = Path::new("temporary file");
-        self.fetch(place, size, Prefix::none(), file, name, &mut |_| {}, &mut measured).await?;
+        let fetching = self.fetch(place, size, Prefix::none(), file, name, &mut |_| {}, &mut measured);
+        Box::pin(fetching).await?;
         Ok(measured)
     }
 
@@ -98,7 +105,7 @@ impl Bus {
         progress: &mut impl FnMut(u64),
         measured: &mut Measured,
     ) -> Result<(), BusError> {
-        let mut download = Download::start(self, place, size, prefix).await?;
+        let mut download = Box::pin(Download::start(self, place, size, prefix)).await?;
         if download.size != size {
             let reason = format!("the store has {} bytes of it, {size} were expected", download.size);
             return Err(BusError::Corrupt { digest: place.digest, reason });
@@ -116,8 +123,7 @@ impl Bus {
         // Also when the download broke off: what came is kept.
         let flushed = file.flush().await;
         written?;
-        flushed.map_err(|source| BusError::file(name, source))?;
-        file.sync_all().await.map_err(|source| BusError::file(name, source))
+        flushed.map_err(|source| BusError::file(name, source))
     }
 }
 

@@ -6,7 +6,10 @@
 
 use std::{
     collections::VecDeque,
+    fs::File,
+    io::{self, Seek},
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,7 +21,6 @@ use bytes::Bytes;
 use fedpeft_protocol::{Digest, subject::CHUNK_HEADER};
 use futures::TryStreamExt;
 use sha2::{Digest as _, Sha256};
-use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{
     CHUNK, Stored,
@@ -65,6 +67,15 @@ impl Bus {
         self.put(&Place::blob(&digest), size, progress, Source::File(path)).await
     }
 
+    /// Stores an open file, from its first byte on, under its digest, unless it is stored already. Nobody else may
+    /// read it meanwhile.
+    pub async fn put_blob_open(&self, file: &File) -> Result<Stored, BusError> {
+        let name = Path::new("temporary file");
+        let copy = || file.try_clone().map_err(|source| BusError::file(name, source));
+        let (digest, size) = digest_of_open(copy()?).await.map_err(|source| BusError::file(name, source))?;
+        self.put(&Place::blob(&digest), size, |_| {}, Source::Open(copy()?)).await
+    }
+
     pub(super) async fn put(
         &self,
         place: &Place,
@@ -78,7 +89,7 @@ impl Bus {
         let (mut since, mut pause) = (Instant::now(), FIRST_PAUSE);
         loop {
             let safe = upload.safe;
-            match upload.attempt_while_connected().await {
+            match Box::pin(upload.attempt_while_connected()).await {
                 Ok(Step::Stored) => {
                     return Ok(Stored { digest: place.digest, size, measured: upload.measured });
                 }
@@ -107,30 +118,82 @@ impl Bus {
 pub(super) enum Source<'a> {
     Memory(Bytes),
     File(&'a Path),
+    Open(File),
 }
 
-type Reader = Box<dyn AsyncRead + Send + Unpin>;
-
 impl Source<'_> {
-    async fn open(&self) -> Result<Reader, BusError> {
+    fn open(&self) -> io::Result<Reader> {
         match self {
-            Self::Memory(bytes) => Ok(Box::new(std::io::Cursor::new(bytes.clone()))),
-            Self::File(path) => match tokio::fs::File::open(path).await {
-                Ok(file) => Ok(Box::new(file)),
-                Err(source) => Err(BusError::file(path, source)),
-            },
+            Self::Memory(bytes) => Ok(Reader::Memory(bytes.clone())),
+            Self::File(path) => Ok(Reader::File(Arc::new(File::open(path)?))),
+            Self::Open(file) => Ok(Reader::File(Arc::new(file.try_clone()?))),
+        }
+    }
+
+    fn failed(&self, source: io::Error) -> BusError {
+        match self {
+            Self::File(path) => BusError::file(path, source),
+            Self::Memory(_) | Self::Open(_) => BusError::file(Path::new("temporary file"), source),
         }
     }
 }
 
-async fn digest_of_file(path: &Path) -> std::io::Result<(Digest, u64)> {
-    let path = path.to_owned();
+/// A source that is being read. Files are read by offset: an attempt that was broken off may still be reading.
+enum Reader {
+    Memory(Bytes),
+    File(Arc<File>),
+}
+
+impl Reader {
+    /// Up to `size` bytes from `offset` on; fewer only at the end.
+    async fn read(&self, offset: u64, size: usize) -> io::Result<Bytes> {
+        match self {
+            Self::Memory(bytes) => {
+                let start = bytes.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
+                Ok(bytes.slice(start..bytes.len().min(start.saturating_add(size))))
+            }
+            Self::File(file) => {
+                let file = file.clone();
+                let reading = tokio::task::spawn_blocking(move || {
+                    let (mut chunk, mut filled) = (vec![0; size], 0);
+                    while filled < size {
+                        match read_at(&file, &mut chunk[filled..], offset + filled as u64) {
+                            Ok(0) => break,
+                            Ok(read) => filled += read,
+                            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                            Err(error) => return Err(error),
+                        }
+                    }
+                    chunk.truncate(filled);
+                    Ok(chunk.into())
+                });
+                reading.await.map_err(io::Error::other)?
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, chunk: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, chunk, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, chunk: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, chunk, offset)
+}
+
+async fn digest_of_file(path: &Path) -> io::Result<(Digest, u64)> {
+    digest_of_open(tokio::fs::File::open(path).await?.into_std().await).await
+}
+
+async fn digest_of_open(mut file: File) -> io::Result<(Digest, u64)> {
     let hashing = tokio::task::spawn_blocking(move || {
-        let file = std::fs::File::open(path)?;
+        file.rewind()?;
         let size = file.metadata()?.len();
         Ok((Digest::of_reader(file)?, size))
     });
-    hashing.await.map_err(std::io::Error::other)?
+    hashing.await.map_err(io::Error::other)?
 }
 
 /// What came of an attempt.
@@ -180,7 +243,7 @@ impl<P: FnMut(u64)> Upload<'_, P> {
         connections.mark_unchanged();
         let what = format!("storing blob {}", self.place.digest);
         tokio::select! {
-            step = self.attempt() => step,
+            step = Box::pin(self.attempt()) => step,
             _ = connections.changed() => Err(BusError::broker(what, "the connection was lost")),
         }
     }
@@ -204,8 +267,8 @@ impl<P: FnMut(u64)> Upload<'_, P> {
         let claimed = place::claim(self.bus, self.place, &head, &self.owner, &mut self.measured).await?;
         let Some(claim) = claimed else { return Ok(Step::Overtaken) };
         self.rival = None;
-        let position = self.resume(&head).await?;
-        self.send(position, claim, head.floor).await
+        let position = Box::pin(self.resume(&head)).await?;
+        Box::pin(self.send(position, claim, head.floor)).await
     }
 
     /// Whether the writer with this claim has done anything of late.
@@ -233,11 +296,11 @@ impl<P: FnMut(u64)> Upload<'_, P> {
 
     /// Reads the source along with the chunks that are stored, as long as they agree.
     async fn resume(&mut self, head: &Head) -> Result<Position, BusError> {
-        let begin = async |anew| {
-            let reader = self.source.open().await?;
+        let begin = |anew| {
+            let reader = self.source.open().map_err(|source| self.source.failed(source))?;
             Ok::<_, BusError>(Position { reader, hasher: Sha256::new(), offset: 0, chunks: 0, anew })
         };
-        let mut at = begin(false).await?;
+        let mut at = begin(false)?;
         if head.sequence == 0 {
             return Ok(at);
         }
@@ -248,12 +311,14 @@ impl<P: FnMut(u64)> Upload<'_, P> {
                 strays.push(piece.sequence);
                 continue;
             };
-            let chunk = self.read_chunk(&mut at.reader, piece.length as usize).await?;
+            // No chunk is larger than a message.
+            let length = piece.length.min(self.bus.max_payload() as u64) as usize;
+            let chunk = self.read_chunk(&at, length).await?;
             at.hasher.update(&chunk);
             (at.offset, at.chunks) = (at.offset + chunk.len() as u64, at.chunks + 1);
             if chunk.len() as u64 != piece.length || digest_so_far(&at.hasher) != mark.prefix {
                 tracing::warn!(digest = %self.place.digest, "other bytes are stored of the blob, beginning anew");
-                return begin(true).await;
+                return begin(true);
             }
         }
         if at.offset == 0 {
@@ -284,7 +349,7 @@ impl<P: FnMut(u64)> Upload<'_, P> {
         let chunk_size = CHUNK.min(self.bus.max_payload().saturating_sub(HEADERS)).max(HEADERS);
         let mut in_flight: VecDeque<(PublishAckFuture, u64)> = VecDeque::with_capacity(WINDOW);
         loop {
-            let chunk = self.read_chunk(&mut at.reader, chunk_size).await?;
+            let chunk = self.read_chunk(&at, chunk_size).await?;
             let last = chunk.is_empty();
             while in_flight.len() >= WINDOW || (last && !in_flight.is_empty()) {
                 let Some((ack, end)) = in_flight.pop_front() else { break };
@@ -326,16 +391,9 @@ impl<P: FnMut(u64)> Upload<'_, P> {
         Ok(if committed { Step::Stored } else { Step::Overtaken })
     }
 
-    /// Up to `size` bytes; fewer only at the end.
-    async fn read_chunk(&self, reader: &mut Reader, size: usize) -> Result<Bytes, BusError> {
-        let mut chunk = Vec::with_capacity(size);
-        match reader.take(size as u64).read_to_end(&mut chunk).await {
-            Ok(_) => Ok(chunk.into()),
-            Err(source) => match &self.source {
-                Source::File(path) => Err(BusError::file(path, source)),
-                Source::Memory(_) => Err(failure(self.place, source)),
-            },
-        }
+    /// The next chunk.
+    async fn read_chunk(&self, at: &Position, size: usize) -> Result<Bytes, BusError> {
+        at.reader.read(at.offset, size).await.map_err(|source| self.source.failed(source))
     }
 
     fn report(&mut self, safe: u64) {

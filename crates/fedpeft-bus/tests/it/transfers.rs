@@ -171,7 +171,11 @@ async fn a_writer_that_was_replaced_writes_no_more() {
     std::fs::write(&source, &bytes).unwrap();
     let upload = tokio::spawn(async move {
         let mut started = Some(started);
-        let progress = |_| drop(started.take().map(|started| started.send(())));
+        let progress = |_| {
+            if let Some(started) = started.take() {
+                let _ = started.send(());
+            }
+        };
         slow.put_blob_file(&source, progress).await
     });
     first.await.unwrap();

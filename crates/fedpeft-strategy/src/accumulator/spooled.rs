@@ -2,16 +2,22 @@
 
 use std::io::{self, Read, Seek, Write};
 
-use fedpeft_codec::CodecError;
+use fedpeft_codec::{CodecError, Layout};
 
 use super::{
-    AccumulateError, Accumulator, HIGH_SCALE, Weight, add_products, check_values, divide, within_bound,
+    AccumulateError, Accumulator, HIGH_SCALE, MAX_WEIGHT, Weight, add_products, advance, check_values,
+    divide, within_bound,
 };
 
 /// Bytes read or written at once.
 const CHUNK: usize = 1 << 20;
 
-/// A spooled adapter that was not added, or a mean that was not written.
+/// An encoded adapter that can be read again and again: a file, or bytes behind a cursor.
+pub trait Spool: Read + Seek {}
+
+impl<T: Read + Seek + ?Sized> Spool for T {}
+
+/// A spooled adapter that was not added, or a result that was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
     /// The adapter is not to be added; the sum is as it was.
@@ -26,57 +32,45 @@ impl Accumulator {
     /// Adds one encoded adapter that is read twice from its first byte: to check it, then to add it. Either all of it
     /// is added or, with an error, nothing; only when reading fails the second time is the sum spoilt, and says so
     /// whenever it is used.
-    pub fn add_spooled(
-        &mut self,
-        adapter: &mut (impl Read + Seek),
-        weight: Weight,
-    ) -> Result<(), SpoolError> {
-        let updates = within_bound(self.updates + 1)?;
-        self.check_spooled(adapter)?;
-        adapter.rewind()?;
-        let scaled_weight = f64::from(weight.0) * HIGH_SCALE;
-        let mut chunk = vec![0; CHUNK];
-        let mut first = 0;
-        self.spoilt = true;
-        while first < self.high.len() {
-            let values = (self.high.len() - first).min(CHUNK / 4);
-            let bytes = &mut chunk[..values * 4];
-            adapter.read_exact(bytes)?;
-            let (high, low) = (&mut self.high[first..first + values], &mut self.low[first..first + values]);
-            pulp::Arch::new().dispatch(|| add_products(high, low, bytes.as_chunks::<4>().0, scaled_weight));
-            first += values;
-        }
-        self.spoilt = false;
+    pub fn add_spooled(&mut self, adapter: &mut dyn Spool, weight: Weight) -> Result<(), SpoolError> {
+        self.add_parts(adapter, &[f64::from(weight.0)])?;
         self.weight += weight.get();
+        Ok(())
+    }
+
+    /// [`Self::subtract`], of an adapter that is read as [`Self::add_spooled`] does.
+    pub fn subtract_spooled(&mut self, adapter: &mut dyn Spool, weight: u64) -> Result<(), SpoolError> {
+        // In parts that fit the bounds of the fixed point.
+        let parts = (0..weight.div_ceil(MAX_WEIGHT)).map(|part| (weight - part * MAX_WEIGHT).min(MAX_WEIGHT));
+        self.add_parts(adapter, &parts.map(|part| -(part as f64)).collect::<Vec<_>>())
+    }
+
+    /// Adds an adapter with each of these weights.
+    fn add_parts(&mut self, adapter: &mut dyn Spool, weights: &[f64]) -> Result<(), SpoolError> {
+        if self.spoilt {
+            return Err(AccumulateError::Spoilt.into());
+        }
+        let updates = within_bound(self.updates + weights.len() as u64)?;
+        check_spooled(adapter, &self.layout)?;
+        self.spoilt = true;
+        each_chunk(adapter, self.high.len(), |first, values| {
+            let last = first + values.len();
+            let (high, low) = (&mut self.high[first..last], &mut self.low[first..last]);
+            for weight in weights {
+                pulp::Arch::new().dispatch(|| add_products(high, low, values, weight * HIGH_SCALE));
+            }
+            Ok(())
+        })?;
+        self.spoilt = false;
         self.updates = updates;
         Ok(())
     }
 
-    fn check_spooled(&self, adapter: &mut (impl Read + Seek)) -> Result<(), SpoolError> {
-        let got = adapter.seek(io::SeekFrom::End(0))?;
-        if got != self.layout.bytes() {
-            let values = self.layout.values();
-            let (got, expected) = (usize::try_from(got).unwrap_or(usize::MAX), values * 4);
-            return Err(AccumulateError::from(CodecError::Size { got, expected, values }).into());
-        }
-        adapter.rewind()?;
-        let mut chunk = vec![0; CHUNK];
-        let mut first = 0;
-        while first < self.layout.values() {
-            let values = (self.layout.values() - first).min(CHUNK / 4);
-            let bytes = &mut chunk[..values * 4];
-            adapter.read_exact(bytes)?;
-            check_values(first, bytes.as_chunks::<4>().0, &self.layout)?;
-            first += values;
-        }
-        Ok(())
-    }
-
     /// Writes the weighted mean, encoded, in chunks.
-    pub fn mean_into(&self, out: &mut impl Write) -> Result<(), SpoolError> {
+    pub fn mean_into(&self, out: &mut dyn Write) -> Result<(), SpoolError> {
         self.usable()?;
         let divisor = self.weight as f64;
-        let mut chunk = vec![0; CHUNK];
+        let mut chunk = vec![0; CHUNK.min(self.high.len() * 4)];
         for (high, low) in self.high.chunks(CHUNK / 4).zip(self.low.chunks(CHUNK / 4)) {
             let bytes = &mut chunk[..high.len() * 4];
             pulp::Arch::new().dispatch(|| divide(high, low, divisor, bytes.as_chunks_mut::<4>().0));
@@ -84,13 +78,63 @@ impl Accumulator {
         }
         Ok(())
     }
+
+    /// Writes `adapter` moved by the sum over `divisor`, encoded, in chunks.
+    pub fn step_into(
+        &self,
+        adapter: &mut dyn Spool,
+        divisor: f64,
+        out: &mut dyn Write,
+    ) -> Result<(), SpoolError> {
+        self.usable()?;
+        check_spooled(adapter, &self.layout)?;
+        let mut moved = Vec::new();
+        each_chunk(adapter, self.high.len(), |first, values| {
+            let last = first + values.len();
+            let (high, low) = (&self.high[first..last], &self.low[first..last]);
+            moved.clear();
+            moved.extend_from_slice(values);
+            pulp::Arch::new().dispatch(|| advance(high, low, divisor, &mut moved));
+            Ok(out.write_all(moved.as_flattened())?)
+        })
+    }
+}
+
+/// Checks length, finiteness and magnitude.
+fn check_spooled(adapter: &mut dyn Spool, layout: &Layout) -> Result<(), SpoolError> {
+    let got = adapter.seek(io::SeekFrom::End(0))?;
+    let values = layout.values();
+    if got != layout.bytes() {
+        let (got, expected) = (usize::try_from(got).unwrap_or(usize::MAX), values * 4);
+        return Err(AccumulateError::from(CodecError::Size { got, expected, values }).into());
+    }
+    each_chunk(adapter, values, |first, values| Ok(check_values(first, values, layout)?))
+}
+
+/// Reads `values` values from the first on. `each` gets chunks of them, and the index of their first one.
+fn each_chunk(
+    adapter: &mut dyn Spool,
+    values: usize,
+    mut each: impl FnMut(usize, &[[u8; 4]]) -> Result<(), SpoolError>,
+) -> Result<(), SpoolError> {
+    adapter.rewind()?;
+    let mut chunk = vec![0; CHUNK.min(values * 4)];
+    let mut first = 0;
+    while first < values {
+        let count = (values - first).min(CHUNK / 4);
+        let bytes = &mut chunk[..count * 4];
+        adapter.read_exact(bytes)?;
+        each(first, bytes.as_chunks::<4>().0)?;
+        first += count;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
 
-    use fedpeft_codec::{Layout, TensorSpec, encode};
+    use fedpeft_codec::{TensorSpec, encode};
 
     use super::{super::MAX_MAGNITUDE, *};
 
@@ -119,6 +163,15 @@ mod tests {
         let mut written = Vec::new();
         spooled.mean_into(&mut written).unwrap();
         assert_eq!(written, held.mean().unwrap());
+
+        // More than fits one part.
+        let (base, weight) = (adapter(0.2), MAX_WEIGHT + 5);
+        held.subtract(&base, weight).unwrap();
+        spooled.subtract_spooled(&mut Cursor::new(&base), weight).unwrap();
+        assert_eq!(held, spooled);
+        written.clear();
+        spooled.step_into(&mut Cursor::new(&base), 40.0, &mut written).unwrap();
+        assert_eq!(written, held.step(&base, 40.0).unwrap());
     }
 
     #[test]
