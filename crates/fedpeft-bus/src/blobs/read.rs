@@ -89,7 +89,8 @@ impl Bus {
     ) -> Result<Measured, BusError> {
         let mut measured = Measured::default();
         let name = Path::new("temporary file");
-        let fetching = self.fetch(place, size, Prefix::none(), file, name, &mut |_| {}, &mut measured);
+        let progress = &mut |_| {};
+        let fetching = self.fetch(place, size, Prefix::none(), file, name, progress, &mut measured);
         Box::pin(fetching).await?;
         Ok(measured)
     }

@@ -33,7 +33,7 @@ async fn child() {
     let folder = Path::new(order[2]);
     match order[0] {
         "push" => {
-            drop(push_folder(&bus, folder, &ModelName::new("large").unwrap(), |_, _, _| {}).await.unwrap())
+            drop(push_folder(&bus, folder, &ModelName::new("large").unwrap(), |_, _, _| {}).await.unwrap());
         }
         _ => {
             let cache = Cache::new(folder);
