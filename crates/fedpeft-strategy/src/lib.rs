@@ -12,6 +12,6 @@ pub mod cohort;
 mod norm;
 pub mod strategy;
 
-pub use accumulator::{AccumulateError, Accumulator, Weight};
-pub use norm::distance;
+pub use accumulator::{AccumulateError, Accumulator, Spool, SpoolError, Weight};
+pub use norm::{distance, distance_spooled};
 pub use strategy::{FedAvg, Strategy, of_spec};

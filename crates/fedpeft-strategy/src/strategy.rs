@@ -1,9 +1,10 @@
 //! What becomes of a round's updates.
 
-use bytes::Bytes;
+use std::io::Write;
+
 use fedpeft_protocol::run::StrategySpec;
 
-use crate::accumulator::{AccumulateError, Accumulator, Weight};
+use crate::accumulator::{AccumulateError, Accumulator, Spool, SpoolError, Weight};
 
 /// How updates are weighed and how their sum becomes the next global adapter.
 pub trait Strategy: Send + Sync {
@@ -13,8 +14,11 @@ pub trait Strategy: Send + Sync {
     /// The weight of an update that was trained on `examples` examples.
     fn weight(&self, examples: u64) -> Result<Weight, AccumulateError>;
 
-    /// The next global adapter, encoded, from the present one and the sum of the accepted updates.
-    fn next(&self, global: &[u8], sum: &Accumulator) -> Result<Bytes, AccumulateError>;
+    /// Whether [`Self::next`] reads the present global adapter. If not, it need not be at hand.
+    fn reads_global(&self) -> bool;
+
+    /// Writes the next global adapter, encoded, made of the present one and the sum of the accepted updates.
+    fn next(&self, global: &mut dyn Spool, sum: &Accumulator, out: &mut dyn Write) -> Result<(), SpoolError>;
 }
 
 /// The mean of the clients' adapters, weighted by their examples (McMahan et al., arXiv 1602.05629).
@@ -30,8 +34,17 @@ impl Strategy for FedAvg {
         Weight::new(examples)
     }
 
-    fn next(&self, _global: &[u8], sum: &Accumulator) -> Result<Bytes, AccumulateError> {
-        sum.mean()
+    fn reads_global(&self) -> bool {
+        false
+    }
+
+    fn next(
+        &self,
+        _global: &mut dyn Spool,
+        sum: &Accumulator,
+        out: &mut dyn Write,
+    ) -> Result<(), SpoolError> {
+        sum.mean_into(out)
     }
 }
 
@@ -55,7 +68,9 @@ mod tests {
         for (values, examples) in [([1.0, -2.0], 1), ([4.0, 1.0], 2)] {
             sum.add(&encode(&values), strategy.weight(examples).unwrap()).unwrap();
         }
-        assert_eq!(strategy.next(&[], &sum).unwrap(), encode(&[3.0, 0.0]));
+        let mut next = Vec::new();
+        strategy.next(&mut std::io::empty(), &sum, &mut next).unwrap();
+        assert_eq!(next, encode(&[3.0, 0.0]));
         assert_eq!(strategy.name(), "fedavg");
     }
 }
