@@ -33,6 +33,7 @@ mod round;
 mod spool;
 mod stop;
 mod supervisor;
+mod sweep;
 mod takeover;
 
 pub use supervisor::Aggregator;

@@ -211,7 +211,7 @@ async fn child() {
 }
 
 /// Starts [`child`] and kills it once it has moved `bytes`; returns what it had moved.
-fn kill_after(bytes: u64, what: &str, url: &str, path: &Path, digest: &Digest, size: u64) -> u64 {
+async fn kill_after(bytes: u64, what: &str, url: &str, path: &Path, digest: &Digest, size: u64) -> u64 {
     let mut child = start(&format!("{what} {url} {} {digest} {size}", path.display()));
     let moved = || {
         let text = std::fs::read_to_string(path.with_extension("progress")).unwrap_or_default();
@@ -224,7 +224,7 @@ fn kill_after(bytes: u64, what: &str, url: &str, path: &Path, digest: &Digest, s
             child.wait().unwrap();
             return moved().max(bytes);
         }
-        std::thread::sleep(Duration::from_millis(2));
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
@@ -245,8 +245,7 @@ async fn killed_processes_go_on_where_they_were() {
     let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
     let source: PathBuf = server.folder().join("source");
     std::fs::write(&source, &bytes).unwrap();
-    let safe =
-        tokio::task::block_in_place(|| kill_after(8_000_000, "upload", &proxy.url(), &source, &digest, size));
+    let safe = kill_after(8_000_000, "upload", &proxy.url(), &source, &digest, size).await;
     let resumed = bus.put_blob_file(&source, |_| {}).await.unwrap();
     assert!(resumed.measured.payload <= size - safe + CHUNK + 2048, "{safe} {resumed:?}");
     assert_eq!(stored(&server, subject::BLOB_BUCKET).await, messages(size));
@@ -254,8 +253,7 @@ async fn killed_processes_go_on_where_they_were() {
     let folder = server.folder().join("cache");
     std::fs::create_dir(&folder).unwrap();
     let dest = folder.join("dest");
-    let there =
-        tokio::task::block_in_place(|| kill_after(8_000_000, "download", &proxy.url(), &dest, &digest, size));
+    let there = kill_after(8_000_000, "download", &proxy.url(), &dest, &digest, size).await;
     assert!(!dest.exists());
     let measured = bus.get_blob_file(&digest, size, &dest, |_| {}).await.unwrap();
     // The last chunks a process wrote may not have reached the file.
