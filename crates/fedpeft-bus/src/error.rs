@@ -66,6 +66,17 @@ pub enum BusError {
         /// Its name.
         digest: Digest,
     },
+    /// The store of the broker takes no more bytes; nothing half-stored counts.
+    #[error(
+        "{what}: the store of the NATS server is full ({reason}): free space there, or raise its max_file_store \
+         or the limit of the bucket, and repeat"
+    )]
+    StoreFull {
+        /// What was attempted.
+        what: String,
+        /// What the broker said.
+        reason: String,
+    },
     /// The blob is larger than the caller allows.
     #[error("blob {digest} has {size} bytes, more than the {limit} allowed here")]
     BlobTooLarge {

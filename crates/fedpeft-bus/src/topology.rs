@@ -21,6 +21,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(10 * 60);
 /// Updates and tasks of runs that nobody continues go away by themselves.
 const ABANDONED: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Most bytes of client uploads at once: the updates of a hundred clients that fine-tune all of a ViT-B.
+const UPLOADS: i64 = 32 << 30;
 const EVENTS_KEPT: i64 = 1_000_000;
 /// Largest record of a client or a lease: what a client says of itself is some hundred bytes.
 const SMALL_RECORD: i32 = 32 << 10;
@@ -52,10 +54,20 @@ impl Bus {
                 self.settle(&name, self.js.create_key_value(config).await).await?;
             }
         }
-        let name = format!("OBJ_{}", subject::BLOB_BUCKET);
-        if self.absent(&name).await? {
-            let config = object_store::Config { bucket: subject::BLOB_BUCKET.into(), ..Default::default() };
-            self.settle(&name, self.js.create_object_store(config).await).await?;
+        let bucket = |bucket: &str| object_store::Config { bucket: bucket.into(), ..Default::default() };
+        let limited =
+            object_store::Config { max_age: ABANDONED, max_bytes: UPLOADS, ..bucket(subject::UPLOAD_BUCKET) };
+        for config in [bucket(subject::BLOB_BUCKET), limited] {
+            let name = format!("OBJ_{}", config.bucket);
+            if self.absent(&name).await? {
+                let mut created = self.js.create_object_store(config.clone()).await;
+                if created.is_err() && config.max_bytes > 0 {
+                    // A broker with less room than that limits the bucket by itself.
+                    created =
+                        self.js.create_object_store(object_store::Config { max_bytes: 0, ..config }).await;
+                }
+                self.settle(&name, created).await?;
+            }
         }
         Ok(())
     }

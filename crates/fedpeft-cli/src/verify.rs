@@ -3,10 +3,9 @@
 //! The ledger alone proves that no update counts twice and that nothing was changed since. Where the run kept its
 //! updates, every round is aggregated again and must give the same bytes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::Cursor};
 
 use anyhow::{Context as _, Result, bail};
-use bytes::Bytes;
 use fedpeft_artifacts::manifest::Manifest;
 use fedpeft_bus::Bus;
 use fedpeft_codec::Layout;
@@ -90,7 +89,7 @@ pub async fn verify(bus: &Bus, view: &RunView) -> Result<Verified> {
 }
 
 /// The global adapter that the updates of a round lead to.
-async fn aggregate(bus: &Bus, view: &RunView, report: &RoundReport, layout: &Layout) -> Result<Bytes> {
+async fn aggregate(bus: &Bus, view: &RunView, report: &RoundReport, layout: &Layout) -> Result<Vec<u8>> {
     let fetch = async |digest: &Digest, what: &str| {
         let blob = bus.get_blob(digest, layout.bytes()).await;
         let (bytes, _) = blob.with_context(|| format!("{what} of round {} cannot be read", report.round))?;
@@ -113,9 +112,13 @@ async fn aggregate(bus: &Bus, view: &RunView, report: &RoundReport, layout: &Lay
     for (base, weight) in bases {
         sum.subtract(&fetch(&base, "an adapter that updates began with").await?, weight)?;
     }
-    let global = fetch(&report.previous, "the adapter before it").await?;
-    Ok(match view.record.spec.mode {
-        ModeSpec::Synchronous => of_spec(&view.record.spec.strategy).next(&global, &sum)?,
-        ModeSpec::Buffered { .. } => buffered::next(&global, &sum, examples)?,
-    })
+    let mut global = Cursor::new(fetch(&report.previous, "the adapter before it").await?);
+    let mut next = Vec::new();
+    match view.record.spec.mode {
+        ModeSpec::Synchronous => {
+            of_spec(&view.record.spec.strategy).next(&mut global, &sum, &mut next)?;
+        }
+        ModeSpec::Buffered { .. } => buffered::next(&mut global, &sum, examples, &mut next)?,
+    }
+    Ok(next)
 }

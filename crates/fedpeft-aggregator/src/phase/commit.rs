@@ -6,18 +6,19 @@
 //! | evaluate | the round is committed; of buffered rounds, with the clients that go on training |
 //! | failed | the new adapter cannot be stored |
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, io::Write, sync::Arc, time::Instant};
 
-use bytes::Bytes;
 use fedpeft_bus::Stale;
 use fedpeft_protocol::Digest;
-use fedpeft_strategy::{AccumulateError, buffered};
+use fedpeft_strategy::{Accumulator, SpoolError, buffered};
+use tokio::sync::OnceCell;
 
 use super::{Phase, evaluate::Committed};
 use crate::{
     drive::Drive,
     retention,
     round::{RoundState, report_key},
+    spool::Adapter,
     stop::Stop,
 };
 
@@ -25,7 +26,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     let started = Instant::now();
     let is_synchronous = drive.record.spec.mode.is_synchronous();
     let next = if is_synchronous { mean(drive, &round).await? } else { moved(drive, &round).await? };
-    let digest = drive.bus.put_blob(next.clone()).await?.digest;
+    let digest = drive.store(&next).await?;
     round.seconds.aggregate = (round.folding + started.elapsed()).as_secs_f64();
     round.seconds.total = round.started.elapsed().as_secs_f64();
     let carried = round.carried(&drive.record.spec);
@@ -49,8 +50,10 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
             record.carried = carried;
         })
         .await?;
-    drive.adapter = next;
-    // The updates are in a durable adapter now: this is their acknowledgement.
+    drive.adapter = OnceCell::new_with(Some(next));
+    // The updates are in a durable adapter now: this is their acknowledgement. What they uploaded goes first, while
+    // they still name it.
+    retention::forget_uploads(drive, &round).await;
     if is_synchronous {
         drive.bus.purge_updates(&drive.record.run, Stale::Round(report.round), updates).await?;
         if !round.outstanding().is_empty() {
@@ -62,7 +65,6 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
             drive.bus.purge_updates(&drive.record.run, Stale::Client(member.round, client), updates).await?;
         }
     }
-    retention::forget_update_blobs(drive, &round).await;
     // Written with the report once it is evaluated.
     report.seconds.aggregate = (round.folding + started.elapsed()).as_secs_f64();
     report.seconds.total = round.started.elapsed().as_secs_f64();
@@ -78,14 +80,18 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
 }
 
 /// The next global adapter of a synchronous round, as the run's strategy says.
-async fn mean(drive: &Drive<'_>, round: &RoundState) -> Result<Bytes, Stop> {
-    let (strategy, present) = (drive.strategy.clone(), drive.adapter.clone());
-    round.with_sum(move |sum| strategy.next(&present, sum)).await?.map_err(failed)
+async fn mean(drive: &Drive<'_>, round: &RoundState) -> Result<Adapter, Stop> {
+    let strategy = drive.strategy.clone();
+    let present = match strategy.reads_global() {
+        true => drive.global(&drive.record.adapter).await?,
+        false => Adapter::none(),
+    };
+    written(drive, round, move |sum, out| strategy.next(&mut *present.reader(), sum, out)).await
 }
 
 /// The next global adapter of a buffered round. Its updates may have begun with different adapters, which are taken
 /// out of the sum one by one.
-async fn moved(drive: &Drive<'_>, round: &RoundState) -> Result<Bytes, Stop> {
+async fn moved(drive: &Drive<'_>, round: &RoundState) -> Result<Adapter, Stop> {
     let mut bases = BTreeMap::<Digest, u64>::new();
     for (client, accepted) in round.accepted_by() {
         if let Some(member) = round.members.get(client) {
@@ -94,13 +100,32 @@ async fn moved(drive: &Drive<'_>, round: &RoundState) -> Result<Bytes, Stop> {
     }
     for (base, weight) in bases {
         let base = drive.global(&base).await?;
-        round.with_sum(move |sum| sum.subtract(&base, weight)).await?.map_err(failed)?;
+        let subtracted = move |sum: &mut Accumulator| sum.subtract_spooled(&mut *base.reader(), weight);
+        round.with_sum(subtracted).await?.map_err(|error| drive.broken(error))?;
     }
     let examples = round.accepted().map(|accepted| accepted.examples).sum();
-    let present = drive.adapter.clone();
-    round.with_sum(move |sum| buffered::next(&present, sum, examples)).await?.map_err(failed)
+    let present = drive.global(&drive.record.adapter).await?;
+    written(drive, round, move |sum, out| buffered::next(&mut *present.reader(), sum, examples, out)).await
 }
 
-fn failed(error: AccumulateError) -> Stop {
-    Stop::Failed(error.to_string())
+/// What `write` makes of the sum: in memory where adapters travel in messages, else in a file.
+async fn written(
+    drive: &Drive<'_>,
+    round: &RoundState,
+    write: impl FnOnce(&Accumulator, &mut dyn Write) -> Result<(), SpoolError> + Send + 'static,
+) -> Result<Adapter, Stop> {
+    let size = drive.model.layout.bytes();
+    let written = if drive.fits_a_message() {
+        let into_memory = move |sum: &mut Accumulator| {
+            let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+            write(sum, &mut bytes).map(|()| Adapter::Held(bytes.into()))
+        };
+        round.with_sum(into_memory).await?
+    } else {
+        let file = drive.spool.file(size)?;
+        let into_file =
+            move |sum: &mut Accumulator| write(sum, &mut &file).map(|()| Adapter::Spooled(Arc::new(file)));
+        round.with_sum(into_file).await?
+    };
+    written.map_err(|error| drive.broken(error))
 }

@@ -3,7 +3,7 @@
 use fedpeft_codec::decode;
 use fedpeft_protocol::{
     event::EventKind,
-    round::{ByteKind, ClientOutcome, Direction, Outcome, Payload, Transfer, Work},
+    round::{ByteKind, Direction, Outcome, Transfer, Work},
     run::RunStatus,
 };
 
@@ -153,47 +153,6 @@ async fn the_order_of_arrival_does_not_change_a_byte() {
     }
     assert_ne!(results[0][0], results[0][1]);
     assert!(results.iter().all(|adapters| *adapters == results[0]), "{results:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_large_adapter_travels_as_a_blob_both_ways() {
-    // 1.2 MB; the broker takes messages of 1 MiB.
-    let mut federation = Federation::start(300_000).await;
-    let mut players = Vec::new();
-    for name in ["a", "b"] {
-        federation.join(name, 10).await;
-        players.push(federation.player(name).await);
-    }
-    let _service = federation.aggregator().await;
-    federation.create("r", spec(1, 2)).await.unwrap();
-    let mut sent = Vec::new();
-    for player in &mut players {
-        let task = player.task().await;
-        assert!(matches!(task.adapter, Payload::Blob { size: 1_200_000, .. }));
-        let bytes = fedpeft_codec::encode(&player.train(&player.global(&task).await));
-        let stored = federation.bus.put_blob(bytes).await.unwrap();
-        sent.push(stored.digest);
-        let payload = Payload::Blob { digest: stored.digest, size: stored.size };
-        let mut update = player.update_with(&task, 10, payload);
-        if player.id.as_str() == "a" {
-            let size = stored.measured.total;
-            update.fetched = vec![Transfer { direction: Direction::Up, kind: ByteKind::Adapter, size }];
-        }
-        player.send(&task, &update).await;
-    }
-    let view = federation.completed("r").await;
-    let global = decode(&federation.initial(), &federation.layout).unwrap();
-    let expected = mean(&[(&players[0], 10), (&players[1], 10)], &global);
-    let found = decode(&federation.adapter(&view.record.adapter).await, &federation.layout).unwrap();
-    assert_close(&found, &expected);
-    // Whether the client says so or not, its upload is counted.
-    for client in &view.rounds[0].clients {
-        assert!(client.bytes_up > 1_200_000 && client.bytes_up < 1_230_000, "{client:?}");
-        assert!(matches!(client.outcome, ClientOutcome::Accepted { .. }));
-    }
-    for digest in sent {
-        assert!(!federation.bus.has_blob(&digest).await.unwrap(), "update blobs go with their round");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
