@@ -81,6 +81,7 @@ impl Api {
             status: RunStatus::Pending,
             round: 0,
             adapter,
+            moments: None,
             open: None,
             carried: Vec::new(),
             epoch: 0,

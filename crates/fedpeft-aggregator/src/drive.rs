@@ -20,7 +20,7 @@ use crate::{
     model::{self, Model},
     phase::{Phase, broadcast, collect, commit, complete, evaluate, select},
     record::OwnedRecord,
-    spool::{Adapter, Spool},
+    spool::{Adapter, Spool, Target},
     stop::Stop,
     takeover,
 };
@@ -199,12 +199,24 @@ impl Drive<'_> {
     }
 
     async fn fetched(&self, digest: &Digest) -> Result<Adapter, Stop> {
-        let size = self.model.layout.bytes();
+        self.stored(digest, self.model.layout.bytes()).await
+    }
+
+    /// A blob of `size` bytes: an adapter, or what a strategy keeps for each of its values.
+    pub async fn stored(&self, digest: &Digest, size: u64) -> Result<Adapter, Stop> {
         if self.fits_a_message() {
             return Ok(Adapter::Held(self.bus.get_blob(digest, size).await?.0));
         }
         let get = async |file| self.bus.get_blob_into(digest, size, file).await;
         Ok(self.spool.fetched(size, get).await??.0)
+    }
+
+    /// Where `size` bytes are written: to memory where adapters travel in messages, else to a file.
+    pub fn target(&self, size: u64) -> Result<Target, Stop> {
+        if self.fits_a_message() {
+            return Ok(Target::Memory(Vec::with_capacity(usize::try_from(size).unwrap_or(0))));
+        }
+        Ok(Target::File(self.spool.file(size)?))
     }
 
     /// Stores an adapter as a blob.

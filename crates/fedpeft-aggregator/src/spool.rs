@@ -6,7 +6,7 @@
 
 use std::{
     fs::File,
-    io::{self, Cursor},
+    io::{self, Cursor, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -60,6 +60,41 @@ impl Adapter {
         match (self, base) {
             (Self::Held(adapter), Self::Held(base)) => Ok(distance(adapter, base)),
             _ => distance_spooled(&mut *self.reader(), &mut *base.reader()),
+        }
+    }
+}
+
+/// Where an adapter is written.
+#[derive(Debug)]
+pub(crate) enum Target {
+    /// To memory.
+    Memory(Vec<u8>),
+    /// To a file without a name.
+    File(File),
+}
+
+impl Target {
+    /// What was written.
+    pub fn done(self) -> Adapter {
+        match self {
+            Self::Memory(bytes) => Adapter::Held(bytes.into()),
+            Self::File(file) => Adapter::Spooled(Arc::new(file)),
+        }
+    }
+}
+
+impl Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Memory(memory) => memory.write(bytes),
+            Self::File(file) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Memory(_) => Ok(()),
+            Self::File(file) => file.flush(),
         }
     }
 }

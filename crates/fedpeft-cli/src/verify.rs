@@ -15,7 +15,7 @@ use fedpeft_protocol::{
     round::{ClientOutcome, RoundReport},
     run::{ModeSpec, RunView},
 };
-use fedpeft_strategy::{Accumulator, Weight, buffered, of_spec};
+use fedpeft_strategy::{Accumulator, Kept, Spool, Weight, buffered, of_spec};
 use serde::Serialize;
 
 use crate::view::{Sink, View};
@@ -64,9 +64,10 @@ pub async fn verify(bus: &Bus, view: &RunView) -> Result<Verified> {
         let (manifest, _) = bus.get_blob(&record.manifest, MANIFEST_LIMIT).await?;
         let layout = Manifest::from_json(&manifest)?.adapter;
         let progress = View::new(0, Sink::Stderr);
+        let mut kept = None;
         for report in &view.rounds {
             progress.spin(format!("aggregating round {} again", report.round));
-            let found = Digest::of(aggregate(bus, view, report, &layout).await?);
+            let found = Digest::of(aggregate(bus, view, report, &layout, &mut kept).await?);
             if found != report.adapter {
                 bail!(
                     "round {} of run {}: its updates give adapter {found}, its report says {}",
@@ -88,8 +89,14 @@ pub async fn verify(bus: &Bus, view: &RunView) -> Result<Verified> {
     })
 }
 
-/// The global adapter that the updates of a round lead to.
-async fn aggregate(bus: &Bus, view: &RunView, report: &RoundReport, layout: &Layout) -> Result<Vec<u8>> {
+/// The global adapter that the updates of a round lead to. `kept` is what the strategy keeps between rounds.
+async fn aggregate(
+    bus: &Bus,
+    view: &RunView,
+    report: &RoundReport,
+    layout: &Layout,
+    kept: &mut Option<Vec<u8>>,
+) -> Result<Vec<u8>> {
     let fetch = async |digest: &Digest, what: &str| {
         let blob = bus.get_blob(digest, layout.bytes()).await;
         let (bytes, _) = blob.with_context(|| format!("{what} of round {} cannot be read", report.round))?;
@@ -116,7 +123,11 @@ async fn aggregate(bus: &Bus, view: &RunView, report: &RoundReport, layout: &Lay
     let mut next = Vec::new();
     match view.record.spec.mode {
         ModeSpec::Synchronous => {
-            of_spec(&view.record.spec.strategy).next(&mut global, &sum, &mut next)?;
+            let (mut before, mut after) = (kept.take().map(Cursor::new), Vec::new());
+            let state =
+                Kept { before: before.as_mut().map(|cursor| cursor as &mut dyn Spool), after: &mut after };
+            of_spec(&view.record.spec.strategy).next(&mut global, state, &sum, &mut next)?;
+            *kept = Some(after);
         }
         ModeSpec::Buffered { .. } => buffered::next(&mut global, &sum, examples, &mut next)?,
     }

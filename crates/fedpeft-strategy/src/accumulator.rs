@@ -85,6 +85,11 @@ pub enum AccumulateError {
     /// Reading a spooled adapter broke off while it was added.
     #[error("the sum holds half an update: it has to be gathered again")]
     Spoilt,
+    /// A server optimizer's step that left the range.
+    #[error(
+        "the server's step gives a value of {0}, more than {MAX_MAGNITUDE}: lower strategy.learning_rate"
+    )]
+    Diverged(String),
     /// Two sums over different adapters.
     #[error("sums of different adapter layouts cannot be merged")]
     Layout,

@@ -4,7 +4,18 @@ use std::io::Write;
 
 use fedpeft_protocol::run::StrategySpec;
 
-use crate::accumulator::{AccumulateError, Accumulator, Spool, SpoolError, Weight};
+use crate::{
+    accumulator::{AccumulateError, Accumulator, Spool, SpoolError, Weight},
+    fedopt::{Constants, FedOpt, Rule},
+};
+
+/// What a strategy keeps between rounds.
+pub struct Kept<'a> {
+    /// What the round before left; nothing before the first.
+    pub before: Option<&'a mut dyn Spool>,
+    /// What this round leaves: [`Strategy::kept`] times as long as the adapter.
+    pub after: &'a mut dyn Write,
+}
 
 /// How updates are weighed and how their sum becomes the next global adapter.
 pub trait Strategy: Send + Sync {
@@ -17,8 +28,19 @@ pub trait Strategy: Send + Sync {
     /// Whether [`Self::next`] reads the present global adapter. If not, it need not be at hand.
     fn reads_global(&self) -> bool;
 
+    /// Values kept between rounds for each value of the adapter.
+    fn kept(&self) -> usize {
+        0
+    }
+
     /// Writes the next global adapter, encoded, made of the present one and the sum of the accepted updates.
-    fn next(&self, global: &mut dyn Spool, sum: &Accumulator, out: &mut dyn Write) -> Result<(), SpoolError>;
+    fn next(
+        &self,
+        global: &mut dyn Spool,
+        kept: Kept<'_>,
+        sum: &Accumulator,
+        out: &mut dyn Write,
+    ) -> Result<(), SpoolError>;
 }
 
 /// The mean of the clients' adapters, weighted by their examples (McMahan et al., arXiv 1602.05629).
@@ -41,6 +63,7 @@ impl Strategy for FedAvg {
     fn next(
         &self,
         _global: &mut dyn Spool,
+        _kept: Kept<'_>,
         sum: &Accumulator,
         out: &mut dyn Write,
     ) -> Result<(), SpoolError> {
@@ -50,9 +73,22 @@ impl Strategy for FedAvg {
 
 /// The strategy a run asked for.
 pub fn of_spec(spec: &StrategySpec) -> Box<dyn Strategy> {
-    match spec {
-        StrategySpec::Fedavg => Box::new(FedAvg),
-    }
+    let (rule, constants) = match *spec {
+        StrategySpec::Fedavg => return Box::new(FedAvg),
+        StrategySpec::Fedavgm { learning_rate, momentum } => {
+            (Rule::Momentum, Constants { learning_rate, beta1: momentum, beta2: 0.0, tau: 0.0 })
+        }
+        StrategySpec::Fedadagrad { learning_rate, beta1, tau } => {
+            (Rule::Adagrad, Constants { learning_rate, beta1, beta2: 0.0, tau })
+        }
+        StrategySpec::Fedadam { learning_rate, beta1, beta2, tau } => {
+            (Rule::Adam, Constants { learning_rate, beta1, beta2, tau })
+        }
+        StrategySpec::Fedyogi { learning_rate, beta1, beta2, tau } => {
+            (Rule::Yogi, Constants { learning_rate, beta1, beta2, tau })
+        }
+    };
+    Box::new(FedOpt::new(rule, constants))
 }
 
 #[cfg(test)]
@@ -69,7 +105,8 @@ mod tests {
             sum.add(&encode(&values), strategy.weight(examples).unwrap()).unwrap();
         }
         let mut next = Vec::new();
-        strategy.next(&mut std::io::empty(), &sum, &mut next).unwrap();
+        let kept = Kept { before: None, after: &mut std::io::sink() };
+        strategy.next(&mut std::io::empty(), kept, &sum, &mut next).unwrap();
         assert_eq!(next, encode(&[3.0, 0.0]));
         assert_eq!(strategy.name(), "fedavg");
     }

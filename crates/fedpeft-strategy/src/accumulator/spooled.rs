@@ -6,7 +6,7 @@ use fedpeft_codec::{CodecError, Layout};
 
 use super::{
     AccumulateError, Accumulator, HIGH_SCALE, MAX_WEIGHT, Weight, add_products, advance, check_values,
-    divide, within_bound,
+    divide, total, within_bound,
 };
 
 /// Bytes read or written at once.
@@ -75,6 +75,24 @@ impl Accumulator {
             let bytes = &mut chunk[..high.len() * 4];
             pulp::Arch::new().dispatch(|| divide(high, low, divisor, bytes.as_chunks_mut::<4>().0));
             out.write_all(bytes)?;
+        }
+        Ok(())
+    }
+
+    /// The weighted mean, in chunks of exact sums divided in `f64`.
+    pub fn each_mean(
+        &self,
+        mut each: impl FnMut(&[f64]) -> Result<(), SpoolError>,
+    ) -> Result<(), SpoolError> {
+        self.usable()?;
+        let divisor = self.weight as f64;
+        let mut means = vec![0.0; (CHUNK / 8).min(self.high.len())];
+        for (high, low) in self.high.chunks(CHUNK / 8).zip(self.low.chunks(CHUNK / 8)) {
+            let means = &mut means[..high.len()];
+            for (mean, (high, low)) in means.iter_mut().zip(high.iter().zip(low)) {
+                *mean = total(*high, *low) / divisor;
+            }
+            each(means)?;
         }
         Ok(())
     }
