@@ -2,18 +2,26 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use async_nats::{ConnectErrorKind, ConnectOptions, Event, jetstream};
+use async_nats::{ConnectErrorKind, ConnectOptions, Event, ServerError, jetstream};
 use tokio::sync::watch;
 
-use crate::BusError;
+use fedpeft_protocol::subject;
+
+use crate::{
+    BusError, Tls,
+    identity::{self, Identity},
+    tls,
+};
 
 /// How to reach the broker.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct BusConfig {
-    /// Address, `nats://host:port`; several may be joined by commas.
+    /// Address, `nats://host:port` or `tls://host:port`; several may be joined by commas.
     pub server: String,
     /// Credentials file, as `nsc` writes it.
     pub creds: Option<PathBuf>,
+    /// Encryption.
+    pub tls: Tls,
     /// Name of the connection, shown by the broker's monitoring.
     pub name: String,
 }
@@ -24,9 +32,13 @@ pub struct Bus {
     pub(crate) client: async_nats::Client,
     pub(crate) js: jetstream::Context,
     pub(crate) server: Arc<str>,
+    /// Who we are, where `fedpeft auth` issued our credentials.
+    pub(crate) identity: Option<Arc<Identity>>,
     /// Counts connections: readers replace their consumers as soon as it changes, for a consumer that was
     /// open over a reconnect may be gone and say so only by its silence.
     pub(crate) connections: watch::Receiver<u64>,
+    /// The last thing that the broker forbade.
+    forbidden: watch::Receiver<String>,
 }
 
 /// A broker that accepts the connection but says nothing is given up after this.
@@ -38,6 +50,7 @@ impl Bus {
     /// Connects, or says in one line why not. Once connected, a lost connection is restored for ever.
     pub async fn connect(config: &BusConfig) -> Result<Self, BusError> {
         let (count, connections) = watch::channel(0);
+        let (forbid, forbidden) = watch::channel(String::new());
         let mut options = ConnectOptions::new()
             .name(&config.name)
             .connection_timeout(CONNECT_TIMEOUT)
@@ -47,22 +60,34 @@ impl Bus {
             })
             .event_callback(move |event| {
                 log(&event);
-                if matches!(event, Event::Connected) {
-                    count.send_modify(|count| *count += 1);
+                match event {
+                    Event::Connected => count.send_modify(|count| *count += 1),
+                    Event::ServerError(ServerError::Other(text))
+                        if text.to_lowercase().contains("permissions") =>
+                    {
+                        forbid.send_replace(text.to_lowercase());
+                    }
+                    _ => {}
                 }
                 std::future::ready(())
             });
+        let mut identity = None;
         if let Some(path) = &config.creds {
-            options = options
-                .credentials_file(path)
-                .await
-                .map_err(|error| BusError::Credentials { path: path.clone(), reason: error.to_string() })?;
+            let (text, found) = identity::read(path).await?;
+            let unusable =
+                |_| BusError::Credentials { path: path.clone(), reason: "they hold no user".into() };
+            options = options.credentials(&text).map_err(unusable)?;
+            if let Some(identity) = &found {
+                options = options.custom_inbox_prefix(identity.inbox());
+            }
+            identity = found.map(Arc::new);
         }
+        options = config.tls.apply(options).await?;
         let addresses: Vec<&str> = config.server.split(',').map(str::trim).collect();
         let connecting = tokio::time::timeout(CONNECT_TIMEOUT, options.connect(addresses));
         let client = match connecting.await {
             Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(refusal(&config.server, &error)),
+            Ok(Err(error)) => return Err(refusal(config, &error)),
             Err(_) => {
                 return Err(BusError::Unreachable {
                     server: config.server.clone(),
@@ -70,8 +95,13 @@ impl Bus {
                 });
             }
         };
-        let js = jetstream::new(client.clone());
-        Ok(Self { client, js, server: config.server.as_str().into(), connections })
+        let js = match &identity {
+            Some(identity) if identity.is_client() => {
+                jetstream::with_prefix(client.clone(), subject::CLIENT_API)
+            }
+            _ => jetstream::new(client.clone()),
+        };
+        Ok(Self { client, js, server: config.server.as_str().into(), identity, connections, forbidden })
     }
 
     /// Address this bus was connected to.
@@ -89,6 +119,26 @@ impl Bus {
         self.client.max_payload()
     }
 
+    /// Returns once the broker forbids a publish to `subject`; it says so beside the connection's other
+    /// traffic, and the publish itself is never answered.
+    pub(crate) async fn forbids(&self, subject: &str) {
+        let quoted = format!("\"{}\"", subject.to_lowercase());
+        let mut forbidden = self.forbidden.clone();
+        forbidden.mark_unchanged();
+        while forbidden.changed().await.is_ok() {
+            if forbidden.borrow_and_update().contains(&quoted) {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// A token that nobody else has.
+    pub(crate) fn unique(&self) -> String {
+        let inbox = self.client.new_inbox();
+        inbox.rsplit('.').next().unwrap_or_default().to_owned()
+    }
+
     /// Sends what is buffered and closes the subscriptions.
     pub async fn drain(&self) {
         if let Err(error) = self.client.drain().await {
@@ -97,16 +147,20 @@ impl Bus {
     }
 }
 
-fn refusal(server: &str, error: &async_nats::ConnectError) -> BusError {
+fn refusal(config: &BusConfig, error: &async_nats::ConnectError) -> BusError {
+    let server = config.server.clone();
+    if let Some((reason, cure)) = tls::cure(error, &config.tls) {
+        return BusError::Tls { server, reason, cure };
+    }
     let reason = match std::error::Error::source(error) {
         Some(source) => format!("{}: {source}", error.kind()),
         None => error.kind().to_string(),
     };
-    let server = server.to_owned();
     match error.kind() {
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
             BusError::Refused { server, reason }
         }
+        ConnectErrorKind::Tls => BusError::Tls { server, reason, cure: "check its TLS setup" },
         _ => BusError::Unreachable { server, reason },
     }
 }

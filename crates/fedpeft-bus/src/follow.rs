@@ -151,6 +151,8 @@ impl Follow {
             (None, From::LastOfEach) => DeliverPolicy::LastPerSubject,
         };
         let config = pull::Config {
+            // With a name, the filter is part of the request's subject, where permissions can see it.
+            name: Some(self.bus.unique()),
             deliver_policy,
             ack_policy: AckPolicy::None,
             filter_subject: self.filter.clone(),

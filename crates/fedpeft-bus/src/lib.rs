@@ -5,11 +5,13 @@
 //! A broker that goes away is normal: the connection comes back by itself, consumers are recreated where
 //! they stopped, and publishes are repeated under one deduplication id until the broker has stored them.
 
+mod accounts;
 mod blobs;
 mod connect;
 mod error;
 mod events;
 mod follow;
+mod identity;
 mod measure;
 mod publish;
 mod records;
@@ -17,6 +19,7 @@ mod records;
 pub mod server;
 mod service;
 mod tasks;
+mod tls;
 mod topology;
 mod updates;
 
@@ -28,5 +31,6 @@ pub use measure::Measured;
 pub use records::{Change, Entry, Lease, Records, Revision, Watch};
 pub use service::Service;
 pub use tasks::{TaskDelivery, Tasks};
+pub use tls::Tls;
 pub use topology::{CLIENT_TTL, LEASE_TTL};
 pub use updates::{UpdateDelivery, Updates};

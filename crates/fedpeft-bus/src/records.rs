@@ -134,7 +134,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
     pub async fn delete(&self, key: &str) -> Result<(), BusError> {
         check_key(key)?;
         self.repeat(key, || async {
-            self.store.purge(key).await.map_err(|error| self.broker("deleting", key, error))
+            self.store.delete(key).await.map_err(|error| self.broker("deleting", key, error))
         })
         .await
     }
@@ -249,6 +249,8 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
             BusError::broker(format!("listing bucket {}", self.bucket), error.to_string())
         };
         let config = pull::Config {
+            // With a name, the filter is part of the request's subject, where permissions can see it.
+            name: Some(self.bus.unique()),
             deliver_policy: DeliverPolicy::LastPerSubject,
             ack_policy: AckPolicy::None,
             filter_subject: filter,

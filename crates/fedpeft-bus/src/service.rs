@@ -62,7 +62,11 @@ impl Bus {
         let (headers, body) = publish::encode(endpoint, request)?;
         self.check_size(&format!("request to {endpoint}"), header_bytes(&headers) + body.len())?;
         let message = async_nats::Request::new().headers(headers).payload(body).timeout(Some(REPLY_TIMEOUT));
-        let reply = self.client.send_request(format!("{}.{endpoint}", subject::API), message).await;
+        let target = format!("{}.{endpoint}", subject::API);
+        let reply = tokio::select! {
+            reply = self.client.send_request(target.clone(), message) => reply,
+            () = self.forbids(&target) => return Err(BusError::Forbidden { what: format!("asking {endpoint}") }),
+        };
         let reply = reply.map_err(|error| match error.kind() {
             RequestErrorKind::NoResponders => {
                 BusError::NoService { endpoint: endpoint.into(), service: serving(endpoint) }

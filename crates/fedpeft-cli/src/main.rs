@@ -33,6 +33,7 @@ Examples:
   fedpeft simulate --config run.toml
   fedpeft run submit run.toml --watch
   fedpeft export --run trial-7 -o exported
+  fedpeft auth init && fedpeft auth enroll hospital-a
   fedpeft completions bash > /etc/bash_completion.d/fedpeft";
 
 #[derive(Debug, Subcommand)]
@@ -53,6 +54,9 @@ enum Command {
     Export(commands::export::Args),
     /// Run a whole federation on this machine.
     Simulate(Box<simulate::Args>),
+    /// Decide who may do what on the broker: keys, credentials, revocation.
+    #[command(subcommand)]
+    Auth(commands::auth::Command),
     /// Print a completion script for a shell.
     Completions(commands::completions::Args),
 }
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
         Command::Run(command) => commands::run::run(command),
         Command::Export(args) => commands::export::run(args),
         Command::Simulate(args) => simulate::run(*args),
+        Command::Auth(command) => commands::auth::run(command),
         Command::Completions(args) => commands::completions::run::<Cli>(&args),
     };
     match result {

@@ -6,6 +6,7 @@ mod connect;
 mod messages;
 mod records;
 mod service;
+mod tls;
 
 use fedpeft_protocol::{
     ClientId, Digest, PROTOCOL_VERSION, RunId,
