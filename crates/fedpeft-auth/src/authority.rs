@@ -66,12 +66,13 @@ impl Authority {
         keys.write(&paths::keys(&folder))?;
         let mut authority = Self { folder, keys, state: State::new(settings), _lock: lock };
         write_private(&authority.server_config(), &server::main(&authority.state.settings))?;
-        authority.system_user()?;
+        let mut made = vec![authority.system_user()?];
         for role in Role::SINGLE {
             let name = role.name().to_owned();
-            authority.issue(&Enrolment { name, role, clients: vec![], lifetime: None })?;
+            made.push(authority.issue(&Enrolment { name, role, clients: vec![], lifetime: None })?);
         }
         authority.save()?;
+        made.into_iter().try_for_each(|one| one.write(&authority.folder))?;
         Ok(authority)
     }
 
@@ -86,23 +87,31 @@ impl Authority {
         Ok(Self { folder, keys, state, _lock: lock })
     }
 
-    /// Issues credentials and returns their file. Those of a holder who has some are replaced, and revoked,
-    /// where `force` says so. Says whether the accounts changed, so that the server must learn of it.
-    pub fn enrol(&mut self, enrolment: &Enrolment, force: bool) -> Result<(PathBuf, bool), AuthError> {
+    /// Whether credentials can be issued; those of a holder who has some are replaced only where `force` says so.
+    pub fn check(&self, enrolment: &Enrolment, force: bool) -> Result<(), AuthError> {
         ClientId::new(enrolment.name.as_str())?;
         match (enrolment.role, enrolment.clients.is_empty()) {
             (Role::Client, true) => return Err(AuthError::Clients("a worker's credentials need a client")),
             (Role::Client, false) | (_, true) => {}
             (_, false) => return Err(AuthError::Clients("only credentials of the role client name clients")),
         }
-        let has_some = self.valid(&enrolment.name) || paths::of(&self.folder, &enrolment.name).exists();
+        let has_some = self.valid(&enrolment.name) || self.creds(&enrolment.name).exists();
         if has_some && !force {
             return Err(AuthError::Issued { name: enrolment.name.clone() });
         }
+        expiry(enrolment.lifetime, now()).map(drop)
+    }
+
+    /// Issues credentials and returns their file. Those that are replaced are revoked: says whether there were
+    /// some, so that the server must learn of it.
+    pub fn enrol(&mut self, enrolment: &Enrolment, force: bool) -> Result<(PathBuf, bool), AuthError> {
+        self.check(enrolment, force)?;
         let replaced = self.valid(&enrolment.name) && self.void(&enrolment.name);
-        let path = self.issue(enrolment)?;
+        let made = self.issue(enrolment)?;
+        // The list first: what it does not hold could not be revoked.
         self.save()?;
-        Ok((path, replaced))
+        made.write(&self.folder)?;
+        Ok((self.creds(&enrolment.name), replaced))
     }
 
     /// Makes the credentials of a holder void; the server must learn of it.
@@ -168,28 +177,21 @@ impl Authority {
         any
     }
 
-    fn issue(&mut self, enrolment: &Enrolment) -> Result<PathBuf, AuthError> {
+    /// Makes credentials and notes them, without writing either.
+    fn issue(&mut self, enrolment: &Enrolment) -> Result<Creds, AuthError> {
         let Enrolment { name, role, clients, lifetime } = enrolment;
         let issued = now();
-        let expires = match lifetime {
-            Some(lifetime) => {
-                Some(issued.checked_add(lifetime.as_secs()).filter(in_range).ok_or(AuthError::Lifetime)?)
-            }
-            None => None,
-        };
+        let expires = expiry(*lifetime, issued)?;
         let user = KeyPair::new_user();
-        let tags = [format!("role:{role}")]
-            .into_iter()
-            .chain(clients.iter().map(|client| format!("client:{client}")));
+        let tags = clients.iter().map(|client| format!("client:{client}"));
         let body = Body::User(User {
-            tags: tags.collect(),
+            tags: [format!("role:{role}")].into_iter().chain(tags).collect(),
             issuer_account: self.keys.account_of(*role).public_key(),
             publish: Allow::default(),
             subscribe: Allow::default(),
             limits: None,
         });
         let token = sign(self.keys.role(*role)?, &user.public_key(), name, issued, expires, &body)?;
-        let path = self.write_creds(name, &token, &user)?;
         self.state.issued.push(Issued {
             name: name.clone(),
             role: *role,
@@ -199,35 +201,21 @@ impl Authority {
             expires,
             revoked: None,
         });
-        Ok(path)
+        Ok(Creds { name: name.clone(), token, user })
     }
 
     /// The user of the system account. It is not in the list: who holds this folder can make another.
-    fn system_user(&self) -> Result<PathBuf, AuthError> {
+    fn system_user(&self) -> Result<Creds, AuthError> {
         let user = KeyPair::new_user();
-        let pushes = ["$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.ACCOUNT.*.CLAIMS.UPDATE"].map(str::to_owned);
         let body = Body::User(User {
             tags: vec!["role:system".into()],
             issuer_account: self.keys.system.public_key(),
-            publish: Allow { allow: pushes.into() },
+            publish: Allow { allow: vec!["$SYS.REQ.CLAIMS.UPDATE".into()] },
             subscribe: Allow { allow: vec![format!("_INBOX_{SYSTEM}.>")] },
             limits: Some(UserLimits { subs: UNLIMITED, data: UNLIMITED, payload: UNLIMITED }),
         });
         let token = sign(&self.keys.system_signing, &user.public_key(), SYSTEM, now(), None, &body)?;
-        self.write_creds(SYSTEM, &token, &user)
-    }
-
-    fn write_creds(&self, name: &str, token: &str, user: &KeyPair) -> Result<PathBuf, AuthError> {
-        let seed = user.seed().map_err(AuthError::key)?;
-        let path = paths::of(&self.folder, name);
-        let text = format!(
-            "-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n\
-             ************************* IMPORTANT *************************\n\
-             Who has this file is {name}: keep it secret.\n\n\
-             -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
-        );
-        write_private(&path, &text)?;
-        Ok(path)
+        Ok(Creds { name: SYSTEM.into(), token, user })
     }
 
     fn services_account(&self) -> Result<(String, String), AuthError> {
@@ -281,7 +269,7 @@ impl Authority {
         Ok((key, token))
     }
 
-    /// The list first: what it does not hold could not be revoked.
+    /// Writes the list and the accounts.
     fn save(&self) -> Result<(), AuthError> {
         self.state.write(&paths::state(&self.folder))?;
         let operator = Body::Operator(Operator {
@@ -301,10 +289,33 @@ impl Authority {
 /// Name of the system account's user.
 const SYSTEM: &str = "system";
 
-/// NATS keeps times in signed integers.
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "a filter's signature")]
-fn in_range(seconds: &u64) -> bool {
-    *seconds <= i64::MAX as u64
+/// The last second that people can write with four digits of a year.
+const END_OF_TIME: u64 = 253_402_300_799;
+
+fn expiry(lifetime: Option<Duration>, from: u64) -> Result<Option<u64>, AuthError> {
+    let end = |lifetime: Duration| from.checked_add(lifetime.as_secs()).filter(|end| *end <= END_OF_TIME);
+    lifetime.map(|lifetime| end(lifetime).ok_or(AuthError::Lifetime)).transpose()
+}
+
+/// Credentials that were made but not written.
+struct Creds {
+    name: String,
+    token: String,
+    user: KeyPair,
+}
+
+impl Creds {
+    fn write(&self, folder: &Path) -> Result<(), AuthError> {
+        let Self { name, token, user } = self;
+        let seed = user.seed().map_err(AuthError::key)?;
+        let text = format!(
+            "-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n\
+             ************************* IMPORTANT *************************\n\
+             Who has this file is {name}: keep it secret.\n\n\
+             -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+        );
+        write_private(&paths::of(folder, name), &text)
+    }
 }
 
 /// The folder, for this process alone until the file is dropped.

@@ -31,7 +31,8 @@ impl Bus {
             () = self.forbids(UPDATE) => return Err(BusError::Forbidden { what: what.into() }),
         };
         let reply = reply.map_err(|error| BusError::broker(what, error))?;
-        let reply: Reply = serde_json::from_slice(&reply.payload).map_err(|error| BusError::broker(what, error))?;
+        let reply: Reply =
+            serde_json::from_slice(&reply.payload).map_err(|error| BusError::broker(what, error))?;
         reply.error.map_or(Ok(()), |problem| Err(BusError::broker(what, problem.description)))
     }
 }

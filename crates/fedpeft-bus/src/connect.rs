@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use async_nats::{ConnectErrorKind, ConnectOptions, Event, ServerError, jetstream};
 use tokio::sync::watch;
 
-use fedpeft_protocol::subject;
+use fedpeft_protocol::{ClientId, subject};
 
 use crate::{
     BusError, Tls,
@@ -107,6 +107,16 @@ impl Bus {
     /// Address this bus was connected to.
     pub fn server(&self) -> &str {
         &self.server
+    }
+
+    /// Whether our credentials speak for a client, as far as they tell; the broker has the last word.
+    pub fn check_client(&self, client: &ClientId) -> Result<(), BusError> {
+        match &self.identity {
+            Some(identity) if !identity.speaks_for(client.as_str()) => {
+                Err(BusError::Forbidden { what: format!("acting for client {client}") })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether the connection is up at this moment.

@@ -15,6 +15,8 @@ pub(crate) struct Identity {
     pub name: String,
     /// Role.
     pub role: String,
+    /// Clients it speaks for.
+    clients: Vec<String>,
 }
 
 impl Identity {
@@ -26,6 +28,11 @@ impl Identity {
     /// Whether the broker is seen through the gates for clients.
     pub fn is_client(&self) -> bool {
         self.role == "client"
+    }
+
+    /// Whether it may act for a client.
+    pub fn speaks_for(&self, client: &str) -> bool {
+        self.clients.iter().any(|own| own == client)
     }
 
     /// Whether the role may make streams.
@@ -61,10 +68,12 @@ fn parse(token: &str) -> Option<Identity> {
     }
     let body = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
     let claims: Claims = serde_json::from_slice(&body).ok()?;
-    let role = claims.nats.tags.iter().find_map(|tag| tag.strip_prefix("role:"))?.to_owned();
+    let tags = claims.nats.tags;
+    let role = tags.iter().find_map(|tag| tag.strip_prefix("role:"))?.to_owned();
+    let clients = tags.iter().filter_map(|tag| tag.strip_prefix("client:")).map(str::to_owned).collect();
     let token = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-    (!claims.name.is_empty() && claims.name.bytes().all(token))
-        .then_some(Identity { name: claims.name, role })
+    let named = !claims.name.is_empty() && claims.name.bytes().all(token);
+    named.then_some(Identity { name: claims.name, role, clients })
 }
 
 #[cfg(test)]
@@ -81,6 +90,7 @@ mod tests {
         let find = |claims: &str| token(&creds(claims)).and_then(parse);
         let found = find(r#"{"name": "hospital-a", "nats": {"tags": ["client:x", "role:client"]}}"#).unwrap();
         assert_eq!((found.inbox().as_str(), found.is_client()), ("_INBOX_hospital-a", true));
+        assert!(found.speaks_for("x") && !found.speaks_for("X"));
         for foreign in
             [r#"{"name": "a", "nats": {}}"#, r#"{"name": "a.>", "nats": {"tags": ["role:x"]}}"#, "x"]
         {

@@ -98,11 +98,9 @@ fn unusable(path: &Path, reason: impl Into<String>) -> BusError {
 pub(crate) fn cure(error: &(dyn std::error::Error + 'static), tls: &Tls) -> Option<(String, &'static str)> {
     let failure = rustls_error(error)?;
     let cure = match failure {
-        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)
-            if tls.ca.is_some() =>
-        {
-            "another authority signed its certificate: give that one with --tls-ca"
-        }
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) if tls.ca.is_some() => "another authority signed its certificate: give that one with --tls-ca",
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             "no authority of this system signed its certificate: give its authority with --tls-ca"
         }

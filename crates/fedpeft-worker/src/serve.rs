@@ -25,6 +25,7 @@ use crate::{
 /// One line naming the option, file or service that cannot be used.
 pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     let clients = hosted(&config).await?;
+    clients.iter().try_for_each(|client| context.bus.check_client(&client.id))?;
     let cache = Cache::new(config.cache()?);
     let (ort_lib, device, threads) = (config.ort_lib.clone(), config.device, usize::from(config.threads));
     let engine = Engine::start(EngineOptions { ort_lib, device, threads }).await?;

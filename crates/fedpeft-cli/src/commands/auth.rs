@@ -201,7 +201,9 @@ fn init(args: Init) -> Result<()> {
     };
     let authority = Authority::init(&dir, settings, args.force)?;
     if !encrypted {
-        output::remark("warning: connections are not encrypted; give --tls-cert and --tls-key unless all is on one machine");
+        output::remark(
+            "warning: connections are not encrypted; give --tls-cert and --tls-key unless all is on one machine",
+        );
     }
     let made = Made {
         folder: authority.folder().to_owned(),
@@ -210,7 +212,10 @@ fn init(args: Init) -> Result<()> {
     };
     args.output.show(&made, |made| {
         let creds: String = made.creds.iter().map(|path| format!("\n  {}", path.display())).collect();
-        format!("start the server with: nats-server --config {}\ncredentials:{creds}", made.server_config.display())
+        format!(
+            "start the server with: nats-server --config {}\ncredentials:{creds}",
+            made.server_config.display()
+        )
     })
 }
 
@@ -227,9 +232,13 @@ fn enroll(args: Enroll) -> Result<()> {
     let enrolment = |name: &ClientId, clients| Enrolment { name: name.to_string(), role, clients, lifetime };
     let wanted: Vec<Enrolment> = match &args.worker {
         Some(worker) => vec![enrolment(worker, args.names.clone())],
-        None if role == Role::Client => args.names.iter().map(|name| enrolment(name, vec![name.clone()])).collect(),
+        None if role == Role::Client => {
+            args.names.iter().map(|name| enrolment(name, vec![name.clone()])).collect()
+        }
         None => args.names.iter().map(|name| enrolment(name, vec![])).collect(),
     };
+    // All or none: a mistake in the last name leaves nothing half done.
+    wanted.iter().try_for_each(|one| authority.check(one, args.force))?;
     let (mut made, mut changed) = (Vec::new(), false);
     for one in &wanted {
         let (creds, replaced) = authority.enrol(one, args.force)?;

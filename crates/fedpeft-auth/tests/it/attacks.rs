@@ -1,0 +1,147 @@
+//! What a client could try within its permissions, and what comes of it.
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use fedpeft_protocol::{Digest, RunId, subject};
+use futures::StreamExt;
+
+use crate::{
+    work::{presence, update},
+    world::{World, client_id},
+};
+
+fn run() -> RunId {
+    RunId::new("r").unwrap()
+}
+
+/// The broker replies to whatever subject a request names. Within one account that writes anywhere.
+#[tokio::test]
+async fn replies_to_a_client_reach_no_subject_but_its_own() {
+    let world = World::new().await;
+    let aggregator = world.bus("aggregator").await.unwrap();
+    let blob = aggregator.put_blob(Bytes::from_static(b"public")).await.unwrap().digest;
+    let (runs, mut updates) = (aggregator.runs().await.unwrap(), aggregator.updates(&run()).await.unwrap());
+    let attacker = world.person("a").await;
+    let wanted = [
+        "$KV.fedpeft-runs.r".to_owned(),
+        subject::update(&run(), 1, &client_id("B")),
+        format!("{}.$KV.fedpeft-clients.B", subject::CLIENT_API),
+        "$KV.fedpeft-clients.B".to_owned(),
+        "fedpeft.v1.run.r.client.B.task".to_owned(),
+        "fedpeft.v1.api.runs.cancel".to_owned(),
+        "$JS.API.STREAM.DELETE.FEDPEFT_TASKS".to_owned(),
+    ];
+    let heard = world.person("aggregator").await.client.subscribe("fedpeft.v1.api.runs.>").await.unwrap();
+    let own = subject::update(&run(), 1, &client_id("a"));
+    let read = format!("{}.DIRECT.GET.OBJ_fedpeft-blobs.$O.fedpeft-blobs.M.{blob}", subject::CLIENT_API);
+    let info = format!("{}.STREAM.INFO.FEDPEFT_TASKS", subject::CLIENT_API);
+    for reply in &wanted {
+        for request in [&own, &read, &info] {
+            attacker.client.publish_with_reply(request.clone(), reply.clone(), "".into()).await.unwrap();
+        }
+    }
+    // An honest update of B comes after all of that was done.
+    world.bus("a").await.unwrap().publish_update(&run(), 2, &client_id("a"), &update(1)).await.unwrap();
+    world.bus("B").await.unwrap().publish_update(&run(), 1, &client_id("B"), &update(7)).await.unwrap();
+    let mut of_b = Vec::new();
+    loop {
+        let delivery = updates.next().await;
+        if delivery.client == client_id("B") {
+            of_b.push(delivery.update.is_ok());
+        }
+        if updates.pending() == 0 {
+            break;
+        }
+    }
+    assert_eq!(of_b, [true], "B's update is not alone");
+    assert!(runs.keys("").await.unwrap().is_empty(), "a client wrote a run record");
+    assert!(
+        aggregator.clients().await.unwrap().keys("").await.unwrap().is_empty(),
+        "a client wrote presence"
+    );
+    assert!(aggregator.tasks(&client_id("B")).await.is_err() || aggregator.ensure_topology().await.is_ok());
+    drop(heard);
+}
+
+/// A rollup header would have the broker drop all other messages of a stream that allows it.
+#[tokio::test]
+async fn a_client_cannot_roll_up_what_others_wrote() {
+    let world = World::new().await;
+    world.bus("B").await.unwrap().clients().await.unwrap().put("B", &presence("B")).await.unwrap();
+    world.bus("B").await.unwrap().publish_update(&run(), 1, &client_id("B"), &update(7)).await.unwrap();
+    let attacker = world.person("a").await;
+    for subject in [
+        format!("{}.$KV.fedpeft-clients.a", subject::CLIENT_API),
+        subject::update(&run(), 1, &client_id("a")),
+    ] {
+        let mut headers = HeaderMap::new();
+        headers.insert(async_nats::header::NATS_ROLLUP, "all");
+        let reply = attacker.client.request_with_headers(subject, headers, "x".into()).await.unwrap();
+        let text = String::from_utf8_lossy(&reply.payload).into_owned();
+        assert!(text.contains("error"), "{text}");
+    }
+    let aggregator = world.bus("aggregator").await.unwrap();
+    assert_eq!(aggregator.clients().await.unwrap().keys("").await.unwrap(), ["B"]);
+    assert_eq!(aggregator.updates(&run()).await.unwrap().next().await.client, client_id("B"));
+}
+
+/// The broker drops a message whose deduplication id it has seen, whoever used it first.
+#[tokio::test]
+async fn a_client_cannot_use_up_the_deduplication_id_of_another() {
+    let world = World::new().await;
+    let attacker = world.person("a").await;
+    let (victim, own) = (client_id("B"), subject::update(&run(), 1, &client_id("a")));
+    // What it can know beforehand: everything but the bytes that B is going to send.
+    let known = format!("{}/t", subject::update_id(&run(), 1, &victim));
+    for id in [known.clone(), format!("{known}/"), format!("{known}/{}", Digest::of(b"guess"))] {
+        let mut headers = HeaderMap::new();
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
+        attacker.client.request_with_headers(own.clone(), headers, "x".into()).await.unwrap();
+    }
+    world.bus("B").await.unwrap().publish_update(&run(), 1, &victim, &update(7)).await.unwrap();
+    let aggregator = world.bus("aggregator").await.unwrap();
+    let mut updates = aggregator.updates(&run()).await.unwrap();
+    loop {
+        let delivery = updates.next().await;
+        if delivery.client == victim {
+            return assert!(delivery.update.is_ok());
+        }
+        assert!(updates.pending() > 0, "B's update is not there");
+    }
+}
+
+/// A push consumer delivers wherever its maker says.
+#[tokio::test]
+async fn a_consumer_of_a_client_writes_no_record_and_no_update() {
+    let world = World::new().await;
+    let aggregator = world.bus("aggregator").await.unwrap();
+    aggregator.put_blob(vec![1; 300_000].into()).await.unwrap();
+    let attacker = world.person("a").await;
+    for (name, target) in
+        [("x", "$KV.fedpeft-runs.r"), ("y", "fedpeft.v1.update.r.1.B"), ("z", "fedpeft.v1.api.runs.cancel")]
+    {
+        let config = serde_json::json!({"stream_name": "OBJ_fedpeft-blobs", "action": "", "config": {
+            "name": name, "filter_subject": "$O.fedpeft-blobs.>", "deliver_subject": target, "ack_policy": "none"}});
+        let create =
+            format!("{}.CONSUMER.CREATE.OBJ_fedpeft-blobs.{name}.$O.fedpeft-blobs.>", subject::CLIENT_API);
+        let reply = attacker.client.request(create, config.to_string().into()).await.unwrap();
+        assert!(!reply.payload.is_empty());
+    }
+    world.bus("B").await.unwrap().publish_update(&run(), 1, &client_id("B"), &update(7)).await.unwrap();
+    let mut updates = aggregator.updates(&run()).await.unwrap();
+    let delivery = updates.next().await;
+    assert!(delivery.update.is_ok() && delivery.client == client_id("B") && updates.pending() == 0);
+    assert!(aggregator.runs().await.unwrap().keys("").await.unwrap().is_empty());
+}
+
+/// Tags hold the names as they are: upper case is no lower case.
+#[tokio::test]
+async fn names_differ_by_case() {
+    let world = World::new().await;
+    let capital = world.person("B").await;
+    assert!(capital.may_publish("fedpeft.v1.update.r.1.B").await);
+    assert!(!capital.may_publish("fedpeft.v1.update.r.1.b").await);
+    let mut inbox = capital.client.subscribe("_INBOX_B.x").await.unwrap();
+    assert!(capital.may_subscribe("_INBOX_B.>").await);
+    assert!(tokio::time::timeout(std::time::Duration::from_millis(10), inbox.next()).await.is_err());
+}
