@@ -9,3 +9,4 @@ mod secured;
 mod services;
 mod simulate;
 mod support;
+mod verified;

@@ -9,10 +9,11 @@ use fedpeft_protocol::{
     round::{ByteKind, Direction, Outcome, Payload, Transfer, Update},
     subject,
 };
+use fedpeft_strategy::{Accumulator, Weight, distance};
 
 use crate::{
     drive::Drive,
-    round::{Accepted, Answer, RoundState},
+    round::{Accepted, Answer, Member, RoundState},
     stop::Stop,
 };
 
@@ -30,17 +31,14 @@ pub(crate) enum Refusal {
     Stray(String),
 }
 
-/// Checks an update of the open round and adds it to the sum. Nothing, if it repeats an accepted one.
+/// Checks an update of a member of the round and adds it to the sum. Nothing, if it repeats an accepted one.
 pub(crate) async fn admit(
     drive: &Drive<'_>,
     round: &mut RoundState,
+    member: &Member,
     delivery: UpdateDelivery,
 ) -> Result<Result<Option<Answer>, Refusal>, Stop> {
     let UpdateDelivery { client, update, measured, .. } = delivery;
-    let Some(declared) = round.declared(&client) else {
-        let reason = format!("client {client} is not in the cohort of round {}", round.open.round);
-        return Ok(Err(Refusal::Stray(reason)));
-    };
     let payload = update.as_ref().ok().and_then(payload_of);
     round.ledger.message(&client, Direction::Up, measured, payload);
     let update = match update {
@@ -50,7 +48,7 @@ pub(crate) async fn admit(
         }
         Err(error) => return Ok(Err(Refusal::Answer(error.to_string()))),
     };
-    if let Err(reason) = answers_task(&update, round, drive, &client) {
+    if let Err(reason) = answers_task(&update, member, drive, &client) {
         return Ok(Err(Refusal::Stray(reason)));
     }
     if let Some(answer) = round.answers.get(&client) {
@@ -65,19 +63,24 @@ pub(crate) async fn admit(
             Ok(Err(Refusal::Answer("the task was to train, the update is an evaluation".into())))
         }
         Outcome::Trained { examples, loss, seconds, adapter, .. } => {
-            if let Err(reason) = plausible(examples, declared, loss, seconds) {
+            if let Err(reason) = plausible(examples, member.examples, loss, seconds) {
                 return Ok(Err(Refusal::Answer(reason)));
             }
-            let blob = matches!(adapter, Payload::Blob { .. });
-            let digest = adapter.digest();
-            let accepted = Accepted { update: update.task, digest, examples, loss, seconds, blob };
+            let weight = match drive.weight(examples, round.open.round - member.round) {
+                Ok(weight) => weight,
+                Err(error) => return Ok(Err(Refusal::Answer(error.to_string()))),
+            };
+            let (digest, blob) = (adapter.digest(), matches!(adapter, Payload::Blob { .. }));
             let reported = update.fetched.iter().any(is_adapter_upload);
             let bytes = match fetch(drive, round, &client, adapter, reported).await? {
                 Ok(bytes) => bytes,
                 Err(reason) => return Ok(Err(Refusal::Answer(reason))),
             };
-            let added = add(drive, round, bytes, &accepted).await?;
-            Ok(added.map(|()| Some(Answer::Accepted(accepted))).map_err(Refusal::Answer))
+            if let Err(reason) = add(drive, round, member, bytes, Declared { digest, blob, weight }).await? {
+                return Ok(Err(Refusal::Answer(reason)));
+            }
+            let (update, weight) = (update.task, weight.get());
+            Ok(Ok(Some(Answer::Accepted(Accepted { update, digest, examples, weight, loss, seconds, blob }))))
         }
     }
 }
@@ -93,21 +96,20 @@ fn is_adapter_upload(transfer: &Transfer) -> bool {
     (transfer.direction, transfer.kind) == (Direction::Up, ByteKind::Adapter)
 }
 
-/// Whether the update answers the task that this round gave this client.
+/// Whether the update answers the task that this client was given.
 fn answers_task(
     update: &Update,
-    round: &RoundState,
+    member: &Member,
     drive: &Drive<'_>,
     client: &ClientId,
 ) -> Result<(), String> {
-    let open = &round.open;
-    if update.epoch != open.epoch {
+    if update.epoch != member.epoch {
         return Err(format!(
-            "the update has fencing token {}, round {} was opened under {}: it belongs to another attempt",
-            update.epoch, open.round, open.epoch
+            "the update has fencing token {}, the task of round {} was given under {}: it belongs to another attempt",
+            update.epoch, member.round, member.epoch
         ));
     }
-    let expected = subject::task_id(&drive.record.run, open.round, client, "train", open.epoch);
+    let expected = subject::task_id(&drive.record.run, member.round, client, "train", member.epoch);
     if update.task != expected {
         return Err(format!("the update answers task {:?}, not {expected}", one_line(&update.task)));
     }
@@ -164,28 +166,48 @@ async fn fetch(
     }
 }
 
-/// Adds the adapter to the sum, if it is what its digest says and what the layout asks for.
+/// What an update says of its adapter.
+struct Declared {
+    digest: Digest,
+    blob: bool,
+    weight: Weight,
+}
+
+/// Adds the adapter to the sum, if it is what its digest says, what the layout asks for, and not too far from where
+/// it began.
 async fn add(
     drive: &Drive<'_>,
     round: &mut RoundState,
+    member: &Member,
     bytes: Bytes,
-    accepted: &Accepted,
+    declared: Declared,
 ) -> Result<Result<(), String>, Stop> {
-    let weight = match drive.strategy.weight(accepted.examples) {
-        Ok(weight) => weight,
-        Err(error) => return Ok(Err(error.to_string())),
+    let spec = &drive.record.spec;
+    let bound = match spec.max_update_norm {
+        Some(norm) => Some((norm, drive.global(&member.adapter).await?)),
+        None => None,
     };
-    let (declared, in_message, started) = (accepted.digest, !accepted.blob, Instant::now());
-    let added = round
-        .with_sum(move |sum| {
-            // Blobs were verified while they were fetched.
-            if in_message && Digest::of(&bytes) != declared {
-                return Err(format!("the adapter's digest is {}, not {declared}", Digest::of(&bytes)));
+    let (kept, started) = (spec.keep_updates.then(|| bytes.clone()), Instant::now());
+    let Declared { digest, blob, weight } = declared;
+    let checked_and_added = move |sum: &mut Accumulator| {
+        // Blobs were verified while they were fetched.
+        if !blob && Digest::of(&bytes) != digest {
+            return Err(format!("the adapter's digest is {}, not {digest}", Digest::of(&bytes)));
+        }
+        if let Some((norm, base)) = bound {
+            let distance = distance(&bytes, &base);
+            // NaN passes here, and is refused by name below.
+            if distance > norm {
+                return Err(format!("the update has an L2 norm of {distance:.6}, max_update_norm is {norm}"));
             }
-            sum.add(&bytes, weight).map_err(|error| error.to_string())
-        })
-        .await?;
+        }
+        sum.add(&bytes, weight).map_err(|error| error.to_string())
+    };
+    let added = round.with_sum(checked_and_added).await?;
     round.folding += started.elapsed();
+    if let (Ok(()), Some(bytes)) = (&added, kept) {
+        drive.bus.put_blob(bytes).await?;
+    }
     Ok(added)
 }
 

@@ -8,7 +8,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use fedpeft_bus::{ApiError, Bus, BusError, Service};
+use fedpeft_bus::{ApiError, Bus, BusError, Service, Stale};
 use fedpeft_protocol::{
     Digest, PROTOCOL_VERSION, RunId,
     api::{CreateRun, Empty, RunList, RunRequest},
@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use crate::{
     events,
     model::{self, Model, ModelError},
+    record::given_up,
 };
 
 /// Largest cohort: its report must fit a message.
@@ -79,6 +80,7 @@ impl Api {
             round: 0,
             adapter,
             open: None,
+            carried: Vec::new(),
             epoch: 0,
             ledger: ledger::empty(),
             created_ms: now,
@@ -116,6 +118,7 @@ impl Api {
     }
 
     async fn cancel(self, RunRequest { run }: RunRequest) -> Result<RunRecord, ApiError> {
+        let (tasks, updates) = (self.bus.task_mark().await?, self.bus.update_mark().await?);
         let before = self
             .change(&run, |record| match &record.status {
                 RunStatus::Pending | RunStatus::Running => Ok(RunStatus::Cancelled),
@@ -123,11 +126,11 @@ impl Api {
             })
             .await?;
         // Purged after the record says so: the owner opens no round any more.
-        self.bus.purge_tasks(&run).await?;
-        if let Some(open) = &before.open {
-            self.bus.purge_updates(&run, open.round).await?;
+        self.bus.purge_tasks(&run, tasks).await?;
+        for round in given_up(&before) {
+            self.bus.purge_updates(&run, Stale::Round(round), updates).await?;
         }
-        self.announce(RunRecord { status: RunStatus::Cancelled, open: None, ..before }).await
+        self.announce(ended(RunStatus::Cancelled, before)).await
     }
 
     async fn resume(self, RunRequest { run }: RunRequest) -> Result<RunRecord, ApiError> {
@@ -138,7 +141,7 @@ impl Api {
                 active => Err(format!("run {run} is {}: there is nothing to resume", active.word())),
             })
             .await?;
-        self.announce(RunRecord { status: RunStatus::Pending, open: None, ..before }).await
+        self.announce(ended(RunStatus::Pending, before)).await
     }
 
     /// Gives a run another status and closes its open round; returns the record as it was before.
@@ -151,7 +154,7 @@ impl Api {
         for _ in 0..ATTEMPTS {
             let (before, revision) = records.get(run.as_str()).await?.ok_or_else(|| unknown(run))?;
             let status = next(&before).map_err(ApiError::conflict)?;
-            let after = RunRecord { status, open: None, updated_ms: now_ms(), ..before.clone() };
+            let after = RunRecord { updated_ms: now_ms(), ..ended(status, before.clone()) };
             match records.update(run.as_str(), &after, revision).await {
                 Ok(_) => return Ok(RunRecord { updated_ms: after.updated_ms, ..before }),
                 Err(error) if error.is_conflict() => {}
@@ -170,6 +173,11 @@ impl Api {
     }
 }
 
+/// The record without a round in progress.
+fn ended(status: RunStatus, record: RunRecord) -> RunRecord {
+    RunRecord { status, open: None, carried: Vec::new(), ..record }
+}
+
 impl From<ModelError> for ApiError {
     fn from(error: ModelError) -> Self {
         match error {
@@ -182,10 +190,10 @@ impl From<ModelError> for ApiError {
 
 fn validate(spec: &RunSpec) -> Result<(), ApiError> {
     spec.validate().map_err(|error| ApiError::bad_request(format!("run specification: {error}")))?;
-    if spec.cohort > MAX_COHORT {
+    let sampled = spec.sampled();
+    if sampled > MAX_COHORT {
         let message = format!(
-            "run specification: cohort is {}: at most {MAX_COHORT} clients take part in a round",
-            spec.cohort
+            "run specification: cohort and over_selection ask {sampled} clients: at most {MAX_COHORT} take part in a round"
         );
         return Err(ApiError::bad_request(message));
     }

@@ -1,18 +1,18 @@
 //! One run in the hands of its owner: from where it stands to its end.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
-use fedpeft_bus::{Bus, Records, Updates};
+use fedpeft_bus::{Bus, Records, Stale, Updates};
 use fedpeft_protocol::{
-    ClientId, Epoch, PROTOCOL_VERSION, Round, RunId,
+    ClientId, Digest, Epoch, PROTOCOL_VERSION, Round, RunId,
     event::EventKind,
     presence::Presence,
     round::{Payload, RoundReport, Task, Work},
-    run::RunStatus,
+    run::{ModeSpec, RunStatus},
     subject,
 };
-use fedpeft_strategy::{Strategy, of_spec};
+use fedpeft_strategy::{AccumulateError, Strategy, Weight, buffered, of_spec};
 
 use crate::{
     events::EventLog,
@@ -38,13 +38,15 @@ pub(crate) struct Drive<'a> {
     pub strategy: Arc<dyn Strategy>,
     /// The global adapter, encoded.
     pub adapter: Bytes,
+    /// Names of the last round's evaluation tasks, whose answers are read apart from the updates.
+    pub evaluations: BTreeSet<String>,
 }
 
 /// Drives a run until it ends, or until it may or can not be driven any more.
 pub(crate) async fn to_the_end(bus: &Bus, run: &RunId) -> Result<(), Stop> {
     let Some(mut record) = OwnedRecord::take(bus, run).await? else { return Ok(()) };
     tracing::info!(%run, epoch = record.epoch, round = record.round, "driving run");
-    let events = EventLog::start(bus, run);
+    let events = EventLog::start(bus, run, record.epoch);
     let ended = match Box::pin(rounds(bus, &mut record, &events)).await {
         Err(Stop::Failed(reason)) => fail(bus, &mut record, &events, reason).await,
         other => other,
@@ -68,6 +70,7 @@ async fn rounds(bus: &Bus, record: &mut OwnedRecord, events: &EventLog) -> Resul
         record,
         model,
         adapter,
+        evaluations: BTreeSet::new(),
     };
     let mut phase = takeover::phase(&drive).await?;
     loop {
@@ -85,11 +88,12 @@ async fn rounds(bus: &Bus, record: &mut OwnedRecord, events: &EventLog) -> Resul
 /// Ends a run that cannot go on. Its open round is given up; `resume` begins it anew.
 async fn fail(bus: &Bus, record: &mut OwnedRecord, events: &EventLog, reason: String) -> Result<(), Stop> {
     tracing::warn!(run = %record.run, reason, "run failed");
-    let open = record.open.clone();
+    let (tasks, updates) = (bus.task_mark().await?, bus.update_mark().await?);
+    let given_up = record.given_up();
     record.end(RunStatus::Failed { reason }).await?;
-    bus.purge_tasks(&record.run).await?;
-    if let Some(open) = open {
-        bus.purge_updates(&record.run, open.round).await?;
+    bus.purge_tasks(&record.run, tasks).await?;
+    for round in given_up {
+        bus.purge_updates(&record.run, Stale::Round(round), updates).await?;
     }
     let model = Model::load(bus, &record.manifest).await.ok();
     events.emit(model::status_event(record, model.as_ref()));
@@ -132,21 +136,45 @@ impl Drive<'_> {
         Ok(valid.map(|entry| entry.value).collect())
     }
 
+    /// The weight of an update in the sum.
+    pub fn weight(&self, examples: u64, staleness: Round) -> Result<Weight, AccumulateError> {
+        match &self.record.spec.mode {
+            ModeSpec::Synchronous => self.strategy.weight(examples),
+            ModeSpec::Buffered { staleness: spec, .. } => buffered::weight(examples, spec.factor(staleness)),
+        }
+    }
+
+    /// A global adapter of this run, encoded: the present one, or one of the past.
+    pub async fn global(&self, digest: &Digest) -> Result<Bytes, Stop> {
+        if *digest == self.record.adapter {
+            return Ok(self.adapter.clone());
+        }
+        Ok(self.bus.get_blob(digest, self.model.layout.bytes()).await?.0)
+    }
+
     /// Says that an update was refused, and why.
     pub fn refuse(&self, round: Round, client: &ClientId, reason: String) {
         tracing::warn!(run = %self.record.run, round, %client, reason, "update refused");
         self.events.emit(EventKind::UpdateRejected { round, client: client.clone(), reason });
     }
 
-    /// Refuses an update of a round that is not open, and forgets what is stored of that round.
-    pub async fn refuse_closed(&self, round: Round, client: &ClientId) -> Result<(), Stop> {
-        let reason = match (&self.record.open, round <= self.record.round) {
+    /// Why nobody waits for an update of `round`.
+    pub fn closed(&self, round: Round) -> String {
+        match (&self.record.open, round <= self.record.round) {
             (_, true) => format!("round {round} is closed, the update came too late"),
             (Some(open), false) => format!("round {round} is not open, round {} is", open.round),
             (None, false) => format!("round {round} is not open"),
-        };
-        self.refuse(round, client, reason);
-        self.bus.purge_updates(&self.record.run, round).await?;
+        }
+    }
+
+    /// Forgets the updates of a client that were stored for a round for which nobody waits.
+    ///
+    /// Only an owner may judge that: one that slept and does not know of its end would take its successor's updates
+    /// for strays. So it first makes sure that it was the owner when the last of them was stored.
+    pub async fn forget(&self, round: Round, client: &ClientId) -> Result<(), Stop> {
+        let mark = self.bus.update_mark().await?;
+        self.record.confirm().await?;
+        self.bus.purge_updates(&self.record.run, Stale::Client(round, client), mark).await?;
         Ok(())
     }
 }

@@ -19,6 +19,8 @@ use crate::{api, drive, lease::Lease, stop::Stop};
 /// How often runs without an owner are looked for: the longest that a run waits beyond the end of its last
 /// owner's lease.
 const SCAN: Duration = Duration::from_secs(2);
+/// How often the end of another owner's lease is looked for.
+const STANDBY: Duration = Duration::from_millis(500);
 
 /// The aggregator service. Dropping it ends it as a crash would.
 pub struct Aggregator {
@@ -100,8 +102,8 @@ impl Aggregator {
 async fn own(bus: &Bus, run: &RunId, owner: &str, stop: &CancellationToken) {
     let mut lease = match Lease::acquire(bus, run, owner).await {
         Ok(Some(lease)) => lease,
-        // Another aggregator drives it, or the last one has just died; the pause keeps the next look away.
-        Ok(None) => return sleep(SCAN).await,
+        // Another aggregator drives it, or the last one has just died.
+        Ok(None) => return sleep(STANDBY).await,
         Err(error) => {
             tracing::warn!(%run, %error, "lease not acquired, trying again");
             return sleep(SCAN).await;
@@ -134,8 +136,9 @@ async fn own(bus: &Bus, run: &RunId, owner: &str, stop: &CancellationToken) {
 
 /// A run that was ended by somebody else may have sent tasks since.
 async fn tidy(bus: &Bus, run: &RunId) -> Result<(), BusError> {
+    let mark = bus.task_mark().await?;
     match bus.runs().await?.get(run.as_str()).await? {
-        Some((record, _)) if record.status.is_final() => bus.purge_tasks(run).await,
+        Some((record, _)) if record.status.is_final() => bus.purge_tasks(run, mark).await,
         _ => Ok(()),
     }
 }

@@ -190,7 +190,7 @@ impl BusError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
-    /// 400 bad request, 404 not found, 409 conflict, 500 internal.
+    /// 400 bad request, 404 not found, 409 conflict, 429 too many requests, 500 internal.
     pub code: u16,
     /// One line for people.
     pub message: String,
@@ -216,6 +216,14 @@ impl ApiError {
     pub fn conflict(message: impl std::fmt::Display) -> Self {
         Self::new(409, message)
     }
+
+    /// 429: the service has no room for the request, which had no effect and may be repeated.
+    pub fn too_many(message: impl std::fmt::Display) -> Self {
+        Self::new(Self::TOO_MANY, message)
+    }
+
+    /// Code of [`Self::too_many`].
+    pub const TOO_MANY: u16 = 429;
 
     /// 500: the service failed.
     pub fn internal(message: impl std::fmt::Display) -> Self {

@@ -6,6 +6,7 @@
 //! they stopped, and publishes are repeated under one deduplication id until the broker has stored them.
 
 mod accounts;
+mod admission;
 mod blobs;
 mod connect;
 mod error;
@@ -14,6 +15,7 @@ mod follow;
 mod identity;
 mod measure;
 mod publish;
+mod purge;
 mod records;
 #[cfg(feature = "local-server")]
 pub mod server;
@@ -23,11 +25,13 @@ mod tls;
 mod topology;
 mod updates;
 
+pub use admission::Limits;
 pub use blobs::Stored;
 pub use connect::{Bus, BusConfig};
 pub use error::{ApiError, BusError};
 pub use events::Events;
 pub use measure::Measured;
+pub use purge::{Mark, Stale};
 pub use records::{Change, Entry, Lease, Records, Revision, Watch};
 pub use service::Service;
 pub use tasks::{TaskDelivery, Tasks};

@@ -11,7 +11,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 use fedpeft_protocol::{
-    ClientId, RunId,
+    ClientId,
     round::Task,
     subject,
     wire::{self, WireError},
@@ -46,20 +46,6 @@ impl Bus {
         let mut tasks = Tasks { bus: self.clone(), client: client.clone(), open: None };
         tasks.open = Some(tasks.open().await?);
         Ok(tasks)
-    }
-
-    /// Forgets the tasks of `run` that no client has taken.
-    pub async fn purge_tasks(&self, run: &RunId) -> Result<(), BusError> {
-        let filter = format!("{}.run.{run}.client.*.task", subject::PREFIX);
-        self.purge(subject::TASK_STREAM, filter).await
-    }
-
-    pub(crate) async fn purge(&self, stream: &str, filter: String) -> Result<(), BusError> {
-        let what = format!("purging {filter}");
-        let handle =
-            self.js.get_stream(stream).await.map_err(|error| BusError::broker(what.clone(), error))?;
-        handle.purge().filter(filter).await.map_err(|error| BusError::broker(what, error))?;
-        Ok(())
     }
 }
 

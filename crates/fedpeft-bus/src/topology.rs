@@ -22,6 +22,11 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(10 * 60);
 /// Updates and tasks of runs that nobody continues go away by themselves.
 const ABANDONED: Duration = Duration::from_secs(7 * 24 * 3600);
 const EVENTS_KEPT: i64 = 1_000_000;
+/// Largest record of a client or a lease: what a client says of itself is some hundred bytes.
+const SMALL_RECORD: i32 = 32 << 10;
+/// Most updates of one client for one round. It answers once, again if its connection broke; whoever floods the
+/// stream is refused, and what it sent first stays.
+const ANSWERS: i64 = 64;
 
 impl Bus {
     /// Creates what is absent. Any number of programs may do so at once. Credentials of clients and of the
@@ -37,14 +42,16 @@ impl Bus {
                 self.settle(&name, self.js.create_stream(config).await).await?;
             }
         }
-        for (bucket, max_age) in [
-            (subject::MODEL_BUCKET, Duration::ZERO),
-            (subject::RUN_BUCKET, Duration::ZERO),
-            (subject::LEASE_BUCKET, LEASE_TTL),
+        const UNLIMITED: i32 = -1;
+        for (bucket, max_age, max_value_size) in [
+            (subject::MODEL_BUCKET, Duration::ZERO, UNLIMITED),
+            (subject::RUN_BUCKET, Duration::ZERO, UNLIMITED),
+            (subject::LEASE_BUCKET, LEASE_TTL, SMALL_RECORD),
         ] {
             let name = format!("KV_{bucket}");
             if self.absent(&name).await? {
-                let config = kv::Config { bucket: bucket.into(), history: 1, max_age, ..Default::default() };
+                let bucket = bucket.to_owned();
+                let config = kv::Config { bucket, history: 1, max_age, max_value_size, ..Default::default() };
                 self.settle(&name, self.js.create_key_value(config).await).await?;
             }
         }
@@ -113,6 +120,7 @@ fn presence() -> stream::Config {
         description: Some("FedPEFT: present clients".into()),
         max_messages_per_subject: 1,
         max_age: CLIENT_TTL,
+        max_message_size: SMALL_RECORD,
         discard: stream::DiscardPolicy::New,
         allow_direct: true,
         deny_delete: true,
@@ -137,6 +145,9 @@ fn streams() -> [stream::Config; 4] {
         },
         stream::Config {
             max_age: ABANDONED,
+            max_messages_per_subject: ANSWERS,
+            discard: stream::DiscardPolicy::New,
+            discard_new_per_subject: true,
             ..base(
                 subject::UPDATE_STREAM,
                 subject::UPDATE_SUBJECTS,

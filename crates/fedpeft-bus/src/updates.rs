@@ -42,19 +42,27 @@ impl Bus {
 
     /// Every update of `run`, from the first one stored.
     pub async fn updates(&self, run: &RunId) -> Result<Updates, BusError> {
-        let filter = subject::updates_of(run);
+        self.read_updates(subject::updates_of(run)).await
+    }
+
+    /// Every update of one client for one round of `run`, from the first one stored.
+    pub async fn updates_of(
+        &self,
+        run: &RunId,
+        round: Round,
+        client: &ClientId,
+    ) -> Result<Updates, BusError> {
+        self.read_updates(subject::update(run, round, client)).await
+    }
+
+    async fn read_updates(&self, filter: String) -> Result<Updates, BusError> {
         let follow = Follow::start(self, subject::UPDATE_STREAM, filter, follow::From::First, BATCH).await?;
         let pending = follow.stored();
         Ok(Updates { follow, pending })
     }
-
-    /// Forgets the updates of a round: it is committed, or nobody will.
-    pub async fn purge_updates(&self, run: &RunId, round: Round) -> Result<(), BusError> {
-        self.purge(subject::UPDATE_STREAM, subject::updates_of_round(run, round)).await
-    }
 }
 
-/// Updates of one run in the order in which the broker stored them.
+/// Updates in the order in which the broker stored them.
 pub struct Updates {
     follow: Follow,
     pending: u64,

@@ -9,6 +9,7 @@ mod progress;
 mod records;
 mod report;
 mod simulate;
+mod verify;
 mod view;
 
 use std::process::ExitCode;

@@ -29,6 +29,8 @@ pub struct Report<'a> {
     pub totals: Totals,
     /// Digest of the global adapter after the last committed round.
     pub adapter_sha256: Digest,
+    /// Hash over the ledger of all rounds, which `fedpeft run verify` checks.
+    pub ledger_sha256: Digest,
 }
 
 /// Sums over all rounds, and memory.
@@ -89,6 +91,7 @@ impl<'a> Report<'a> {
                 peak_rss_bytes,
             },
             adapter_sha256: record.adapter,
+            ledger_sha256: record.ledger,
         }
     }
 

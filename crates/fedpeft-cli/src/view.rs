@@ -76,7 +76,7 @@ impl View {
             self.line(&format_row(&HEADER.map(str::to_owned)));
         }
         self.printed = report.round;
-        self.cumulative += report.bytes_up + report.bytes_down;
+        self.cumulative = self.cumulative.saturating_add(bytes_of(report));
         self.line(&format_row(&cells(report, self.cumulative)));
         for client in &report.clients {
             use fedpeft_protocol::round::ClientOutcome::{
@@ -122,6 +122,7 @@ impl View {
     }
 
     fn line(&self, text: &str) {
+        let text = output::plain(text);
         self.bar.suspend(|| {
             // A reader that went away must not end a run that still trains.
             let _ = match self.sink {
@@ -181,12 +182,16 @@ fn cells(report: &RoundReport, cumulative: u64) -> [String; 8] {
     ]
 }
 
+fn bytes_of(report: &RoundReport) -> u64 {
+    report.bytes_up.saturating_add(report.bytes_down)
+}
+
 /// The whole table at once.
 pub fn table(rounds: &[RoundReport]) -> String {
     let mut lines = vec![format_row(&HEADER.map(str::to_owned))];
     let mut cumulative = 0;
     for report in rounds {
-        cumulative += report.bytes_up + report.bytes_down;
+        cumulative = u64::saturating_add(cumulative, bytes_of(report));
         lines.push(format_row(&cells(report, cumulative)));
     }
     lines.join("\n")

@@ -11,7 +11,8 @@ use fedpeft_protocol::{
 /// Bytes by direction and kind.
 pub(crate) type Bytes = BTreeMap<(Direction, ByteKind), u64>;
 
-/// Rejections remembered so that those an aggregator repeats after a restart count once.
+/// Answers and rejections remembered, so that those an aggregator repeats after a restart count once: twice the
+/// largest cohort.
 const REMEMBERED: usize = 4096;
 
 #[derive(Debug, Default)]
@@ -65,6 +66,9 @@ impl Run {
             EventKind::UpdateAccepted { round, client, .. } => {
                 let new = *round > self.round && self.answered.insert((*round, client.clone()));
                 self.accepted += u64::from(new);
+                if self.answered.len() > REMEMBERED {
+                    self.answered.pop_first();
+                }
             }
             EventKind::UpdateRejected { round, client, reason } => {
                 let reason = reason.chars().take(200).collect();
@@ -108,7 +112,7 @@ impl Run {
             let answered = matches!(client.outcome, ClientOutcome::Accepted { .. });
             self.models_sent += 1 + u64::from(answered);
         }
-        self.forget_answers_before(report.round + 1);
+        self.forget_answers_before(report.round.saturating_add(1));
     }
 
     fn forget_answers_before(&mut self, round: Round) {

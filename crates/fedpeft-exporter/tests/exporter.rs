@@ -21,7 +21,7 @@ use tokio::{
 const LIMITS: Limits = Limits { runs: 3, rounds: 2 };
 
 fn event(run: &str, kind: EventKind) -> Event {
-    Event { version: PROTOCOL_VERSION, run: RunId::new(run).unwrap(), at_ms: 1, kind }
+    Event { version: PROTOCOL_VERSION, run: RunId::new(run).unwrap(), at_ms: 1, epoch: 1, kind }
 }
 
 fn client(name: &str) -> ClientId {
@@ -214,6 +214,30 @@ fn an_event_told_twice_counts_once() {
         twice.fold(1, 0, &event);
     }
     assert_eq!(format!("{once:?}"), format!("{twice:?}"));
+}
+
+#[test]
+fn forged_events_take_bounded_memory_and_stop_nothing() {
+    let mut ledger = Ledger::new(LIMITS);
+    let mut sequence = 0;
+    let mut fold = |event: &Event| {
+        sequence += 1;
+        ledger.fold(sequence, 0, event);
+    };
+    for round in 0..20_000 {
+        fold(&accepted("r", u32::MAX - round, "nobody"));
+        fold(&rejected("r", u32::MAX - round, "nobody"));
+    }
+    let mut huge = report(u32::MAX, Some(f64::NAN));
+    huge.bytes_by_kind = [("up.adapter".to_owned(), u64::MAX)].into();
+    for round in [u32::MAX - 1, u32::MAX, u32::MAX] {
+        huge.round = round;
+        fold(&event("r", EventKind::RoundClosed { report: huge.clone() }));
+    }
+    for run in 0..100 {
+        fold(&status(&format!("run-{run}"), RunStatus::Running));
+    }
+    assert!(format!("{ledger:?}").len() < 100_000, "runs and answers are forgotten");
 }
 
 async fn get(port: u16, path: &str) -> String {

@@ -6,6 +6,7 @@
 //! bounded and typed.
 
 pub mod api;
+mod bounds;
 pub mod digest;
 mod eligibility;
 pub mod event;

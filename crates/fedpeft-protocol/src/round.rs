@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ClientId, Digest, Epoch, Round, RunId,
+    ClientId, Digest, Epoch, Round, RunId, bounds,
     run::{StabilitySpec, TrainingSpec},
 };
 
@@ -21,6 +21,7 @@ pub struct Task {
     /// Fencing token of the run's owner; the update returns it.
     pub epoch: Epoch,
     /// Name of this task; the update returns it.
+    #[serde(deserialize_with = "bounds::text::<512, _>")]
     pub task: String,
     /// Blob of the artifact manifest.
     pub manifest: Digest,
@@ -35,6 +36,7 @@ pub struct Task {
 /// What to do with the global adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "do", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "a process holds as many as it has tasks, few")]
 pub enum Work {
     /// Train it on the client's examples.
     Train {
@@ -131,11 +133,12 @@ pub struct Update {
     /// Fencing token of the task.
     pub epoch: Epoch,
     /// Name of the task.
+    #[serde(deserialize_with = "bounds::text::<512, _>")]
     pub task: String,
     /// What came of it.
     pub outcome: Outcome,
     /// Bytes the client fetched for this task beside the task message itself (backbone, artifacts, blobs).
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounds::list::<1024, _, _>")]
     pub fetched: Vec<Transfer>,
 }
 

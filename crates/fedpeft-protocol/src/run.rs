@@ -28,7 +28,7 @@ pub struct RunSpec {
     /// Clients that must be present before a round starts. Default: the cohort.
     #[serde(default)]
     pub min_clients: Option<u32>,
-    /// Updates without which a round fails. Default: half of the cohort, rounded up.
+    /// Updates without which a round fails. Default: half of those that close it, rounded up.
     #[serde(default)]
     pub quorum: Option<u32>,
     /// Clients sampled beyond the cohort, as a share of it: `cohort (1 + over_selection)` clients get a task,
@@ -50,7 +50,8 @@ pub struct RunSpec {
     /// Updates whose L2 distance from the adapter they began with is greater are refused. Default: none is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_update_norm: Option<f64>,
-    /// Keeps the updates of committed rounds for seven days, so that `fedpeft run verify` can aggregate them again.
+    /// Keeps the clients' adapters of committed rounds in the blob store, by the digests in the ledger, so that
+    /// `fedpeft run verify` can aggregate them again. Whoever may read blobs can then read single updates.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_updates: bool,
     /// Faults that clients of a simulation should have.
@@ -104,7 +105,15 @@ impl RunSpec {
 
     /// Updates without which a round fails.
     pub fn quorum(&self) -> u32 {
-        self.quorum.unwrap_or(self.cohort.div_ceil(2)).max(1)
+        self.quorum.unwrap_or(self.target().div_ceil(2)).max(1)
+    }
+
+    /// Updates that close a round.
+    pub fn target(&self) -> u32 {
+        match self.mode {
+            ModeSpec::Synchronous => self.cohort,
+            ModeSpec::Buffered { buffer, .. } => buffer,
+        }
     }
 
     /// Clients that get a task in a round.
@@ -133,13 +142,23 @@ impl RunSpec {
                 format!("is {soft}, more than round_deadline_seconds, {hard}: lower it")
             })?;
         }
+        // Thousands of reserves for each client sampled are a slip of the pen.
+        check("over_selection", self.over_selection <= 1000.0, || {
+            format!("must be at most 1000, not {}", self.over_selection)
+        })?;
+        self.eligibility.validate()?;
         self.mode.validate(self.cohort)?;
         self.max_update_norm.map_or(Ok(()), |norm| positive("max_update_norm", norm))?;
         self.stability.as_ref().map_or(Ok(()), StabilitySpec::validate)?;
-        if self.quorum() > self.cohort {
-            let message = format!("is {}, more than the cohort of {}: lower it", self.quorum(), self.cohort);
-            return Err(InvalidSpec::new("quorum", message));
-        }
+        let (quorum, target) = (self.quorum(), self.target());
+        let buffered = !self.mode.is_synchronous();
+        let of = if buffered { "buffer" } else { "cohort" };
+        check("quorum", quorum <= target, || {
+            format!("is {quorum}, more than the {of} of {target}: lower it")
+        })?;
+        check("over_selection", !buffered || self.over_selection == 0.0, || {
+            "is for synchronous rounds: buffered ones have cohort and buffer".to_owned()
+        })?;
         if self.min_clients() < self.quorum() {
             let message =
                 format!("is {}, less than the quorum of {}: raise it", self.min_clients(), self.quorum());
@@ -241,6 +260,9 @@ pub struct RunRecord {
     pub adapter: Digest,
     /// The round that is open, if one is.
     pub open: Option<OpenRound>,
+    /// Of buffered rounds: clients that train since an earlier round and whose updates still count, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carried: Vec<Carried>,
     /// Fencing token of the last writer.
     pub epoch: Epoch,
     /// Hash chain over the ledgers of the committed rounds, see [`crate::ledger`]; of a run without rounds, the
@@ -268,6 +290,23 @@ pub struct OpenRound {
     pub examples: Vec<u64>,
     /// When it was opened, in milliseconds since the Unix epoch.
     pub opened_ms: u64,
+}
+
+/// A client of a buffered round that has not answered yet, as it is taken over into later rounds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Carried {
+    /// The client.
+    pub client: ClientId,
+    /// The round in which it got its task; its update is published under it.
+    pub round: Round,
+    /// Fencing token of its task.
+    pub epoch: Epoch,
+    /// Examples it declared then.
+    pub examples: u64,
+    /// The global adapter it began with.
+    pub adapter: Digest,
+    /// When nobody waits for it any more, in milliseconds since the Unix epoch.
+    pub deadline_ms: u64,
 }
 
 /// A run and its rounds, as the control API returns them.
@@ -299,8 +338,9 @@ mod tests {
     #[test]
     fn every_bad_number_is_named() {
         type Case = (&'static str, fn(&mut RunSpec));
-        let cases: [Case; 11] = [
+        let cases: [Case; 12] = [
             ("over_selection", |s| s.over_selection = -0.5),
+            ("over_selection", |s| s.over_selection = 1e9),
             ("soft_deadline_seconds", |s| s.soft_deadline_seconds = Some(1e6)),
             ("max_update_norm", |s| s.max_update_norm = Some(0.0)),
             ("stability.dropout", |s| {

@@ -54,6 +54,11 @@ pub fn tasks_of(client: &ClientId) -> String {
     format!("{PREFIX}.run.*.client.{client}.task")
 }
 
+/// Every task of a run.
+pub fn tasks_of_run(run: &RunId) -> String {
+    format!("{PREFIX}.run.{run}.client.*.task")
+}
+
 /// Where a client publishes its update for a round.
 pub fn update(run: &RunId, round: Round, client: &ClientId) -> String {
     format!("{PREFIX}.update.{run}.{round}.{client}")

@@ -273,6 +273,30 @@ async fn a_folder_that_is_not_what_its_manifest_says_is_not_pushed() {
     assert!(matches!(push().await, Err(RegistryError::File { .. })));
 }
 
+/// Whoever may write to the store could put other bytes under the digest of a published file.
+#[tokio::test]
+async fn a_forged_file_is_refused_and_not_left_behind() {
+    let fixture = fixture().await;
+    let version = fixture.push("bias", "vit").await.unwrap();
+    let forged = version.files.iter().find(|file| file.name == "eval_model.onnx").unwrap();
+    let client = async_nats::connect(fixture.server.url()).await.unwrap();
+    let jetstream = async_nats::jetstream::new(client);
+    let store = jetstream.get_object_store(fedpeft_protocol::subject::BLOB_BUCKET).await.unwrap();
+    let bytes = vec![b'x'; forged.size as usize];
+    store.put(forged.digest.to_string().as_str(), &mut &bytes[..]).await.unwrap();
+    let cache = fixture.cache();
+    let error = pull(&fixture.bus, &version.manifest, &cache, false, |_, _, _| {}).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Bus(BusError::Corrupt { digest, .. }) if digest == forged.digest));
+    assert!(!cache.blob(&forged.digest).exists());
+    assert!(!cache.artifacts(&version.manifest).join(&forged.name).exists());
+    let holds_forgery = |folder: &Path| {
+        let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.is_file()).any(|path| fs::read(path).unwrap() == bytes)
+    };
+    assert!(!holds_forgery(cache.blob(&forged.digest).parent().unwrap()));
+    assert!(!holds_forgery(&cache.artifacts(&version.manifest)));
+}
+
 #[tokio::test]
 async fn a_missing_model_and_a_missing_registry_are_named() {
     let fixture = fixture().await;

@@ -103,7 +103,7 @@ impl Accumulator {
         Ok(Self { layout, high, low, weight: 0, updates: 0 })
     }
 
-    /// Updates in the sum.
+    /// Terms of the sum: updates, and parts that were subtracted.
     pub fn updates(&self) -> u64 {
         self.updates
     }
@@ -122,6 +122,25 @@ impl Accumulator {
         pulp::Arch::new()
             .dispatch(|| add_products(&mut self.high, &mut self.low, values, weight_value * HIGH_SCALE));
         self.weight += weight.get();
+        self.updates = updates;
+        Ok(())
+    }
+
+    /// Subtracts an encoded adapter `weight` times, whatever it was added for: the sum's own weight stays. Either
+    /// all of it is subtracted or, with an error, nothing.
+    pub fn subtract(&mut self, adapter: &[u8], weight: u64) -> Result<(), AccumulateError> {
+        check(adapter, &self.layout)?;
+        // In parts that fit the bounds of the fixed point.
+        let updates = within_bound(self.updates + weight.div_ceil(MAX_WEIGHT))?;
+        let values = adapter.as_chunks::<4>().0;
+        let mut left = weight;
+        while left > 0 {
+            let part = left.min(MAX_WEIGHT);
+            pulp::Arch::new().dispatch(|| {
+                add_products(&mut self.high, &mut self.low, values, -(part as f64) * HIGH_SCALE);
+            });
+            left -= part;
+        }
         self.updates = updates;
         Ok(())
     }
@@ -149,6 +168,18 @@ impl Accumulator {
         let mut encoded = vec![0; self.layout.values() * size_of::<f32>()];
         let divisor = self.weight as f64;
         pulp::Arch::new().dispatch(|| divide(&self.high, &self.low, divisor, encoded.as_chunks_mut::<4>().0));
+        Ok(encoded.into())
+    }
+
+    /// `adapter` moved by the sum over `divisor`, encoded.
+    pub fn step(&self, adapter: &[u8], divisor: f64) -> Result<Bytes, AccumulateError> {
+        if self.updates == 0 {
+            return Err(AccumulateError::Empty);
+        }
+        check(adapter, &self.layout)?;
+        let mut encoded = adapter.to_vec();
+        pulp::Arch::new()
+            .dispatch(|| advance(&self.high, &self.low, divisor, encoded.as_chunks_mut::<4>().0));
         Ok(encoded.into())
     }
 }
@@ -214,13 +245,26 @@ fn add_integers(sum: &mut [i64], terms: &[i64]) {
 #[inline(always)]
 fn divide(high: &[i64], low: &[i64], divisor: f64, means: &mut [[u8; 4]]) {
     for ((high, low), mean) in high.iter().zip(low).zip(means) {
-        // Whole multiples of the high unit move up first, so that what remains low is below one unit and both
-        // parts convert with a relative error of at most 2^-53.
-        let carry = low >> 47;
-        let high = (high + carry) as f64 / HIGH_SCALE;
-        let low = (low - (carry << 47)) as f64 / (HIGH_SCALE * LOW_SCALE);
-        *mean = (((high + low) / divisor) as f32).to_le_bytes();
+        *mean = ((total(*high, *low) / divisor) as f32).to_le_bytes();
     }
+}
+
+#[inline(always)]
+fn advance(high: &[i64], low: &[i64], divisor: f64, values: &mut [[u8; 4]]) {
+    for ((high, low), value) in high.iter().zip(low).zip(values) {
+        let moved = f64::from(f32::from_le_bytes(*value)) + total(*high, *low) / divisor;
+        *value = (moved as f32).to_le_bytes();
+    }
+}
+
+/// The sum as a float. Whole multiples of the high unit move up first, so that what remains low is below one unit
+/// and both parts convert with a relative error of at most 2^-53.
+#[inline(always)]
+fn total(high: i64, low: i64) -> f64 {
+    let carry = low >> 47;
+    let high = (high + carry) as f64 / HIGH_SCALE;
+    let low = (low - (carry << 47)) as f64 / (HIGH_SCALE * LOW_SCALE);
+    high + low
 }
 
 #[cfg(test)]

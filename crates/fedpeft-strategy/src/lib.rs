@@ -1,13 +1,17 @@
 //! What a round computes, without a network: which clients it asks ([`cohort`]), how their updates add up
-//! ([`accumulator`]) and what the next global adapter is ([`strategy`]).
+//! ([`accumulator`]) and what the next global adapter is ([`strategy`], and [`buffered`] for
+//! asynchronous rounds).
 //!
 //! Everything here is deterministic to the byte: a cohort depends on the seed, the round and the set of
 //! clients; a sum on the set of updates. Neither depends on the order in which anything arrived, so a round
 //! that is folded again after a crash gives the same adapter.
 
 pub mod accumulator;
+pub mod buffered;
 pub mod cohort;
+mod norm;
 pub mod strategy;
 
 pub use accumulator::{AccumulateError, Accumulator, Weight};
+pub use norm::distance;
 pub use strategy::{FedAvg, Strategy, of_spec};

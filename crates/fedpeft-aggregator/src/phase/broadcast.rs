@@ -31,7 +31,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
             run = %drive.record.run,
             round = round.open.round,
             answers = round.answers.len(),
-            cohort = round.open.cohort.len(),
+            clients = round.members.len(),
             "round taken over"
         );
     }

@@ -13,8 +13,9 @@ use crate::{drive::Drive, model, stop::Stop};
 const LINGER: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<(), Stop> {
+    let mark = drive.bus.task_mark().await?;
     drive.record.end(RunStatus::Completed).await?;
-    drive.bus.purge_tasks(&drive.record.run).await?;
+    drive.bus.purge_tasks(&drive.record.run, mark).await?;
     tracing::info!(
         run = %drive.record.run,
         rounds = drive.record.round,
@@ -24,7 +25,8 @@ pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<(), Stop> {
     drive.events.emit(model::status_event(drive.record, Some(&drive.model)));
     let until = Instant::now() + LINGER;
     while let Ok(late) = timeout_at(until, drive.updates.next()).await {
-        drive.refuse_closed(late.round, &late.client).await?;
+        drive.refuse(late.round, &late.client, drive.closed(late.round));
+        drive.forget(late.round, &late.client).await?;
     }
     Ok(())
 }

@@ -61,6 +61,18 @@ pub fn run_id(name: &str) -> RunId {
     RunId::new(name).unwrap()
 }
 
+/// A client that trains.
+pub fn capabilities(examples: u64) -> Capabilities {
+    Capabilities {
+        trains: true,
+        evaluates: false,
+        examples,
+        device: "cpu".into(),
+        free_memory_mib: None,
+        labels: BTreeMap::new(),
+    }
+}
+
 pub fn spec(rounds: Round, cohort: u32) -> RunSpec {
     RunSpec {
         round_deadline_seconds: 60.0,
@@ -166,19 +178,13 @@ impl Federation {
     }
 
     async fn present(&mut self, name: &str, examples: u64, trains: bool, evaluates: bool) {
-        let presence = Presence {
-            version: PROTOCOL_VERSION,
-            client: client(name),
-            worker: "test".into(),
-            capabilities: Capabilities {
-                trains,
-                evaluates,
-                examples,
-                device: "cpu".into(),
-                free_memory_mib: None,
-                labels: Default::default(),
-            },
-        };
+        self.present_with(name, Capabilities { trains, evaluates, ..capabilities(examples) }).await;
+    }
+
+    /// Makes a client present that says this of itself, and keeps it so.
+    pub async fn present_with(&mut self, name: &str, capabilities: Capabilities) {
+        let presence =
+            Presence { version: PROTOCOL_VERSION, client: client(name), worker: "test".into(), capabilities };
         let records = self.bus.clients().await.unwrap();
         records.put(name, &presence).await.unwrap();
         let key = name.to_owned();

@@ -4,6 +4,7 @@
 
 mod api;
 mod federation;
+mod modes;
 mod owners;
 mod rounds;
 mod trouble;

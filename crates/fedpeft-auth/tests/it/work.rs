@@ -88,7 +88,7 @@ async fn events_reach_the_exporter_and_the_admin() {
     let world = World::new().await;
     let aggregator = world.bus("aggregator").await.unwrap();
     let kind = EventKind::Waiting { present: 1, needed: 2 };
-    let event = Event { version: PROTOCOL_VERSION, run: run(), at_ms: 5, kind };
+    let event = Event { version: PROTOCOL_VERSION, run: run(), epoch: 1, at_ms: 5, kind };
     aggregator.publish_event(&event).await.unwrap();
     for name in ["exporter", "admin"] {
         let bus = world.bus(name).await.unwrap();

@@ -49,5 +49,5 @@ fn update(task: &str, size: usize) -> Update {
 
 fn event(run: &RunId, present: u32) -> Event {
     let kind = EventKind::Waiting { present, needed: 3 };
-    Event { version: PROTOCOL_VERSION, run: run.clone(), at_ms: 5, kind }
+    Event { version: PROTOCOL_VERSION, run: run.clone(), at_ms: 5, epoch: 1, kind }
 }

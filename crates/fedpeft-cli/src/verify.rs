@@ -1,0 +1,121 @@
+//! `fedpeft run verify`: whether a run is what its ledger says.
+//!
+//! The ledger alone proves that no update counts twice and that nothing was changed since. Where the run kept its
+//! updates, every round is aggregated again and must give the same bytes.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use fedpeft_artifacts::manifest::Manifest;
+use fedpeft_bus::Bus;
+use fedpeft_codec::Layout;
+use fedpeft_protocol::{
+    Digest,
+    ledger::{self, Checked},
+    round::{ClientOutcome, RoundReport},
+    run::{ModeSpec, RunView},
+};
+use fedpeft_strategy::{Accumulator, Weight, buffered, of_spec};
+use serde::Serialize;
+
+use crate::view::{Sink, View};
+
+/// Manifests list tensors; thousands of them take less.
+const MANIFEST_LIMIT: u64 = 16 << 20;
+
+/// What was found to be true.
+#[derive(Debug, Serialize)]
+pub struct Verified {
+    /// Name of the run.
+    pub run: String,
+    /// What the ledger holds.
+    #[serde(flatten)]
+    pub ledger: Checked,
+    /// Its hash.
+    pub ledger_sha256: Digest,
+    /// Digest of the global adapter that it leads to.
+    pub adapter_sha256: Digest,
+    /// Rounds that were aggregated again and gave the same bytes.
+    pub aggregated_again: u32,
+}
+
+impl Verified {
+    /// One line for people.
+    pub fn human(&self) -> String {
+        let Checked { rounds, updates, weight } = self.ledger;
+        let again = match self.aggregated_again {
+            0 => "its updates were not kept, so that none was aggregated again".to_owned(),
+            some => format!("{some} aggregated again, with the same bytes"),
+        };
+        format!(
+            "run {}: {rounds} rounds, {updates} updates of weight {weight}, each counted once; {again}\n\
+             ledger sha256 {}\nadapter sha256 {}",
+            self.run, self.ledger_sha256, self.adapter_sha256
+        )
+    }
+}
+
+/// Checks the ledger and, where the updates were kept, every sum.
+pub async fn verify(bus: &Bus, view: &RunView) -> Result<Verified> {
+    let record = &view.record;
+    let ledger = ledger::check(view).with_context(|| format!("run {} does not add up", record.run))?;
+    let mut aggregated_again = 0;
+    if record.spec.keep_updates {
+        let (manifest, _) = bus.get_blob(&record.manifest, MANIFEST_LIMIT).await?;
+        let layout = Manifest::from_json(&manifest)?.adapter;
+        let progress = View::new(0, Sink::Stderr);
+        for report in &view.rounds {
+            progress.spin(format!("aggregating round {} again", report.round));
+            let found = Digest::of(aggregate(bus, view, report, &layout).await?);
+            if found != report.adapter {
+                bail!(
+                    "round {} of run {}: its updates give adapter {found}, its report says {}",
+                    report.round,
+                    record.run,
+                    report.adapter
+                );
+            }
+            aggregated_again += 1;
+        }
+        progress.finish();
+    }
+    Ok(Verified {
+        run: record.run.to_string(),
+        ledger,
+        ledger_sha256: record.ledger,
+        adapter_sha256: record.adapter,
+        aggregated_again,
+    })
+}
+
+/// The global adapter that the updates of a round lead to.
+async fn aggregate(bus: &Bus, view: &RunView, report: &RoundReport, layout: &Layout) -> Result<Bytes> {
+    let fetch = async |digest: &Digest, what: &str| {
+        let blob = bus.get_blob(digest, layout.bytes()).await;
+        let (bytes, _) = blob.with_context(|| format!("{what} of round {} cannot be read", report.round))?;
+        anyhow::Ok(bytes)
+    };
+    let mut sum = Accumulator::new(layout.clone())?;
+    let (mut examples, mut bases) = (0, BTreeMap::<Digest, u64>::new());
+    for client in &report.clients {
+        let ClientOutcome::Accepted { digest, weight, staleness, .. } = client.outcome else { continue };
+        sum.add(&fetch(&digest, &format!("the update of {}", client.client)).await?, Weight::new(weight)?)?;
+        examples += client.examples;
+        if !view.record.spec.mode.is_synchronous() {
+            let began = report.round.saturating_sub(staleness);
+            let base = view.rounds.iter().find(|earlier| earlier.round == began).map(|r| r.previous);
+            *bases.entry(base.with_context(|| format!("round {began} has no report"))?).or_default() +=
+                weight;
+        }
+    }
+    // As the aggregator does: each base once.
+    for (base, weight) in bases {
+        sum.subtract(&fetch(&base, "an adapter that updates began with").await?, weight)?;
+    }
+    let global = fetch(&report.previous, "the adapter before it").await?;
+    Ok(match view.record.spec.mode {
+        ModeSpec::Synchronous => of_spec(&view.record.spec.strategy).next(&global, &sum)?,
+        ModeSpec::Buffered { .. } => buffered::next(&global, &sum, examples)?,
+    })
+}
