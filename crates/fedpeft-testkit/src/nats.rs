@@ -40,9 +40,9 @@ impl NatsServer {
         Self::launch(true, Config::Text(text)).await
     }
 
-    /// Starts a broker with JetStream and this configuration file.
+    /// Starts a broker with this configuration file, which says all but the address.
     pub async fn start_with_file(path: &Path) -> Self {
-        Self::launch(true, Config::File(path)).await
+        Self::launch(false, Config::File(path)).await
     }
 
     #[allow(clippy::panic, reason = "a test harness reports by panicking")]

@@ -87,7 +87,6 @@ impl World {
 /// A connection and what the broker forbade on it.
 pub struct Person {
     pub client: Client,
-    pub name: String,
     forbidden: Arc<Mutex<Vec<String>>>,
 }
 
@@ -104,7 +103,7 @@ impl Person {
             },
         );
         let client = options.credentials_file(creds).await.unwrap().connect(server).await.unwrap();
-        Self { client, name: name.to_owned(), forbidden }
+        Self { client, forbidden }
     }
 
     /// Whether the broker lets us publish there. What it forbids it says in order, so that a subject that is
@@ -120,6 +119,12 @@ impl Person {
         let allowed = self.judged(subject).await;
         drop(subscription);
         allowed
+    }
+
+    /// What the broker says of a stream.
+    pub async fn stream(&self, name: &str) -> serde_json::Value {
+        let reply = self.client.request(format!("$JS.API.STREAM.INFO.{name}"), "".into()).await.unwrap();
+        serde_json::from_slice(&reply.payload).unwrap()
     }
 
     async fn judged(&self, subject: &str) -> bool {
