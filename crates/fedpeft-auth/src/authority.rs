@@ -128,6 +128,25 @@ impl Authority {
         }
     }
 
+    /// Replaces the key that signs credentials of a role, and all valid credentials that it signed: returns the new
+    /// ones. The server must learn of it. What breaks off can be done again.
+    pub fn rotate(&mut self, role: Role) -> Result<Vec<Issued>, AuthError> {
+        let now = now();
+        let held: Vec<Issued> =
+            self.state.issued.iter().filter(|one| one.role == role && one.is_valid(now)).cloned().collect();
+        self.keys.renew(role, &paths::keys(&self.folder))?;
+        self.state.touch();
+        let mut made = Vec::new();
+        for Issued { name, clients, expires, .. } in held {
+            self.void(&name);
+            let lifetime = expires.map(|end| Duration::from_secs(end.saturating_sub(now)));
+            made.push(self.issue(&Enrolment { name, role, clients, lifetime })?);
+        }
+        self.save()?;
+        made.iter().try_for_each(|one| one.write(&self.folder))?;
+        Ok(self.state.issued.iter().rev().take(made.len()).rev().cloned().collect())
+    }
+
     /// All that was issued, in order.
     pub fn issued(&self) -> &[Issued] {
         &self.state.issued

@@ -60,7 +60,7 @@ pub(crate) enum Body {
 pub(crate) struct Operator {
     pub signing_keys: Vec<String>,
     pub system_account: String,
-    /// Identity keys sign nothing but these claims: they can be kept offline.
+    /// Identity keys sign nothing but their own claims.
     pub strict_signing_key_usage: bool,
 }
 

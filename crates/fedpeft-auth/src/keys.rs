@@ -11,7 +11,7 @@ use crate::{AuthError, Role, files::write_private};
 
 /// The secret keys of an authority.
 pub(crate) struct Keys {
-    /// Identity of the operator; it signs its own claims alone and may be kept offline.
+    /// Identity of the operator; it signs its own claims alone.
     pub operator: KeyPair,
     /// Signs accounts.
     pub operator_signing: KeyPair,
@@ -71,8 +71,7 @@ impl Keys {
         let single = single.map(|(name, key)| (name.to_owned(), key));
         let roles = self.roles.iter().map(|(role, key)| (format!("role-{role}"), key));
         for (name, key) in single.into_iter().chain(roles) {
-            let seed = key.seed().map_err(AuthError::key)?;
-            write_private(&path(folder, &name), &format!("{seed}\n"))?;
+            write(folder, &name, key)?;
         }
         Ok(())
     }
@@ -85,6 +84,15 @@ impl Keys {
             .ok_or_else(|| AuthError::Key(format!("there is none for the role {wanted}")))
     }
 
+    /// Replaces the key of a role, in `folder` too.
+    pub fn renew(&mut self, role: Role, folder: &Path) -> Result<(), AuthError> {
+        let key = KeyPair::new_account();
+        write(folder, &format!("role-{role}"), &key)?;
+        self.roles.retain(|(other, _)| *other != role);
+        self.roles.push((role, key));
+        Ok(())
+    }
+
     /// The account that holds a role.
     pub fn account_of(&self, role: Role) -> &KeyPair {
         if role == Role::Client { &self.clients } else { &self.services }
@@ -93,6 +101,11 @@ impl Keys {
 
 fn path(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.nk"))
+}
+
+fn write(folder: &Path, name: &str, key: &KeyPair) -> Result<(), AuthError> {
+    let seed = key.seed().map_err(AuthError::key)?;
+    write_private(&path(folder, name), &format!("{seed}\n"))
 }
 
 fn read(folder: &Path, name: &str, kind: &KeyPairType) -> Result<KeyPair, AuthError> {

@@ -73,9 +73,11 @@ impl State {
         write_private(path, &format!("{text}\n"))
     }
 
-    /// Void keys of an account, and since when.
+    /// Void keys of an account, and since when. Those that have expired need no mention.
     pub fn revocations(&self, clients: bool) -> BTreeMap<String, Seconds> {
-        let of_account = self.issued.iter().filter(|one| (one.role == Role::Client) == clients);
+        let lasting = |one: &&Issued| one.expires.is_none_or(|expires| self.updated < expires);
+        let of_account =
+            self.issued.iter().filter(|one| (one.role == Role::Client) == clients).filter(lasting);
         of_account.filter_map(|one| Some((one.key.clone(), one.revoked?))).collect()
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fedpeft_auth::AuthError;
+use fedpeft_auth::{AuthError, Authority, Role};
 use fedpeft_bus::{Bus, BusConfig, BusError};
 use fedpeft_testkit::NatsServer;
 
@@ -78,6 +78,36 @@ async fn replacing_revokes_the_former() {
     let aggregator = world.bus("registry").await;
     world.push().await;
     assert!(aggregator.unwrap().is_connected());
+}
+
+#[tokio::test]
+async fn a_new_signing_key_ends_all_that_the_old_one_signed() {
+    let mut world = World::new().await;
+    let (bus, aggregator) = (world.bus("site").await.unwrap(), world.bus("aggregator").await.unwrap());
+    let kept = world.copy_of_creds("site");
+    // A thief has the keys, and signs for itself.
+    let stolen = world.folder.path().join("stolen");
+    let copied =
+        std::process::Command::new("cp").arg("-r").arg(world.authority.folder()).arg(&stolen).status();
+    assert!(copied.unwrap().success());
+    let mut thief = Authority::open(&stolen).unwrap();
+    thief.enrol(&enrolment("thief", &["a"], None), false).unwrap();
+    world.bus_with(&thief.creds("thief")).await.unwrap();
+
+    let renewed = world.authority.rotate(Role::Client).unwrap();
+    let names: Vec<&str> = renewed.iter().map(|one| one.name.as_str()).collect();
+    assert_eq!(names, ["a", "B", "site"]);
+    world.push().await;
+    wait_until(|| !bus.is_connected()).await;
+    assert_refused(world.bus_with(&kept).await);
+    assert_refused(world.bus_with(&thief.creds("thief")).await);
+    world.bus("site").await.unwrap().tasks(&client_id("d")).await.unwrap();
+    assert!(aggregator.is_connected());
+    // The new key is the one that is kept.
+    let folder = world.authority.folder().to_owned();
+    let World { authority, .. } = world;
+    drop(authority);
+    assert_eq!(Authority::open(&folder).unwrap().rotate(Role::Client).unwrap().len(), 3);
 }
 
 #[tokio::test]

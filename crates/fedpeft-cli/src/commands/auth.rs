@@ -57,6 +57,22 @@ Examples:
         #[command(flatten)]
         output: Output,
     },
+    /// Replace the key that signs credentials of a role, and the credentials of all who hold valid ones.
+    #[command(after_help = "\
+Example:
+  fedpeft auth rotate client --server tls://broker:4222
+
+Then: hand the new files out; the former ones are worth nothing.")]
+    Rotate {
+        /// client, aggregator, registry, exporter or admin.
+        role: Role,
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        server: Server,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Show who has credentials.
     #[command(after_help = "Example:\n  fedpeft auth list --json")]
     List {
@@ -155,6 +171,13 @@ pub fn run(command: Command) -> Result<()> {
         Command::Init(args) => init(*args),
         Command::Enroll(args) => enroll(*args),
         Command::Revoke { names, place, server, output } => revoke(&names, &place, server, output),
+        Command::Rotate { role, place, server, output } => {
+            let mut authority = Authority::open(&place.dir)?;
+            let made = authority.rotate(role)?;
+            let made: Vec<Enrolled> = made.into_iter().map(|one| Enrolled::new(one, &authority)).collect();
+            output.show(&made, |made| lines(made))?;
+            announce(&authority, server)
+        }
         Command::List { place, output } => {
             let authority = Authority::open(&place.dir)?;
             let shown: Vec<Shown<'_>> = authority.issued().iter().map(Shown::new).collect();
@@ -226,6 +249,17 @@ struct Enrolled {
     creds: PathBuf,
 }
 
+impl Enrolled {
+    fn new(issued: Issued, authority: &Authority) -> Self {
+        Self { creds: authority.creds(&issued.name), issued }
+    }
+}
+
+fn lines(made: &[Enrolled]) -> String {
+    let line = |one: &Enrolled| format!("{} is in {}", one.issued.name, one.creds.display());
+    made.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
 fn enroll(args: Enroll) -> Result<()> {
     let mut authority = Authority::open(&args.place.dir)?;
     let (role, lifetime) = (args.role, args.expires);
@@ -241,16 +275,10 @@ fn enroll(args: Enroll) -> Result<()> {
     wanted.iter().try_for_each(|one| authority.check(one, args.force))?;
     let (mut made, mut changed) = (Vec::new(), false);
     for one in &wanted {
-        let (creds, replaced) = authority.enrol(one, args.force)?;
-        changed |= replaced;
-        if let Some(issued) = authority.issued().last().cloned() {
-            made.push(Enrolled { issued, creds });
-        }
+        changed |= authority.enrol(one, args.force)?.1;
+        made.extend(authority.issued().last().cloned().map(|issued| Enrolled::new(issued, &authority)));
     }
-    args.output.show(&made, |made| {
-        let line = |one: &Enrolled| format!("{} is in {}", one.issued.name, one.creds.display());
-        made.iter().map(line).collect::<Vec<_>>().join("\n")
-    })?;
+    args.output.show(&made, |made| lines(made))?;
     if changed { announce(&authority, args.server) } else { Ok(()) }
 }
 
