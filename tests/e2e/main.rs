@@ -8,5 +8,6 @@ mod inputs;
 mod secured;
 mod services;
 mod simulate;
+mod stability;
 mod support;
 mod verified;

@@ -12,6 +12,7 @@ use fedpeft_protocol::{
     run::{ModeSpec, RunStatus},
     subject,
 };
+use fedpeft_service::now_ms;
 use fedpeft_strategy::{AccumulateError, Strategy, Weight, buffered, of_spec};
 
 use crate::{
@@ -114,6 +115,8 @@ impl Drive<'_> {
             adapter: self.payload(),
             work,
             deadline_ms,
+            // A client that is told of a deadline in the past should not begin.
+            lifetime_ms: deadline_ms.saturating_sub(now_ms()).max(1),
         }
     }
 

@@ -180,6 +180,11 @@ impl BusError {
         Self::File { path: path.to_owned(), source }
     }
 
+    /// Whether the operation may succeed when it is simply done again: the broker is away or busy.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Timeout { .. } | Self::Broker { .. })
+    }
+
     /// Whether another process won a compare-and-set.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Conflict { .. })

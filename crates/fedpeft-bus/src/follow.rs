@@ -13,7 +13,7 @@ use async_nats::jetstream::{
 use futures::StreamExt;
 use tokio::sync::watch;
 
-use crate::{Bus, BusError};
+use crate::{Backoff, Bus, BusError};
 
 /// A consumer without a message for this long is replaced: cheap, and no stall is longer than this.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -33,6 +33,11 @@ pub(crate) enum From {
     LastOfEach,
 }
 
+/// Before a consumer is recreated.
+fn pauses() -> Backoff {
+    Backoff::new(Duration::from_millis(50), Duration::from_secs(2))
+}
+
 pub(crate) struct Follow {
     bus: Bus,
     stream: String,
@@ -43,7 +48,7 @@ pub(crate) struct Follow {
     /// Stream sequence of the last message seen, or of the one before the first to be delivered.
     position: Option<u64>,
     open: Option<Open>,
-    pause: Duration,
+    backoff: Backoff,
 }
 
 struct Open {
@@ -78,7 +83,7 @@ impl Follow {
             batch,
             position: None,
             open: None,
-            pause: Duration::ZERO,
+            backoff: pauses(),
         };
         follow.open = Some(follow.open().await?);
         Ok(follow)
@@ -93,12 +98,10 @@ impl Follow {
     pub async fn next(&mut self) -> Followed {
         loop {
             if self.open.is_none() {
-                tokio::time::sleep(self.pause).await;
+                tokio::time::sleep(self.backoff.pause()).await;
                 match self.open().await {
                     Ok(open) => self.open = Some(open),
                     Err(error) => {
-                        self.pause =
-                            (self.pause * 2).clamp(Duration::from_millis(50), Duration::from_secs(2));
                         tracing::debug!(%error, stream = self.stream, "consumer not recreated yet");
                         continue;
                     }
@@ -124,7 +127,7 @@ impl Follow {
                         Ok((delivered, sequence, pending)) if delivered == open.delivered + 1 => {
                             open.delivered = delivered;
                             self.position = Some(sequence);
-                            self.pause = Duration::ZERO;
+                            self.backoff = pauses();
                             return Followed { message, sequence, pending };
                         }
                         Ok(_) => "a message was skipped".to_owned(),

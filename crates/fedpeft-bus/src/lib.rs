@@ -7,6 +7,7 @@
 
 mod accounts;
 mod admission;
+mod backoff;
 mod blobs;
 mod connect;
 mod error;
@@ -26,6 +27,7 @@ mod topology;
 mod updates;
 
 pub use admission::Limits;
+pub use backoff::Backoff;
 pub use blobs::Stored;
 pub use connect::{Bus, BusConfig};
 pub use error::{ApiError, BusError};

@@ -14,7 +14,7 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    Bus, BusError,
+    Backoff, Bus, BusError,
     follow::{self, Follow},
 };
 
@@ -97,10 +97,14 @@ impl<T> Clone for Records<T> {
 
 /// Operations that are safe to repeat are repeated this often when the broker does not answer: a broker
 /// that restarts takes a few seconds.
-const ATTEMPTS: u32 = 6;
-const PAUSE: Duration = Duration::from_millis(500);
+const ATTEMPTS: u32 = 8;
 /// Values fetched in one request while listing.
 const BATCH: usize = 256;
+
+/// Between the attempts: four seconds in all, as a rule.
+fn pauses() -> Backoff {
+    Backoff::new(Duration::from_millis(200), Duration::from_millis(1500))
+}
 
 impl<T: Serialize + DeserializeOwned> Records<T> {
     /// The value at `key` and its revision.
@@ -190,7 +194,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
     ) -> Result<Revision, BusError> {
         check_key(key)?;
         let body = self.encode(key, value)?;
-        let mut unanswered = None;
+        let (mut unanswered, mut backoff) = (None, pauses());
         for _ in 0..ATTEMPTS {
             let error = match self.write_at(key, &body, expected).await {
                 Ok(revision) => return Ok(revision),
@@ -206,7 +210,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
                 _ if error.is_conflict() => return Err(error),
                 _ => unanswered = Some(error),
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(backoff.pause()).await;
         }
         Err(unanswered.unwrap_or_else(|| self.conflict(key)))
     }
@@ -337,11 +341,12 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         key: &str,
         operation: impl Fn() -> F,
     ) -> Result<R, BusError> {
+        let mut backoff = pauses();
         for attempt in 1..ATTEMPTS {
             match operation().await {
                 Err(error @ (BusError::Broker { .. } | BusError::Timeout { .. })) => {
                     tracing::debug!(%error, key, bucket = self.bucket, attempt, "trying again");
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(backoff.pause()).await;
                 }
                 settled => return settled,
             }

@@ -19,7 +19,7 @@ use fedpeft_protocol::{
 use futures::StreamExt;
 use tokio::sync::watch;
 
-use crate::{Bus, BusError, Measured, publish};
+use crate::{Backoff, Bus, BusError, Measured, publish};
 
 /// A task a client neither answers nor renews within this time is delivered again.
 const ACK_WAIT: Duration = Duration::from_secs(30);
@@ -73,17 +73,16 @@ struct Open {
 impl Tasks {
     /// The next task. Waits for ever, through lost connections and restarted brokers. Safe to cancel.
     pub async fn next(&mut self) -> Result<TaskDelivery, BusError> {
-        let mut pause = Duration::ZERO;
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
             let open = match &mut self.open {
                 Some(open) => open,
                 None => {
-                    tokio::time::sleep(pause).await;
+                    tokio::time::sleep(backoff.pause()).await;
                     match self.open().await {
                         Ok(open) => self.open.insert(open),
                         Err(error) => {
                             tracing::debug!(%error, client = %self.client, "task consumer not recreated yet");
-                            pause = (pause * 2).clamp(Duration::from_millis(100), Duration::from_secs(2));
                             continue;
                         }
                     }

@@ -83,7 +83,11 @@ impl View {
                 Accepted, Dropped, Failed, Rejected, Surplus, Training,
             };
             match &client.outcome {
-                Accepted { .. } | Surplus | Training => {}
+                Accepted { staleness: 0, .. } | Training => {}
+                Accepted { staleness, .. } => {
+                    self.line(&format!("        {} is {staleness} rounds late", client.client));
+                }
+                Surplus => self.line(&format!("        {} was not needed", client.client)),
                 Dropped => self.line(&format!("        {} dropped out", client.client)),
                 Rejected { reason } => self.line(&format!("        {} refused: {reason}", client.client)),
                 Failed { reason } => self.line(&format!("        {} failed: {reason}", client.client)),

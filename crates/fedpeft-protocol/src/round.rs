@@ -29,8 +29,13 @@ pub struct Task {
     pub adapter: Payload,
     /// What to do with it.
     pub work: Work,
-    /// After this moment (milliseconds since the Unix epoch) nobody waits for the update.
+    /// After this moment (milliseconds since the Unix epoch, by the sender's clock) nobody waits for the update.
     pub deadline_ms: u64,
+    /// Milliseconds from the moment the task was sent to [`Self::deadline_ms`]. The client measures them by its own
+    /// monotonic clock from the first receipt on, so that no two clocks need to agree. 0 is a sender that does
+    /// not say: then the client's clock must be right.
+    #[serde(default)]
+    pub lifetime_ms: u64,
 }
 
 /// What to do with the global adapter.

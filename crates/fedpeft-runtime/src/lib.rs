@@ -31,4 +31,4 @@ pub use optimizer::Optimizer;
 pub use order::OrderSeed;
 pub use schedule::Schedule;
 pub use session::{Kernels, SessionOptions};
-pub use trainer::{Evaluated, LocalTraining, Stepped, Trained, Trainer};
+pub use trainer::{Evaluated, LocalTraining, OptimizerState, Snapshot, Standing, Stepped, Trained, Trainer};

@@ -126,3 +126,43 @@ fn micro_batches_of_a_step_drop_different_places() {
     let twice = trainer.train_step(&mut optimizer, &examples, &[0, 0]).unwrap().loss;
     assert!((twice - alone).abs() > 1e-4, "{twice} and {alone}");
 }
+
+#[test]
+fn resumed_trainings_drop_the_same_places() {
+    let examples = examples(24);
+    let directory = tempfile::tempdir().unwrap();
+    let folder = artifacts(dropping(), &directory.path().join("artifacts"));
+    let seed = OrderSeed { run: 1, round: 1, client: "c" };
+    let sgd = OptimizerSpec::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 };
+    for optimizer in [sgd, OptimizerSpec::default()] {
+        let spec =
+            TrainingSpec { local_epochs: 2, batch_size: 5, accumulate: 2, optimizer, ..Default::default() };
+        let training = LocalTraining { spec: &spec, seed, rounds: 1 };
+        let values = |trainer: &Trainer| {
+            let mut values = Vec::new();
+            trainer.adapter_into(&mut values).unwrap();
+            values.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let mut straight = trainer(&folder, Kernels::Fused);
+        let wanted = straight.train(training, &examples, &mut || true).unwrap();
+        // Ten steps: in the first epoch, between both, in the second, and when all is done.
+        for stop in [0, 3, 5, 9, 10] {
+            let (mut first, mut snapshot) = (trainer(&folder, Kernels::Fused), None);
+            let stopped = first.train_from(training, None, &examples, &mut |standing| {
+                snapshot = Some(standing.snapshot()?);
+                Ok(standing.steps() < stop)
+            });
+            assert_eq!(stopped.is_ok(), stop == 10);
+            drop(first);
+            let (mut second, mut steps) = (trainer(&folder, Kernels::Fused), 0);
+            let resumed = second.train_from(training, snapshot.as_ref(), &examples, &mut |_| {
+                steps += 1;
+                Ok(true)
+            });
+            let resumed = resumed.unwrap();
+            assert_eq!((resumed.steps, resumed.loss), (wanted.steps, wanted.loss));
+            assert_eq!(steps - 1, 10 - stop, "steps were repeated");
+            assert!(values(&straight) == values(&second), "{optimizer:?} stopped before step {stop}");
+        }
+    }
+}

@@ -33,6 +33,7 @@ fn task(run: &RunId, round: u32) -> Task {
         adapter: Payload::inline(vec![1, 2, 3, 4]),
         work: Work::Evaluate,
         deadline_ms: 1,
+        lifetime_ms: 1,
     }
 }
 

@@ -8,6 +8,7 @@ pub mod backbone;
 pub mod method;
 mod model;
 mod overrides;
+mod rounds;
 pub mod task;
 mod training;
 
@@ -158,17 +159,22 @@ impl Document {
     }
 
     fn refuse_unknown_sections(&self) -> Result<()> {
-        const KNOWN: [&str; 4] = ["run", "model", "data", "simulate"];
+        const KNOWN: [&str; 5] = ["run", "stability", "model", "data", "simulate"];
         match self.table.keys().find(|key| !KNOWN.contains(&key.as_str())) {
             None => Ok(()),
             Some(key) => bail!(
-                "{}: unknown section or key {key:?}: the sections are [run], [model], [data] and [simulate]",
+                "{}: unknown section or key {key:?}: the sections are [run], [stability], [model], [data] and [simulate]",
                 self.name
             ),
         }
     }
 
     fn run_section(&mut self, model: &Model) -> Result<RunSpec> {
+        if let Some(stability) = self.table.remove("stability")
+            && self.subtable("run")?.insert("stability".to_owned(), stability).is_some()
+        {
+            bail!("{}: [stability] and [run.stability] are one section: keep one of them", self.name);
+        }
         let table = self.subtable("run")?;
         if table.contains_key("model") {
             bail!("{}: [run] holds the key model: name the model in the section [model]", self.name);
@@ -307,6 +313,9 @@ mod tests {
             "pos_weight",
             "pooling",
             "tokenizer",
+            "soft_deadline_seconds",
+            "max_update_norm",
+            "eligibility",
         ];
         let is_default = |line: &str| match line.split_once(" = ") {
             None => line.starts_with('['),

@@ -38,6 +38,8 @@ pub struct WorkerOptions<'a> {
     pub data: &'a Path,
     /// Folder of the artifacts they pull.
     pub cache: &'a Path,
+    /// Whether the run may have their clients drop out, crash and be late.
+    pub simulate_faults: bool,
 }
 
 impl Fleet {
@@ -134,6 +136,9 @@ impl Fleet {
             ("--drain-seconds", "1".into()),
         ];
         program.args.extend(own.into_iter().flat_map(|(flag, value)| [flag.into(), value]));
+        if options.simulate_faults {
+            program.args.push("--simulate-faults".into());
+        }
         program
     }
 

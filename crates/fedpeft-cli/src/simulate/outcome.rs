@@ -117,7 +117,12 @@ impl Simulation<'_> {
         let text = toml::to_string(&self.config.data).context("the data section cannot be written")?;
         std::fs::write(&data, text).with_context(|| format!("{} cannot be written", data.display()))?;
         let cache = self.store.path("cache");
-        let options = WorkerOptions { device: &self.config.simulate.device, data: &data, cache: &cache };
+        let options = WorkerOptions {
+            device: &self.config.simulate.device,
+            data: &data,
+            cache: &cache,
+            simulate_faults: self.config.run.stability.is_some(),
+        };
         for worker in &self.plan.workers {
             supervisor.start(self.fleet.worker(broker, worker, self.plan.threads, &options))?;
         }

@@ -13,8 +13,11 @@ use ort::{
     value::Tensor,
 };
 
-use super::constants::{Constants, Step};
-use crate::{RuntimeError, graph::Side};
+use super::{
+    constants::{Constants, Step},
+    overwrite,
+};
+use crate::{OptimizerState, RuntimeError, graph::Side};
 
 /// What happens to gradients before a step of `training`.
 pub(crate) fn transforms(training: &TrainingSpec) -> gradient::Transforms {
@@ -47,6 +50,8 @@ pub(crate) struct Bound<'a> {
 pub(crate) struct GraphOptimizer {
     // Bindings and tensors go before the session whose memory they may use.
     bindings: [IoBinding; 2],
+    /// Velocity, or first and second moment; each beside the adapter's set of the same number.
+    state: Vec<[Tensor<f32>; 2]>,
     accumulation: Option<Accumulation>,
     constants: Constants,
     session: Session,
@@ -57,14 +62,16 @@ impl GraphOptimizer {
     pub fn new(sessions: Sessions, training: &TrainingSpec, bound: Bound<'_>) -> Result<Self, RuntimeError> {
         let Sessions { step: session, accumulation } = sessions;
         let Bound { layout, adapter: [current, next], gradients, anchor, allocator } = bound;
-        let state: &[&str] = match training.optimizer {
+        let names: &[&str] = match training.optimizer {
             OptimizerSpec::Sgd { .. } => &["momentum"],
             OptimizerSpec::Adamw { .. } => &["m", "v"],
         };
         let mut bindings = [session.create_binding()?, session.create_binding()?];
-        for name in state {
+        let mut state = Vec::new();
+        for name in names {
             let (mut a, mut b) = (zeros(layout.values(), allocator)?, zeros(layout.values(), allocator)?);
             bind_both(&mut bindings, name, &mut a, &mut b)?;
+            state.push([a, b]);
         }
         for (spec, (current, next)) in layout.tensors().iter().zip(current.iter_mut().zip(next)) {
             bind_both(&mut bindings, &spec.name, current, next)?;
@@ -83,7 +90,37 @@ impl GraphOptimizer {
         let accumulation = accumulation
             .map(|session| Accumulation::new(session, layout, gradients, allocator))
             .transpose()?;
-        Ok(Self { bindings, accumulation, constants: Constants::new(training.optimizer), session })
+        let constants = Constants::new(training.optimizer);
+        Ok(Self { bindings, state, accumulation, constants, session })
+    }
+
+    /// What the next steps depend on, where the adapter is in its set `side`.
+    pub fn state(&self, side: Side) -> Result<OptimizerState, RuntimeError> {
+        let read = |part: Option<&[Tensor<f32>; 2]>| match part {
+            Some(sets) => {
+                let mut host = Tensor::<f32>::new(&Allocator::default(), sets[side].shape().to_vec())?;
+                sets[side].copy_into(&mut host)?;
+                Ok::<_, RuntimeError>(host.extract_tensor().1.to_vec())
+            }
+            None => Ok(Vec::new()),
+        };
+        let (first, second) = (read(self.state.first())?, read(self.state.get(1))?);
+        Ok(OptimizerState { steps: self.constants.steps(), first, second })
+    }
+
+    /// Goes on from `state`, where the adapter is in its set `side`.
+    pub fn set_state(&mut self, side: Side, state: &OptimizerState) -> Result<(), RuntimeError> {
+        self.constants.set_steps(state.steps);
+        let parts = [&state.first, &state.second];
+        for (sets, values) in self.state.iter_mut().zip(parts) {
+            let mut host = Tensor::<f32>::new(&Allocator::default(), sets[side].shape().to_vec())?;
+            overwrite(host.extract_tensor_mut().1, values)?;
+            host.copy_into(&mut sets[side])?;
+        }
+        match parts.get(self.state.len()) {
+            Some(rest) => overwrite(&mut [], rest),
+            None => Ok(()),
+        }
     }
 
     /// Forgets gradients that no step has used.

@@ -124,10 +124,10 @@ async fn tasks_past_their_deadline_are_skipped() {
     setup.present("client-000").await;
     let mut updates = setup.updates().await;
     let mut late = setup.task(1, "client-000", train());
-    late.deadline_ms = fedpeft_service::now_ms() - 1;
+    (late.deadline_ms, late.lifetime_ms) = (fedpeft_service::now_ms() - 1, 0);
     setup.send(&late, "client-000").await;
     let mut endless = setup.task(2, "client-000", train());
-    endless.deadline_ms = fedpeft_service::now_ms() + 1_500;
+    endless.lifetime_ms = 1_500;
     if let Work::Train { training, .. } = &mut endless.work {
         training.local_epochs = u32::MAX;
     }
@@ -195,7 +195,7 @@ async fn tasks_that_sigterm_cuts_off_are_done_by_the_next_process() {
     assert!(matches!(delivery.update.unwrap().outcome, Outcome::Trained { .. }));
 }
 
-fn terminate(worker: &tokio::process::Child) {
+pub fn terminate(worker: &tokio::process::Child) {
     let pid = worker.id().unwrap().to_string();
     assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
 }
