@@ -140,7 +140,7 @@ impl Bus {
                 return;
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// A token that nobody else has.
@@ -170,9 +170,16 @@ fn refusal(config: &BusConfig, error: &async_nats::ConnectError) -> BusError {
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
             BusError::Refused { server, reason }
         }
+        // The library calls it a matter of the network when credentials end between two words of the broker.
+        _ if says_no(error) => BusError::Refused { server, reason },
         ConnectErrorKind::Tls => BusError::Tls { server, reason, cure: "check its TLS setup" },
         _ => BusError::Unreachable { server, reason },
     }
+}
+
+fn says_no(error: &async_nats::ConnectError) -> bool {
+    let said = std::error::Error::source(error).and_then(|source| source.downcast_ref::<ServerError>());
+    matches!(said, Some(ServerError::Other(text)) if text.to_lowercase().contains("authentication"))
 }
 
 fn log(event: &Event) {

@@ -73,7 +73,7 @@ fn mistakes_are_one_line_without_secrets() {
     let seed = fs::read_to_string(auth.join("keys/operator.nk")).unwrap();
     fs::write(auth.join("keys/system.nk"), &seed).unwrap();
     let wrong_kind = Authority::open(&auth).err();
-    fs::write(auth.join("keys/system.nk"), seed[..20].as_bytes()).unwrap();
+    fs::write(auth.join("keys/system.nk"), &seed[..20]).unwrap();
     let cut = Authority::open(&auth).err();
     fs::write(auth.join("issued.json"), "{").unwrap();
     fs::copy(auth.join("keys/services.nk"), auth.join("keys/system.nk")).unwrap();
