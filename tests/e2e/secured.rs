@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 
 use crate::support::{Running, Workspace, fedpeft, program, succeed, text, until};
 
+/// Everything that our programs and the client library can be made to say.
+const LOUD: &str = "debug,async_nats=trace";
+
 /// Keys, certificates, and a broker that asks for both.
 struct Secured {
     workspace: Workspace,
@@ -49,6 +52,7 @@ impl Secured {
     fn service(&self, role: &str) -> Running {
         let name = format!("fedpeft-{role}");
         let mut command = self.holder(program(&name), role);
+        command.env("FEDPEFT_LOG", LOUD);
         if role == "exporter" {
             command.args(["--http", "127.0.0.1:0"]);
         }
@@ -57,10 +61,19 @@ impl Secured {
 
     fn worker(&self, holder: &str, hosted: &[&str]) -> Command {
         let mut command = self.holder(program("fedpeft-worker"), holder);
+        command.env("FEDPEFT_LOG", LOUD);
         command.args(hosted).args(["--threads", "1", "--device", "cpu"]);
         command.arg("--data").arg(self.workspace.path("run.toml"));
         command.arg("--cache").arg(self.workspace.path("cache"));
         command
+    }
+
+    /// Tokens and seeds of all credentials.
+    fn secrets(&self) -> Vec<String> {
+        let files = std::fs::read_dir(self.workspace.path("auth/creds")).unwrap();
+        let texts = files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
+        let secret = |line: &&str| line.starts_with("SU") || line.starts_with("ey");
+        texts.flat_map(|text| text.lines().filter(secret).map(str::to_owned).collect::<Vec<_>>()).collect()
     }
 
     fn admin(&self, arguments: &[&str]) -> Command {
@@ -119,6 +132,15 @@ async fn a_federation_runs_with_credentials_for_each_and_tls_for_all() {
     assert_eq!(report["status"]["state"], json!("completed"));
     assert!(report["rounds"][2]["accuracy"].is_number(), "nobody evaluated");
 
+    // However much they log, no secret is in it.
+    let secrets = secured.secrets();
+    assert_eq!(secrets.len(), 2 * 7, "a token and a seed for each, and for the system account");
+    for name in ["fedpeft-registry", "fedpeft-aggregator", "fedpeft-exporter", "site-1", "site-2"] {
+        let said = std::fs::read_to_string(log(name)).unwrap();
+        assert!(said.contains("DEBUG"), "{name} says little: {said}");
+        assert!(!secrets.iter().any(|secret| said.contains(secret)), "{name} logs a secret");
+    }
+
     // One site may not speak for the other.
     let imposter = secured.worker("site-1", &["--client", "client-002"]).output().unwrap();
     refused(&imposter, "client-002");
@@ -156,9 +178,25 @@ async fn revocation_reaches_the_server_and_mistakes_are_one_line() {
     let mut as_guest = secured.at_broker(list);
     as_guest.arg("--creds").arg(&kept);
     refused(&as_guest.output().unwrap(), "forbids");
-    succeed(secured.at_broker(auth(workspace, &["revoke", "guest"])));
+    let said = text(&secured.at_broker(auth(workspace, &["revoke", "guest"])).output().unwrap());
+    assert!(said.contains("revoked guest") && said.contains("are closed"), "{said}");
     refused(&as_guest.output().unwrap(), "revoked");
     let listed: Value = serde_json::from_str(&succeed(auth(workspace, &["list", "--json"]))).unwrap();
     let guest = listed.as_array().unwrap().iter().find(|one| one["name"] == "guest").unwrap();
     assert_eq!((&guest["status"], guest["expires"].is_u64()), (&json!("revoked"), true));
+
+    // A new key for a role: new files for all who hold valid ones, the former are worth nothing.
+    let former = workspace.path("other.creds");
+    std::fs::copy(workspace.path("auth/creds/other.creds"), &former).unwrap();
+    let said = succeed(auth(workspace, &["rotate", "client", "--json"]));
+    let renewed: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((renewed.as_array().unwrap().len(), &renewed[0]["name"]), (1, &json!("other")));
+    let told = succeed(secured.at_broker(auth(workspace, &["push", "--json"])));
+    assert!(serde_json::from_str::<Value>(&told).unwrap()["server"].is_string(), "{told}");
+    for (creds, expected) in [(former, "--creds"), (workspace.path("auth/creds/other.creds"), "forbids")] {
+        let mut list = fedpeft();
+        list.args(["models", "list"]);
+        let mut as_other = secured.at_broker(list);
+        refused(&as_other.arg("--creds").arg(creds).output().unwrap(), expected);
+    }
 }

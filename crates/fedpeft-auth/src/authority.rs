@@ -18,8 +18,6 @@ use crate::{
     state::{State, now},
 };
 
-/// Memory of consumers that live for one listing.
-const MEMORY: i64 = 1 << 30;
 /// Streams: FedPEFT has nine, and an operator may add a few.
 const STREAMS: i64 = 32;
 
@@ -241,12 +239,9 @@ impl Authority {
         let account = Account {
             exports: role::exports(),
             limits: Limits {
-                mem_storage: MEMORY,
-                disk_storage: self
-                    .state
-                    .settings
-                    .max_store
-                    .map_or(UNLIMITED, |max| max.min(i64::MAX as u64) as i64),
+                // The server's own bounds hold, which know its disk: a larger one would leave it without JetStream.
+                mem_storage: UNLIMITED,
+                disk_storage: UNLIMITED,
                 streams: STREAMS,
                 consumer: UNLIMITED,
                 ..Limits::default()

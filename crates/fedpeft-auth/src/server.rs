@@ -12,7 +12,7 @@ pub struct Settings {
     pub listen: String,
     /// Folder of the JetStream store.
     pub store: PathBuf,
-    /// Most bytes of all streams on disk; unlimited where absent.
+    /// Most bytes of all streams on disk; three quarters of what is free where absent.
     pub max_store: Option<u64>,
     /// Encryption.
     pub tls: Option<ServerTls>,
@@ -34,10 +34,14 @@ pub(crate) fn main(settings: &Settings) -> String {
     let mut text = format!(
         "# Made by `fedpeft auth init`, yours to edit.\n\
          # Start the server with: nats-server --config THIS_FILE\n\n\
-         listen: {}\n\njetstream {{\n  store_dir: {}\n}}\n\n",
+         listen: {}\n\njetstream {{\n  store_dir: {}\n",
         quoted(&settings.listen),
         quoted(&settings.store.display().to_string()),
     );
+    if let Some(most) = settings.max_store {
+        text += &format!("  max_file_store: {most}\n");
+    }
+    text += "}\n\n";
     if let Some(tls) = &settings.tls {
         let file = |name: &str, path: &Path| format!("  {name}: {}\n", quoted(&path.display().to_string()));
         text += "tls {\n";

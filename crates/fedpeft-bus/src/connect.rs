@@ -90,7 +90,7 @@ impl Bus {
             Ok(Err(error)) => return Err(refusal(config, &error)),
             Err(_) => {
                 return Err(BusError::Unreachable {
-                    server: config.server.clone(),
+                    server: without_secrets(&config.server),
                     reason: format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
                 });
             }
@@ -101,10 +101,11 @@ impl Bus {
             }
             _ => jetstream::new(client.clone()),
         };
-        Ok(Self { client, js, server: config.server.as_str().into(), identity, connections, forbidden })
+        let server = without_secrets(&config.server).into();
+        Ok(Self { client, js, server, identity, connections, forbidden })
     }
 
-    /// Address this bus was connected to.
+    /// Address this bus was connected to, without passwords.
     pub fn server(&self) -> &str {
         &self.server
     }
@@ -157,8 +158,18 @@ impl Bus {
     }
 }
 
+/// Addresses as they may be shown: without the user and password that may be in them.
+fn without_secrets(server: &str) -> String {
+    let bare = |address: &str| {
+        let (scheme, rest) = address.split_once("://").map_or(("", address), |(scheme, rest)| (scheme, rest));
+        let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+        if scheme.is_empty() { host.to_owned() } else { format!("{scheme}://{host}") }
+    };
+    server.split(',').map(|address| bare(address.trim())).collect::<Vec<_>>().join(",")
+}
+
 fn refusal(config: &BusConfig, error: &async_nats::ConnectError) -> BusError {
-    let server = config.server.clone();
+    let server = without_secrets(&config.server);
     if let Some((reason, cure)) = tls::cure(error, &config.tls) {
         return BusError::Tls { server, reason, cure };
     }
@@ -188,5 +199,21 @@ fn log(event: &Event) {
         Event::Disconnected => tracing::warn!("connection to the NATS server lost, reconnecting"),
         Event::Closed | Event::Draining => tracing::debug!(%event, "NATS connection"),
         other => tracing::warn!(event = %other, "NATS connection"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_secrets;
+
+    #[test]
+    fn addresses_are_shown_without_passwords() {
+        for (given, shown) in [
+            ("nats://127.0.0.1:4222", "nats://127.0.0.1:4222"),
+            ("tls://me:s3cret@a:1, token@b", "tls://a:1,b"),
+            ("me:p@ss@a:1", "a:1"),
+        ] {
+            assert_eq!(without_secrets(given), shown);
+        }
     }
 }

@@ -71,7 +71,9 @@ pub enum BusError {
         cure: &'static str,
     },
     /// The broker runs without JetStream.
-    #[error("NATS server {server} has no JetStream: start it with `nats-server -js`")]
+    #[error(
+        "NATS server {server} has no JetStream: start it with `nats-server -js`, or see in its log why it cannot keep any"
+    )]
     NoJetStream {
         /// Its address.
         server: String,

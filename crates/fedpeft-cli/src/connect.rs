@@ -12,7 +12,7 @@ const DEFAULT_SERVER: &str = "nats://127.0.0.1:4222";
 #[derive(Debug, clap::Args)]
 pub struct Connection {
     /// Address of the NATS server, nats:// or tls://; several may be joined by commas.
-    #[arg(long, value_name = "URL", env = "FEDPEFT_SERVER", default_value = DEFAULT_SERVER)]
+    #[arg(long, value_name = "URL", env = "FEDPEFT_SERVER", hide_env_values = true, default_value = DEFAULT_SERVER)]
     server: String,
     /// NATS credentials file.
     #[arg(long, value_name = "FILE", env = "FEDPEFT_CREDS")]

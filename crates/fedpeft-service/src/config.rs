@@ -27,7 +27,7 @@ pub struct CommonArgs {
     #[serde(skip)]
     pub config: Option<PathBuf>,
     /// NATS server with JetStream, nats:// or tls://; several may be joined by commas [default: nats://127.0.0.1:4222]
-    #[arg(long, env = "FEDPEFT_SERVER", value_name = "URL", value_hint = ValueHint::Url)]
+    #[arg(long, env = "FEDPEFT_SERVER", hide_env_values = true, value_name = "URL", value_hint = ValueHint::Url)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
     /// NATS credentials file (.creds)

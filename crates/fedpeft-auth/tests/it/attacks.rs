@@ -130,6 +130,7 @@ async fn a_consumer_of_a_client_writes_no_record_and_no_update() {
         let create =
             format!("{}.CONSUMER.CREATE.OBJ_fedpeft-blobs.{name}.$O.fedpeft-blobs.>", subject::CLIENT_API);
         let reply = attacker.client.request(create, config.to_string().into()).await.unwrap();
+        eprintln!("PROBE {}", String::from_utf8_lossy(&reply.payload));
         assert!(!reply.payload.is_empty());
     }
     world.bus("B").await.unwrap().publish_update(&run(), 1, &client_id("B"), &update(7)).await.unwrap();

@@ -26,7 +26,7 @@ pub fn settings(folder: &Path) -> Settings {
     Settings {
         listen: "127.0.0.1:4222".into(),
         store: folder.join("store"),
-        max_store: Some(1 << 30),
+        max_store: Some(2 << 30),
         tls: None,
     }
 }

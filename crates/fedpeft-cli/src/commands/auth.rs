@@ -88,6 +88,8 @@ Then: hand the new files out; the former ones are worth nothing.")]
         place: Place,
         #[command(flatten)]
         server: Server,
+        #[command(flatten)]
+        output: Output,
     },
 }
 
@@ -103,7 +105,7 @@ pub struct Place {
 #[derive(Debug, clap::Args)]
 pub struct Server {
     /// Address of a running server to tell of the change.
-    #[arg(long, value_name = "URL", env = "FEDPEFT_SERVER")]
+    #[arg(long, value_name = "URL", env = "FEDPEFT_SERVER", hide_env_values = true)]
     server: Option<String>,
     #[command(flatten)]
     tls: TlsArgs,
@@ -120,9 +122,9 @@ pub struct Init {
     /// Folder of the server's store [default: store in the folder of --dir].
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
-    /// Most gigabytes that all streams may take on the server's disk.
-    #[arg(long, value_name = "GB", default_value = "100")]
-    max_store_gb: u64,
+    /// Most gigabytes that all streams may take on the server's disk [default: three quarters of what is free].
+    #[arg(long, value_name = "GB", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    max_store_gb: Option<u64>,
     /// The server's certificate, PEM; without one connections are not encrypted.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -183,13 +185,13 @@ pub fn run(command: Command) -> Result<()> {
             let shown: Vec<Shown<'_>> = authority.issued().iter().map(Shown::new).collect();
             output.show(&shown, |shown| table(shown))
         }
-        Command::Push { place, server } => {
+        Command::Push { place, server, output } => {
             let authority = Authority::open(&place.dir)?;
-            let Some(address) = server.server.clone() else {
+            if server.server.is_none() {
                 bail!("there is no server to tell: name it with --server");
-            };
-            tell(&authority, server)?;
-            output::print(format!("{address} knows of all revocations"))
+            }
+            let told = tell(&authority, server)?;
+            output.show(&told, |told| format!("{} knows of all revocations", told.server))
         }
     }
 }
@@ -219,7 +221,7 @@ fn init(args: Init) -> Result<()> {
     let settings = Settings {
         listen: args.listen,
         store: std::path::absolute(args.store.unwrap_or_else(|| dir.join("store")))?,
-        max_store: Some(args.max_store_gb.saturating_mul(1_000_000_000)),
+        max_store: args.max_store_gb.map(|gigabytes| gigabytes.saturating_mul(1_000_000_000)),
         tls,
     };
     let authority = Authority::init(&dir, settings, args.force)?;
@@ -296,13 +298,21 @@ fn revoke(names: &[String], place: &Place, server: Server, output: Output) -> Re
 /// Tells the server, or the user how to.
 fn announce(authority: &Authority, server: Server) -> Result<()> {
     if server.server.is_some() {
-        return tell(authority, server);
+        let told = tell(authority, server)?;
+        output::remark(format!("{} knows of it: connections with void credentials are closed", told.server));
+        return Ok(());
     }
     output::remark("the server does not know of it yet: run `fedpeft auth push --server URL`");
     Ok(())
 }
 
-fn tell(authority: &Authority, server: Server) -> Result<()> {
+/// A server that knows of all revocations.
+#[derive(Serialize)]
+struct Told {
+    server: String,
+}
+
+fn tell(authority: &Authority, server: Server) -> Result<Told> {
     let tokens = authority.accounts()?;
     let config = BusConfig {
         server: server.server.unwrap_or_default(),
@@ -315,7 +325,7 @@ fn tell(authority: &Authority, server: Server) -> Result<()> {
         for token in tokens {
             bus.push_account(&token).await?;
         }
-        Ok(())
+        Ok(Told { server: bus.server().to_owned() })
     })
 }
 
