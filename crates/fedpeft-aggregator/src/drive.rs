@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
-use fedpeft_bus::{Bus, Records, Stale, Updates};
+use fedpeft_bus::{Bus, Measured, Records, Stale, Updates};
 use fedpeft_protocol::{
     ClientId, Digest, Epoch, PROTOCOL_VERSION, Round, RunId,
     event::EventKind,
@@ -128,6 +128,37 @@ impl Drive<'_> {
         } else {
             Payload::Blob { digest, size: size as u64 }
         }
+    }
+
+    /// Sends tasks again that are not stored any more as they were sent: a former owner that slept, or whoever else may
+    /// send tasks, has replaced them, and a client that has not begun would wait for ever.
+    pub async fn restore(
+        &self,
+        tasks: Vec<(ClientId, Task)>,
+    ) -> Result<Vec<(ClientId, Task, Measured)>, Stop> {
+        let stored = match self.bus.stored_tasks(&self.record.run).await {
+            // There is a next time.
+            Err(error) if error.is_transient() => {
+                tracing::debug!(run = %self.record.run, %error, "tasks not listed");
+                return Ok(vec![]);
+            }
+            stored => stored?,
+        };
+        let is_gone = |(client, task): &(ClientId, Task)| {
+            !stored.get(client).is_some_and(|stored| stored.is(task, client))
+        };
+        let gone: Vec<_> = tasks.into_iter().filter(is_gone).collect();
+        if !gone.is_empty() {
+            // A former owner would replace the tasks of its successor.
+            self.record.confirm().await?;
+        }
+        let mut sent = Vec::new();
+        for (client, task) in gone {
+            tracing::warn!(run = %self.record.run, round = task.round, %client, "task replaced, sending it again");
+            let measured = self.bus.publish_task_again(&task, &client, stored.get(&client)).await?;
+            sent.push((client, task, measured));
+        }
+        Ok(sent)
     }
 
     /// Present clients that speak our protocol, sorted by name.

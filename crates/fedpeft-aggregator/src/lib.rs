@@ -32,6 +32,7 @@ mod retention;
 mod round;
 mod stop;
 mod supervisor;
+mod sweep;
 mod takeover;
 
 pub use supervisor::Aggregator;

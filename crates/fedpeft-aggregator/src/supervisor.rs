@@ -14,7 +14,7 @@ use fedpeft_protocol::{Digest, RunId, run::RunStatus};
 use fedpeft_service::{CancellationToken, now_ms};
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 
-use crate::{api, drive, lease::Lease, stop::Stop};
+use crate::{api, drive, lease::Lease, stop::Stop, sweep};
 
 /// How often runs without an owner are looked for: the longest that a run waits beyond the end of its last
 /// owner's lease.
@@ -50,7 +50,15 @@ impl Aggregator {
     }
 
     /// Drives runs until `shutdown` is cancelled, then gives their leases back.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    pub async fn run(self, shutdown: CancellationToken) {
+        let bus = self.bus.clone();
+        tokio::select! {
+            () = Box::pin(self.supervise(shutdown)) => {}
+            () = sweep::keep(&bus) => {}
+        }
+    }
+
+    async fn supervise(mut self, shutdown: CancellationToken) {
         while !shutdown.is_cancelled() {
             if let Err(error) = self.scan(&shutdown).await {
                 tracing::warn!(%error, "runs not listed, trying again");

@@ -129,7 +129,7 @@ fn read_all(api: &str, streams: impl IntoIterator<Item = String>) -> Vec<String>
 }
 
 fn aggregator() -> Vec<String> {
-    let read = [UPDATE_STREAM, EVENT_STREAM].map(str::to_owned).into_iter();
+    let read = [TASK_STREAM, UPDATE_STREAM, EVENT_STREAM].map(str::to_owned).into_iter();
     let read = read.chain([RUN_BUCKET, LEASE_BUCKET, CLIENT_BUCKET, MODEL_BUCKET].map(kv));
     let read = read.chain([BLOB_BUCKET, UPLOAD_BUCKET].map(objects));
     let purge =

@@ -4,7 +4,10 @@
 //! business: it may belong to the next owner of the run. So every purge ends at a [`Mark`] that was taken before the
 //! decision was known to be right.
 
+use std::collections::BTreeSet;
+
 use fedpeft_protocol::{ClientId, Round, RunId, subject};
+use futures::TryStreamExt as _;
 
 use crate::{Bus, BusError};
 
@@ -19,6 +22,8 @@ pub struct Mark {
 /// Updates to forget.
 #[derive(Debug, Clone, Copy)]
 pub enum Stale<'a> {
+    /// All of the run.
+    Run,
     /// Those of a round.
     Round(Round),
     /// Those of one client for a round.
@@ -44,10 +49,28 @@ impl Bus {
     /// Forgets updates of `run` that were stored before `mark`, which [`Self::update_mark`] gave.
     pub async fn purge_updates(&self, run: &RunId, stale: Stale<'_>, mark: Mark) -> Result<(), BusError> {
         let filter = match stale {
+            Stale::Run => subject::updates_of(run),
             Stale::Round(round) => subject::updates_of_round(run, round),
             Stale::Client(round, client) => subject::update(run, round, client),
         };
         self.purge(mark, filter).await
+    }
+
+    /// Runs that updates are stored for, whether there are such runs or not: at most `most` of them.
+    pub async fn runs_with_updates(&self, most: usize) -> Result<BTreeSet<RunId>, BusError> {
+        let failed = |error: &dyn std::fmt::Display| BusError::broker("listing the runs of updates", error);
+        let stream = self.js.get_stream_no_info(subject::UPDATE_STREAM).await;
+        let stream = stream.map_err(|error| failed(&error))?;
+        let listed = stream.info_with_subjects(subject::UPDATE_SUBJECTS).await;
+        let mut subjects = listed.map_err(|error| failed(&error))?;
+        let mut runs = BTreeSet::new();
+        while let Some((subject, _)) = subjects.try_next().await.map_err(|error| failed(&error))? {
+            runs.extend(subject::parse_update(&subject).map(|(run, ..)| run));
+            if runs.len() >= most {
+                break;
+            }
+        }
+        Ok(runs)
     }
 
     async fn mark(&self, stream: &'static str) -> Result<Mark, BusError> {

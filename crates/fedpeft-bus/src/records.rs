@@ -2,15 +2,11 @@
 
 use std::{marker::PhantomData, time::Duration};
 
-use async_nats::jetstream::{
-    consumer::{AckPolicy, DeliverPolicy, pull},
-    kv::{self, CreateErrorKind, EntryErrorKind, Operation, UpdateErrorKind},
-};
+use async_nats::jetstream::kv::{self, CreateErrorKind, EntryErrorKind, Operation, UpdateErrorKind};
 use bytes::Bytes;
 use fedpeft_protocol::{
     model::ModelVersion, presence::Presence, round::RoundReport, run::RunRecord, subject, wire::Format,
 };
-use futures::StreamExt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -98,7 +94,7 @@ impl<T> Clone for Records<T> {
 /// Operations that are safe to repeat are repeated this often when the broker does not answer: a broker
 /// that restarts takes a few seconds.
 const ATTEMPTS: u32 = 8;
-/// Values fetched in one request while listing.
+/// Values fetched in one request while watching.
 const BATCH: usize = 256;
 
 /// Between the attempts: four seconds in all, as a rule.
@@ -249,49 +245,12 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         filter: String,
         headers_only: bool,
     ) -> Result<Vec<(String, Bytes, Revision)>, BusError> {
-        let failed = |error: &dyn std::fmt::Display| {
-            BusError::broker(format!("listing bucket {}", self.bucket), error.to_string())
-        };
-        let config = pull::Config {
-            // With a name, the filter is part of the request's subject, where permissions can see it.
-            name: Some(self.bus.unique()),
-            deliver_policy: DeliverPolicy::LastPerSubject,
-            ack_policy: AckPolicy::None,
-            filter_subject: filter,
-            headers_only,
-            inactive_threshold: Duration::from_secs(10),
-            memory_storage: true,
-            num_replicas: 1,
-            ..Default::default()
-        };
-        let consumer = self
-            .bus
-            .js
-            .create_consumer_on_stream(config, self.store.stream_name.as_str())
-            .await
-            .map_err(|error| failed(&error))?;
-        let mut found = Vec::new();
-        let mut pending = consumer.cached_info().num_pending;
-        while pending > 0 {
-            let mut batch =
-                consumer.fetch().max_messages(BATCH).messages().await.map_err(|error| failed(&error))?;
-            // Records may expire between counting and fetching: an empty batch ends the list as well.
-            let mut left = 0;
-            while let Some(message) = batch.next().await {
-                let message = message.map_err(|error| failed(&error))?;
-                let info = message.info().map_err(|error| failed(&error))?;
-                left = info.pending;
-                let Some(key) = message.subject.strip_prefix(&self.store.prefix) else { continue };
-                if is_put(&message) {
-                    found.push((key.to_owned(), message.payload.clone(), info.stream_sequence));
-                }
-            }
-            pending = left;
-        }
-        // It would vanish by itself, but whoever lists often should not pile consumers up.
-        if let Err(error) = self.store.stream.delete_consumer(&consumer.cached_info().name).await {
-            tracing::debug!(%error, bucket = self.bucket, "listing consumer left to expire");
-        }
+        let newest = self.bus.newest(&self.store.stream_name, filter, headers_only).await?;
+        let put = newest.into_iter().filter(|newest| is_put(&newest.message)).filter_map(|newest| {
+            let key = newest.message.subject.strip_prefix(&self.store.prefix)?.to_owned();
+            Some((key, newest.message.payload.clone(), newest.sequence))
+        });
+        let mut found: Vec<_> = put.collect();
         found.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(found)
     }

@@ -1,9 +1,10 @@
 //! Tasks: aggregator to client.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::{
     HeaderMap,
+    header::NATS_MESSAGE_ID,
     jetstream::{
         AckKind, Message,
         consumer::{AckPolicy, DeliverPolicy, pull},
@@ -11,7 +12,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 use fedpeft_protocol::{
-    ClientId,
+    ClientId, RunId,
     round::Task,
     subject,
     wire::{self, WireError},
@@ -19,13 +20,15 @@ use fedpeft_protocol::{
 use futures::StreamExt;
 use tokio::sync::watch;
 
-use crate::{Backoff, Bus, BusError, Measured, publish};
+use crate::{Backoff, Bus, BusError, Measured, newest::Newest, publish};
 
 /// A task a client neither answers nor renews within this time is delivered again.
 const ACK_WAIT: Duration = Duration::from_secs(30);
 /// A client away for longer than this starts afresh.
 const FORGOTTEN: Duration = Duration::from_secs(7 * 24 * 3600);
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Between the name of a task and the place of what replaced it, where it was sent again.
+const AGAIN: &str = "/again/";
 
 impl Bus {
     /// Sends `task` to `client`; an older task of the same run is replaced. Publishing one task twice
@@ -33,6 +36,32 @@ impl Bus {
     pub async fn publish_task(&self, task: &Task, client: &ClientId) -> Result<Measured, BusError> {
         let (what, headers, body) = message(task, client)?;
         self.publish_durably(&what, subject::task(&task.run, client), headers, body, PATIENCE).await
+    }
+
+    /// Sends `task` again, for another message has replaced it.
+    pub async fn publish_task_again(
+        &self,
+        task: &Task,
+        client: &ClientId,
+        replaced_by: Option<&StoredTask>,
+    ) -> Result<Measured, BusError> {
+        let (what, mut headers, body) = message(task, client)?;
+        // The broker still knows the name under which it was sent, and would drop it.
+        let id = format!("{}{AGAIN}{}", name(task, client), replaced_by.map_or(0, |stored| stored.sequence));
+        headers.insert(NATS_MESSAGE_ID, id);
+        self.publish_durably(&what, subject::task(&task.run, client), headers, body, PATIENCE).await
+    }
+
+    /// What is stored for each client of `run`: its newest task, answered or not.
+    pub async fn stored_tasks(&self, run: &RunId) -> Result<BTreeMap<ClientId, StoredTask>, BusError> {
+        let newest = self.newest(subject::TASK_STREAM, subject::tasks_of_run(run), true).await?;
+        let stored = newest.into_iter().filter_map(|Newest { message, sequence }| {
+            let (_, client) = subject::parse_task(&message.subject)?;
+            let id = message.headers.as_ref().and_then(|headers| headers.get(NATS_MESSAGE_ID));
+            let id = id.map(|id| id.as_str().to_owned()).unwrap_or_default();
+            Some((client, StoredTask { id, sequence }))
+        });
+        Ok(stored.collect())
     }
 
     /// What [`Self::publish_task`] takes, without sending.
@@ -53,9 +82,28 @@ impl Bus {
 fn message(task: &Task, client: &ClientId) -> Result<(String, HeaderMap, Bytes), BusError> {
     let what = format!("task of round {} of run {} for client {client}", task.round, task.run);
     let (mut headers, body) = publish::encode(&what, task)?;
-    let id = subject::task_id(&task.run, task.round, client, task.work.name(), task.epoch);
-    headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
+    headers.insert(NATS_MESSAGE_ID, name(task, client));
     Ok((what, headers, body))
+}
+
+/// The name under which the broker recognises a repetition.
+fn name(task: &Task, client: &ClientId) -> String {
+    subject::task_id(&task.run, task.round, client, task.work.name(), task.epoch)
+}
+
+/// The newest message for a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredTask {
+    id: String,
+    sequence: u64,
+}
+
+impl StoredTask {
+    /// Whether it is `task`, sent once or again.
+    pub fn is(&self, task: &Task, client: &ClientId) -> bool {
+        let rest = self.id.strip_prefix(&name(task, client));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(AGAIN))
+    }
 }
 
 /// Tasks of one client, one at a time.

@@ -59,6 +59,13 @@ pub fn tasks_of_run(run: &RunId) -> String {
     format!("{PREFIX}.run.{run}.client.*.task")
 }
 
+/// What [`task`] encoded.
+pub fn parse_task(subject: &str) -> Option<(RunId, ClientId)> {
+    let rest = subject.strip_prefix(PREFIX)?.strip_prefix(".run.")?;
+    let (run, rest) = rest.split_once(".client.")?;
+    Some((RunId::new(run).ok()?, ClientId::new(rest.strip_suffix(".task")?).ok()?))
+}
+
 /// Where a client publishes its update for a round.
 pub fn update(run: &RunId, round: Round, client: &ClientId) -> String {
     format!("{PREFIX}.update.{run}.{round}.{client}")
@@ -107,6 +114,15 @@ pub fn task_id(run: &RunId, round: Round, client: &ClientId, kind: &str, epoch: 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn task_subjects_round_trip_and_strangers_are_refused() {
+        let (run, client) = (RunId::new("r1").unwrap(), ClientId::new("c-1").unwrap());
+        assert_eq!(parse_task(&task(&run, &client)), Some((run, client)));
+        for bad in ["fedpeft.v1.run.r1.client.c.x", "fedpeft.v1.run.r1.client.c.client.d.task", "x"] {
+            assert_eq!(parse_task(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn update_subjects_round_trip_and_strangers_are_refused() {

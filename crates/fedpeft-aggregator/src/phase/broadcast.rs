@@ -52,6 +52,16 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     Ok(Phase::Collect(round))
 }
 
+/// Sends tasks again that were replaced and whose clients have not answered.
+pub(crate) async fn again(drive: &Drive<'_>, round: &mut RoundState) -> Result<(), Stop> {
+    let unanswered = round.open.cohort.iter().filter(|client| !round.answers.contains_key(client));
+    let tasks = unanswered.map(|client| (client.clone(), train_task(drive, round, client))).collect();
+    for (client, task, measured) in drive.restore(tasks).await? {
+        round.ledger.message(&client, Direction::Down, measured, Some(&task.adapter));
+    }
+    Ok(())
+}
+
 /// Sends a client its task; measures it only, where the client has answered.
 async fn send(
     drive: &Drive<'_>,

@@ -18,7 +18,7 @@ use fedpeft_protocol::{ClientId, event::EventKind};
 use fedpeft_service::now_ms;
 use tokio::time::{self, interval_at, sleep, timeout};
 
-use super::Phase;
+use super::{Phase, broadcast};
 use crate::{
     admit::{Refusal, admit},
     drive::Drive,
@@ -28,6 +28,8 @@ use crate::{
 
 /// How often presence is looked up.
 const PRESENCE_CHECK: Duration = Duration::from_secs(3);
+/// How often it is made sure that the tasks are still there.
+pub(super) const TASK_CHECK: Duration = Duration::from_secs(10);
 /// A client is absent once it was missing this often in a row: one look may fall into a gap between heartbeats.
 const MISSED_CHECKS: u32 = 2;
 /// Updates counted as stored may be purged before they are read; when none has come for so long, there are none.
@@ -45,6 +47,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     tokio::pin!(hard, soft);
     let mut is_late = false;
     let mut presence_check = interval_at(time::Instant::now() + PRESENCE_CHECK, PRESENCE_CHECK);
+    let mut task_check = interval_at(time::Instant::now() + TASK_CHECK, TASK_CHECK);
     let mut missed = BTreeMap::new();
     let ended_by = loop {
         let (outstanding, accepted) = (round.outstanding(), round.accepted().count());
@@ -69,6 +72,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
                     break "after the rest had left";
                 }
             }
+            _ = task_check.tick() => broadcast::again(drive, &mut round).await?,
             () = &mut hard => break "at its deadline",
             () = &mut soft, if !is_late => is_late = true,
         }

@@ -21,7 +21,7 @@ use fedpeft_protocol::{
 use fedpeft_service::now_ms;
 use tokio::time::{self, interval_at, sleep};
 
-use super::Phase;
+use super::{Phase, collect::TASK_CHECK};
 use crate::{admit::one_line, drive::Drive, round::report_key, stop::Stop};
 
 /// How often the evaluator's presence is looked up.
@@ -113,6 +113,7 @@ async fn ask(
     let deadline = sleep(Duration::from_millis(deadline_ms.saturating_sub(now_ms())));
     tokio::pin!(deadline);
     let mut presence_check = interval_at(time::Instant::now() + PRESENCE_CHECK, PRESENCE_CHECK);
+    let mut task_check = interval_at(time::Instant::now() + TASK_CHECK, TASK_CHECK);
     let mut missed = 0;
     loop {
         tokio::select! {
@@ -130,6 +131,9 @@ async fn ask(
                     tracing::warn!(run = %drive.record.run, round, client = %evaluator, "evaluator is gone");
                     return Ok(Answer::Gone);
                 }
+            }
+            _ = task_check.tick() => {
+                drive.restore(vec![(evaluator.clone(), task.clone())]).await?;
             }
             () = &mut deadline => return Ok(Answer::TimedOut),
         }

@@ -103,6 +103,12 @@ const TABLE: &[(&str, Does, &str, &[&str])] = &[
     ("publishing a model", Publish, "fedpeft.v1.api.models.publish", &["admin"]),
     ("looking for services", Publish, "$SRV.PING", &["admin"]),
     (
+        "reading tasks",
+        Publish,
+        "$JS.API.CONSUMER.CREATE.FEDPEFT_TASKS.x.fedpeft.v1.run.r.client.*.task",
+        &["aggregator"],
+    ),
+    (
         "reading updates",
         Publish,
         "$JS.API.CONSUMER.CREATE.FEDPEFT_UPDATES.x.fedpeft.v1.update.r.*.*",
@@ -144,7 +150,7 @@ const TABLE: &[(&str, Does, &str, &[&str])] = &[
     ("purging uploads, through the gate", Publish, "fedpeft.v1.js.STREAM.PURGE.OBJ_fedpeft-uploads", &[]),
     ("purging runs", Publish, "$JS.API.STREAM.PURGE.KV_fedpeft-runs", &[]),
     ("purging events", Publish, "$JS.API.STREAM.PURGE.FEDPEFT_EVENTS", &[]),
-    ("deleting a consumer of tasks", Publish, "$JS.API.CONSUMER.DELETE.FEDPEFT_TASKS.a", &[]),
+    ("deleting a consumer of tasks", Publish, "$JS.API.CONSUMER.DELETE.FEDPEFT_TASKS.a", &["aggregator"]),
     ("changing accounts", Publish, "$SYS.REQ.CLAIMS.UPDATE", &[]),
     // Listening.
     ("everything", Subscribe, ">", &[]),

@@ -61,6 +61,7 @@ async fn a_worker_does_its_work_for_each_of_its_clients() {
         clients.put(name, &presence(name)).await.unwrap();
         let mut tasks = worker.tasks(&client).await.unwrap();
         aggregator.publish_task(&task(), &client).await.unwrap();
+        assert!(aggregator.stored_tasks(&run()).await.unwrap()[&client].is(&task(), &client));
         let delivery = tasks.next().await.unwrap();
         assert_eq!(delivery.result.as_ref().unwrap().task, "t");
         delivery.progress().await.unwrap();

@@ -6,5 +6,6 @@ pub mod completions;
 pub mod data;
 pub mod export;
 pub mod models;
+pub mod privacy;
 pub mod run;
 mod targets;

@@ -3,7 +3,7 @@
 
 use fedpeft_artifacts::{
     manifest::GRADIENT_SUFFIX,
-    optimizer::{NEXT_SUFFIX, gradient},
+    optimizer::{NEXT_SUFFIX, gradient, rows},
 };
 use fedpeft_codec::Layout;
 use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
@@ -14,8 +14,8 @@ use ort::{
 };
 
 use super::{
+    check,
     constants::{Constants, Step},
-    overwrite,
 };
 use crate::{OptimizerState, RuntimeError, graph::Side};
 
@@ -50,8 +50,9 @@ pub(crate) struct Bound<'a> {
 pub(crate) struct GraphOptimizer {
     // Bindings and tensors go before the session whose memory they may use.
     bindings: [IoBinding; 2],
-    /// Velocity, or first and second moment; each beside the adapter's set of the same number.
+    /// Velocity, or first and second moment, joined; each beside the adapter's set of the same number.
     state: Vec<[Tensor<f32>; 2]>,
+    layout: Layout,
     accumulation: Option<Accumulation>,
     constants: Constants,
     session: Session,
@@ -69,14 +70,14 @@ impl GraphOptimizer {
         let mut bindings = [session.create_binding()?, session.create_binding()?];
         let mut state = Vec::new();
         for name in names {
-            let (mut a, mut b) = (zeros(layout.values(), allocator)?, zeros(layout.values(), allocator)?);
+            let (mut a, mut b) = (zeros(layout, allocator)?, zeros(layout, allocator)?);
             bind_both(&mut bindings, name, &mut a, &mut b)?;
             state.push([a, b]);
         }
         for (spec, (current, next)) in layout.tensors().iter().zip(current.iter_mut().zip(next)) {
             bind_both(&mut bindings, &spec.name, current, next)?;
         }
-        let anchor = if anchor.is_empty() { None } else { Some(flat(anchor, allocator)?) };
+        let anchor = if anchor.is_empty() { None } else { Some(joined(layout, anchor, allocator)?) };
         for binding in &mut bindings {
             bind_gradients(binding, layout, gradients)?;
             if let Some(anchor) = &anchor {
@@ -91,7 +92,7 @@ impl GraphOptimizer {
             .map(|session| Accumulation::new(session, layout, gradients, allocator))
             .transpose()?;
         let constants = Constants::new(training.optimizer);
-        Ok(Self { bindings, state, accumulation, constants, session })
+        Ok(Self { bindings, state, layout: layout.clone(), accumulation, constants, session })
     }
 
     /// What the next steps depend on, where the adapter is in its set `side`.
@@ -100,7 +101,7 @@ impl GraphOptimizer {
             Some(sets) => {
                 let mut host = Tensor::<f32>::new(&Allocator::default(), sets[side].shape().to_vec())?;
                 sets[side].copy_into(&mut host)?;
-                Ok::<_, RuntimeError>(host.extract_tensor().1.to_vec())
+                Ok::<_, RuntimeError>(rows::part(&self.layout, host.extract_tensor().1))
             }
             None => Ok(Vec::new()),
         };
@@ -113,12 +114,13 @@ impl GraphOptimizer {
         self.constants.set_steps(state.steps);
         let parts = [&state.first, &state.second];
         for (sets, values) in self.state.iter_mut().zip(parts) {
+            check(self.layout.values(), values)?;
             let mut host = Tensor::<f32>::new(&Allocator::default(), sets[side].shape().to_vec())?;
-            overwrite(host.extract_tensor_mut().1, values)?;
+            host.extract_tensor_mut().1.copy_from_slice(&rows::join(&self.layout, values));
             host.copy_into(&mut sets[side])?;
         }
         match parts.get(self.state.len()) {
-            Some(rest) => overwrite(&mut [], rest),
+            Some(rest) => check(0, rest),
             None => Ok(()),
         }
     }
@@ -182,7 +184,7 @@ impl Accumulation {
         gradients: &[Tensor<f32>],
         allocator: &Allocator,
     ) -> Result<Self, RuntimeError> {
-        let zeros = || zeros(layout.values(), allocator);
+        let zeros = || zeros(layout, allocator);
         let mut binding = session.create_binding()?;
         bind_gradients(&mut binding, layout, gradients)?;
         Ok(Self { binding, sums: [zeros()?, zeros()?, zeros()?], current: 0, weight: 0.0, session })
@@ -246,14 +248,14 @@ fn bind_scalar(binding: &mut IoBinding, name: &str, value: f32) -> Result<(), Ru
     Ok(())
 }
 
-fn zeros(count: usize, allocator: &Allocator) -> Result<Tensor<f32>, RuntimeError> {
-    flat(&vec![0.0; count], allocator)
+fn zeros(layout: &Layout, allocator: &Allocator) -> Result<Tensor<f32>, RuntimeError> {
+    joined(layout, &[], allocator)
 }
 
-fn flat(values: &[f32], allocator: &Allocator) -> Result<Tensor<f32>, RuntimeError> {
-    let shape = [values.len() as i64];
+fn joined(layout: &Layout, flat: &[f32], allocator: &Allocator) -> Result<Tensor<f32>, RuntimeError> {
+    let shape = [rows::total(layout) as i64, rows::ROW as i64];
     let mut host = Tensor::<f32>::new(&Allocator::default(), shape)?;
-    host.extract_tensor_mut().1.copy_from_slice(values);
+    host.extract_tensor_mut().1.copy_from_slice(&rows::join(layout, flat));
     let mut tensor = Tensor::<f32>::new(allocator, shape)?;
     host.copy_into(&mut tensor)?;
     Ok(tensor)

@@ -103,13 +103,17 @@ impl Optimizer {
     }
 }
 
+/// Checks that a part of an optimizer's state has as many values as it must.
+fn check(expected: usize, values: &[f32]) -> Result<(), RuntimeError> {
+    if values.len() == expected {
+        return Ok(());
+    }
+    Err(RuntimeError::Snapshot(format!("the optimizer's state has {} values, not {expected}", values.len())))
+}
+
 /// Overwrites a part of an optimizer's state.
 fn overwrite(part: &mut [f32], values: &[f32]) -> Result<(), RuntimeError> {
-    let (got, expected) = (values.len(), part.len());
-    if got != expected {
-        let reason = format!("the optimizer's state has {got} values, not {expected}");
-        return Err(RuntimeError::Snapshot(reason));
-    }
+    check(part.len(), values)?;
     part.copy_from_slice(values);
     Ok(())
 }
