@@ -182,6 +182,8 @@ impl Follow {
             (None, From::After(sequence)) => DeliverPolicy::ByStartSequence { start_sequence: sequence + 1 },
         };
         let config = pull::Config {
+            // With a name, the filter is part of the request's subject, where permissions can see it.
+            name: Some(self.bus.unique()),
             deliver_policy,
             ack_policy: AckPolicy::None,
             headers_only: self.headers_only,

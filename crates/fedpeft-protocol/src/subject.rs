@@ -35,6 +35,10 @@ pub const LEASE_BUCKET: &str = "fedpeft-leases";
 /// KV (with a time to live) of present clients.
 pub const CLIENT_BUCKET: &str = "fedpeft-clients";
 
+/// How clients with credentials of their own see JetStream: under this prefix instead of `$JS.API`, and of it
+/// only what they need.
+pub const CLIENT_API: &str = "fedpeft.v1.js";
+
 /// Header naming the encoding of a message's body, see [`crate::wire::Format`].
 pub const CONTENT_TYPE: &str = "Content-Type";
 /// Header of a chunk in an object store: the offset of its first byte in the blob, a space, and the SHA-256 of the

@@ -7,7 +7,7 @@ use fedpeft_protocol::{
     run::RunStatus,
 };
 
-use crate::federation::{Federation, assert_close, mean, run_id, spec};
+use crate::federation::{Federation, assert_close, client, mean, run_id, spec};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_rounds_with_evaluation_end_as_computed_by_hand() {
@@ -168,4 +168,21 @@ async fn a_run_waits_for_its_clients() {
     federation.trainers(&[("b", 5)]).await;
     let view = federation.completed("r").await;
     assert_eq!(view.rounds[0].clients.len(), 2, "a cohort is as large as those present allow");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn presence_in_the_name_of_another_counts_for_nobody() {
+    let mut federation = Federation::start(10).await;
+    federation.trainers(&[("a", 5)]).await;
+    // The broker lets a client write its own key; what it writes there may name anybody.
+    let records = federation.bus.clients().await.unwrap();
+    let (mut forged, _) = records.get("a").await.unwrap().unwrap();
+    forged.client = client("b");
+    records.put("c", &forged).await.unwrap();
+    let mut wanted = spec(1, 3);
+    wanted.min_clients = Some(2);
+    let _service = federation.aggregator().await;
+    federation.create("r", wanted).await.unwrap();
+    federation.events_until("r", |kind| matches!(kind, EventKind::Waiting { present: 1, needed: 2 })).await;
+    assert_eq!(federation.view("r").await.record.status, RunStatus::Pending);
 }

@@ -6,6 +6,7 @@ mod connect;
 mod messages;
 mod records;
 mod service;
+mod tls;
 mod transfers;
 
 use fedpeft_protocol::{
