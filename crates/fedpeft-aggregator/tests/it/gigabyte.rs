@@ -60,7 +60,9 @@ async fn child() {
 }
 
 async fn connect(url: &str) -> Bus {
-    Bus::connect(&BusConfig { server: url.into(), creds: None, name: "test".into() }).await.unwrap()
+    Bus::connect(&BusConfig { server: url.into(), creds: None, tls: Default::default(), name: "test".into() })
+        .await
+        .unwrap()
 }
 
 /// Most memory that a process ever had resident, in bytes.

@@ -172,7 +172,7 @@ async fn a_connection_that_breaks_costs_the_aggregator_a_window() {
     let mut federation = Federation::start(10 * VALUES).await;
     let mut players = players(&mut federation, &["a"]).await;
     let proxy = Proxy::start(&federation.nats.url()).await;
-    let config = BusConfig { server: proxy.url(), creds: None, name: "test".into() };
+    let config = BusConfig { server: proxy.url(), creds: None, tls: Default::default(), name: "test".into() };
     let bus = Bus::connect(&config).await.unwrap();
     let _service = federation.aggregator_on(&bus, None).await;
     federation.create("r", spec(1, 1)).await.unwrap();

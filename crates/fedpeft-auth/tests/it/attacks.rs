@@ -174,7 +174,7 @@ async fn a_consumer_of_a_client_commands_no_service() {
     };
     service.endpoint("runs.cancel", handler).await.unwrap();
     // A blob that is a request, byte by byte.
-    aggregator.put_blob(Format::MessagePack.encode("stolen").unwrap().into()).await.unwrap();
+    aggregator.put_blob(Format::MessagePack.encode(&"stolen").unwrap().into()).await.unwrap();
     let witness = world.person("aggregator").await;
     let mut seen = witness.client.subscribe("fedpeft.v1.api.runs.cancel").await.unwrap();
     witness.client.flush().await.unwrap();
@@ -189,7 +189,7 @@ async fn a_consumer_of_a_client_commands_no_service() {
     };
     tokio::time::timeout(PATIENCE, arrival).await.unwrap();
     let admin = world.bus("admin").await.unwrap();
-    admin.request::<_, ()>("runs.cancel", "meant").await.unwrap();
+    admin.request::<_, ()>("runs.cancel", &"meant").await.unwrap();
     assert_eq!(*asked.lock().unwrap(), ["meant"]);
 }
 

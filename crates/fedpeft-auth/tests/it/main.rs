@@ -1,6 +1,6 @@
 //! A real `nats-server` under the configuration that an authority writes: what each role may do works, what it
 //! may not is refused.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::large_futures, reason = "tests")]
 
 mod attacks;
 mod credentials;

@@ -19,7 +19,9 @@ const UP_WINDOW: u64 = 16 * (CHUNK + 512);
 const DOWN_WINDOW: u64 = 32 * (CHUNK + 512);
 
 async fn connect(url: String) -> Bus {
-    Bus::connect(&BusConfig { server: url, creds: None, name: "test".into() }).await.unwrap()
+    Bus::connect(&BusConfig { server: url, creds: None, tls: Default::default(), name: "test".into() })
+        .await
+        .unwrap()
 }
 
 /// Messages in the stream behind an object store.

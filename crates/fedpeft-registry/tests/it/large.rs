@@ -28,7 +28,8 @@ const CHILD: &str = "FEDPEFT_TEST_LARGE";
 async fn child() {
     let Ok(order) = std::env::var(CHILD) else { return };
     let order: Vec<&str> = order.split_whitespace().collect();
-    let config = BusConfig { server: order[1].into(), creds: None, name: "test".into() };
+    let config =
+        BusConfig { server: order[1].into(), creds: None, tls: Default::default(), name: "test".into() };
     let bus = Bus::connect(&config).await.unwrap();
     let folder = Path::new(order[2]);
     match order[0] {
