@@ -130,18 +130,20 @@ impl Bus {
         self.client.max_payload()
     }
 
-    /// Returns once the broker forbids a publish to `subject`; it says so beside the connection's other
-    /// traffic, and the publish itself is never answered.
-    pub(crate) async fn forbids(&self, subject: &str) {
+    /// Returns once the broker forbids a publish to `subject`, counted from the call and not from the first poll; it
+    /// says so beside the connection's other traffic, and the publish itself is never answered.
+    pub(crate) fn forbids(&self, subject: &str) -> impl Future<Output = ()> + use<> {
         let quoted = format!("\"{}\"", subject.to_lowercase());
         let mut forbidden = self.forbidden.clone();
         forbidden.mark_unchanged();
-        while forbidden.changed().await.is_ok() {
-            if forbidden.borrow_and_update().contains(&quoted) {
-                return;
+        async move {
+            while forbidden.changed().await.is_ok() {
+                if forbidden.borrow_and_update().contains(&quoted) {
+                    return;
+                }
             }
+            std::future::pending::<()>().await;
         }
-        std::future::pending::<()>().await;
     }
 
     /// A token that nobody else has.

@@ -47,7 +47,7 @@ impl Fixture {
     fn artifacts(&self, method: &str) -> PathBuf {
         let folder = self.server.folder().join(method);
         fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("backbone.bin"), [7; 2_000_000]).unwrap();
+        fs::write(folder.join("backbone.bin"), vec![7; 2_000_000]).unwrap();
         describe(&folder, method);
         folder
     }
