@@ -4,7 +4,9 @@ use fedpeft_artifacts::{ArtifactFolder, manifest::FileRef};
 use fedpeft_onnx::{Model, OnnxError};
 use ort::session::{Session, builder::GraphOptimizationLevel};
 
-use crate::{ChosenDevice, Device, Runtime, RuntimeError, error::one_line, operators, operators::DOMAIN};
+use crate::{
+    ChosenDevice, Device, Runtime, RuntimeError, error::one_line, operators, operators::DOMAIN, products,
+};
 
 /// Which kernels compute gradients on the processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -60,6 +62,9 @@ pub(crate) fn open_edited(
     edit(&mut model).map_err(|error| fail(error.to_string()))?;
     let fused =
         device == ChosenDevice::Cpu && options.kernels == Kernels::Fused && operators::take_over(&mut model);
+    if device != ChosenDevice::Cpu {
+        products::from_sums(&mut model);
+    }
     let path = std::path::absolute(folder.path()).map_err(|error| fail(error.to_string()))?;
     let Some(path) = path.to_str() else {
         return Err(fail("the path of its folder is not UTF-8; move it".to_owned()));

@@ -125,6 +125,8 @@ impl Tokenizer {
         };
         inner.with_truncation(Some(truncation)).map_err(|error| format(error.to_string()))?;
         inner.with_padding(None);
+        // What is damaged in its template shows with the first text.
+        drop(guarded(|| inner.encode_fast("a", true)).map_err(format)?);
         Ok(Self { path: path.to_owned(), inner, max_length, largest })
     }
 
@@ -177,10 +179,10 @@ struct Parts {
 }
 
 /// Runs `work` of `tokenizers`, which panics about some files that are JSON (a damaged table of a `Precompiled`
-/// normalizer, say): a tokenizer comes from elsewhere, and must not end the process that reads it.
+/// normalizer, a template with a token that it does not define): a tokenizer comes from elsewhere, and must not end the
+/// process that reads it.
 fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    std::panic::catch_unwind(AssertUnwindSafe(work))
-        .map_err(|_| "it is damaged in a part that is not text".to_owned())
+    std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|_| "its parts do not fit together".to_owned())
 }
 
 fn one_line(text: &str) -> String {

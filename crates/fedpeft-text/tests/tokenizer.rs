@@ -107,7 +107,16 @@ fn a_damaged_tokenizer_is_one_clear_error() {
     assert!(error.contains("tokenizer.json is no tokenizer") && !error.contains('\n'), "{error}");
     // One unit of a table, which points out of it.
     precompiled["normalizer"]["precompiled_charsmap"] = json!("BAAAAP///38=");
-    let (_folder, tokenizer) = load(&precompiled, 6);
-    let error = tokenizer.unwrap().ids("cats").unwrap_err().to_string();
-    assert!(error.contains("damaged"), "{error}");
+    let error = load(&precompiled, 6).1.unwrap_err().to_string();
+    assert!(error.contains("do not fit together"), "{error}");
+
+    let mut template = small();
+    template["post_processor"] = json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {}
+    });
+    let error = load(&template, 6).1.unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json is no tokenizer") && !error.contains('\n'), "{error}");
 }
