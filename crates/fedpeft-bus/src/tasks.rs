@@ -22,8 +22,9 @@ use tokio::sync::watch;
 
 use crate::{Backoff, Bus, BusError, Measured, newest::Newest, publish};
 
-/// A task a client neither answers nor renews within this time is delivered again.
-const ACK_WAIT: Duration = Duration::from_secs(30);
+/// A task a client neither answers nor renews within this time is delivered again: so long the successor of a
+/// client that died waits.
+const ACK_WAIT: Duration = Duration::from_secs(12);
 /// A client away for longer than this starts afresh.
 const FORGOTTEN: Duration = Duration::from_secs(7 * 24 * 3600);
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -188,7 +189,7 @@ impl Tasks {
     }
 }
 
-/// A task as it arrived. It is delivered again unless acknowledged within 30 s of the last [`Self::progress`].
+/// A task as it arrived. It is delivered again unless acknowledged within 12 s of the last [`Self::progress`].
 pub struct TaskDelivery {
     /// The task, or why it cannot be read.
     pub result: Result<Task, WireError>,
@@ -213,7 +214,7 @@ impl TaskDelivery {
         self.reply(AckKind::Ack).await
     }
 
-    /// Still at work: 30 more seconds.
+    /// Still at work: 12 more seconds.
     pub async fn progress(&self) -> Result<(), BusError> {
         self.reply(AckKind::Progress).await
     }

@@ -8,21 +8,19 @@ use std::{
 
 use fedpeft_bus::{BusError, TaskDelivery};
 use fedpeft_protocol::round::{Task, Update};
-use fedpeft_service::now_ms;
 
 use crate::{
     faults::Faults,
     metrics::Metrics,
     roster::Hosted,
+    seen::Seen,
     task::{Answer, Assignment, Held, Workshop},
 };
 
 /// A third of the time after which the broker would deliver a task again.
-const RENEWAL: Duration = Duration::from_secs(10);
+const RENEWAL: Duration = Duration::from_secs(4);
 /// Before a task is tried again whose update the broker did not take.
 const RETRY: Duration = Duration::from_secs(5);
-/// Longest life of a task: longer ones are as good as endless.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// What all clients of a process share.
 pub(crate) struct Shared {
@@ -35,21 +33,18 @@ pub(crate) struct Shared {
 /// Serves tasks of `client` until shutdown.
 pub(crate) async fn run(client: Hosted, shared: Arc<Shared>) -> Result<(), BusError> {
     let mut tasks = shared.workshop.bus.tasks(&client.id).await?;
-    let mut last = None;
+    let mut seen = Seen::default();
     loop {
         let delivery = tokio::select! {
             biased;
             () = shared.workshop.shutdown.cancelled() => return Ok(()),
             delivery = tasks.next() => delivery?,
         };
-        handle(&client, &shared, &mut last, &delivery).await;
+        handle(&client, &shared, &mut seen, &delivery).await;
     }
 }
 
-/// The task that a client saw last, and when it is too late for it.
-type Seen = Option<(String, Instant)>;
-
-async fn handle(client: &Hosted, shared: &Shared, last: &mut Seen, delivery: &TaskDelivery) {
+async fn handle(client: &Hosted, shared: &Shared, seen: &mut Seen, delivery: &TaskDelivery) {
     let task = match &delivery.result {
         Ok(task) => task,
         Err(error) => {
@@ -58,17 +53,27 @@ async fn handle(client: &Hosted, shared: &Shared, last: &mut Seen, delivery: &Ta
         }
     };
     tracing::debug!(client = %client.id, run = %task.run, round = task.round, work = task.work.name(), "task");
+    if !seen.admit(task) {
+        tracing::info!(client = %client.id, run = %task.run, round = task.round, "skipping a task of the past");
+        return settle(client, delivery.ack().await);
+    }
+    // It was under way to us when we were done with it. One that is sent anew is done anew.
+    if delivery.deliveries > 1 && seen.has_answered(task) {
+        return settle(client, delivery.ack().await);
+    }
     let faults = if shared.simulate_faults { Faults::of(task, &client.id) } else { Faults::default() };
     if faults.drops_out {
         tracing::info!(client = %client.id, run = %task.run, round = task.round, "simulated drop-out");
         return settle(client, delivery.ack().await);
     }
-    let assignment = Assignment { client, task, deadline: deadline(last, task), faults };
+    let assignment = Assignment { client, task, deadline: seen.deadline(task), faults };
     let settled = if Instant::now() >= assignment.deadline {
         late(client, task, delivery).await
     } else {
         match renewing(delivery, Box::pin(shared.workshop.answer(&assignment))).await {
-            Answer::Update(update, held) => publish(client, shared, task, *update, held, delivery).await,
+            Answer::Update(update, held) => {
+                publish(client, shared, seen, task, *update, held, delivery).await
+            }
             Answer::Late => late(client, task, delivery).await,
             Answer::HandBack => delivery.retry(Duration::ZERO).await,
         }
@@ -81,26 +86,11 @@ async fn late(client: &Hosted, task: &Task, delivery: &TaskDelivery) -> Result<(
     delivery.ack().await
 }
 
-/// When it is too late for `task`: its lifetime after it was first seen, whatever any clock of the day says.
-fn deadline(last: &mut Seen, task: &Task) -> Instant {
-    if let Some((name, deadline)) = last
-        && *name == task.task
-    {
-        return *deadline;
-    }
-    let left = match task.lifetime_ms {
-        0 => task.deadline_ms.saturating_sub(now_ms()),
-        lifetime => lifetime,
-    };
-    let deadline = Instant::now() + Duration::from_millis(left).min(LONGEST);
-    *last = Some((task.task.clone(), deadline));
-    deadline
-}
-
 /// The task is acknowledged after the broker has stored the update, never before.
 async fn publish(
     client: &Hosted,
     shared: &Shared,
+    seen: &mut Seen,
     task: &Task,
     update: Update,
     mut held: Held<'_>,
@@ -122,6 +112,7 @@ async fn publish(
                 client = %client.id, run = %task.run, round = task.round,
                 outcome = update.outcome.name(), bytes = measured.total, "answered"
             );
+            seen.answer(task);
             let settled = delivery.ack().await;
             held.sent().await;
             settled

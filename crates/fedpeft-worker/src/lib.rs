@@ -17,6 +17,7 @@ mod metrics;
 mod presence;
 mod retry;
 mod roster;
+mod seen;
 mod serve;
 mod state;
 mod task;

@@ -216,7 +216,7 @@ pub fn train() -> Work {
 
 /// A test that hangs fails.
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.expect("took longer than 60 s")
+    tokio::time::timeout(Duration::from_secs(180), future).await.expect("took longer than 180 s")
 }
 
 pub async fn next(updates: &mut Updates) -> UpdateDelivery {

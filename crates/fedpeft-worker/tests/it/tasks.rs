@@ -159,6 +159,26 @@ async fn damaged_artifacts_are_fetched_again() {
 }
 
 #[tokio::test]
+async fn tasks_of_the_past_are_skipped() {
+    let setup = Setup::new().await;
+    let _worker = setup.worker(&["--clients", "1"]);
+    setup.present("client-000").await;
+    let mut updates = setup.updates().await;
+    for (epoch, round, answered) in [(2, 5, true), (1, 6, false), (2, 4, false), (2, 6, true)] {
+        let mut task = setup.task(round, "client-000", train());
+        (task.epoch, task.task) = (epoch, format!("{epoch}/{round}"));
+        setup.send(&task, "client-000").await;
+        if answered {
+            let delivery = next(&mut updates).await;
+            assert_eq!((delivery.round, delivery.update.unwrap().epoch), (round, epoch));
+        } else {
+            // It is taken off the stream first, or the next would replace it.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn sigterm_finishes_the_task_and_leaves() {
     let setup = Setup::new().await;
     let mut worker = setup.worker(&["--clients", "2"]);
