@@ -128,11 +128,12 @@ impl Service {
         Handler: Fn(Req) -> Reply + Send + Sync + 'static,
         Reply: Future<Output = Result<Resp, ApiError>> + Send + 'static,
     {
+        let subject = format!("{}.{name}", subject::API);
         let mut requests = self
             .inner
             .endpoint_builder()
             .name(name.replace('.', "-"))
-            .add(format!("{}.{name}", subject::API))
+            .add(subject.as_str())
             .await
             .map_err(|error| BusError::broker(format!("registering endpoint {name}"), error))?;
         let handler = Arc::new(handler);
@@ -143,6 +144,10 @@ impl Service {
             let mut running = JoinSet::new();
             while let Some(request) = requests.next().await {
                 while running.try_join_next().is_some() {}
+                if !is_request(&request.message, &subject) {
+                    tracing::debug!(endpoint = name, "what a consumer delivered ignored");
+                    continue;
+                }
                 match admission.admit(running.len()) {
                     Ok(()) => {}
                     Err(error) => {
@@ -173,6 +178,13 @@ impl Service {
             tracing::debug!(%error, "connection was not flushed");
         }
     }
+}
+
+/// Whether somebody asked. Whoever may make a consumer has the broker deliver messages and heartbeats to whatever
+/// subject it likes, this one included; but a stored message keeps the subject it was published to, which permissions
+/// guard, and a heartbeat has a status.
+fn is_request(message: &async_nats::Message, subject: &str) -> bool {
+    message.subject.as_str() == subject && message.status.is_none()
 }
 
 async fn answer<Req, Resp, Handler, Reply>(

@@ -1,15 +1,18 @@
 //! What a client could try within its permissions, and what comes of it.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use fedpeft_protocol::{Digest, RunId, subject};
+use fedpeft_protocol::{Digest, RunId, subject, wire::Format};
 use futures::StreamExt;
 
 use crate::{
     work::{presence, update},
-    world::{World, client_id},
+    world::{PATIENCE, Person, World, client_id},
 };
 
 fn run() -> RunId {
@@ -115,29 +118,79 @@ async fn a_client_cannot_use_up_the_deduplication_id_of_another() {
     }
 }
 
-/// A push consumer delivers wherever its maker says.
+/// A push consumer delivers wherever its maker says, and so do its heartbeats.
+async fn deliver(attacker: &Person, name: &str, target: &str) {
+    let config = serde_json::json!({"stream_name": "OBJ_fedpeft-blobs", "action": "", "config": {
+        "name": name, "filter_subject": "$O.fedpeft-blobs.>", "deliver_subject": target, "ack_policy": "none",
+        "idle_heartbeat": 100_000_000, "flow_control": true}});
+    let create =
+        format!("{}.CONSUMER.CREATE.OBJ_fedpeft-blobs.{name}.$O.fedpeft-blobs.>", subject::CLIENT_API);
+    let reply = attacker.client.request(create, config.to_string().into()).await.unwrap();
+    let text = String::from_utf8_lossy(&reply.payload).into_owned();
+    assert!(text.contains("deliver_subject"), "the attempt is not what it should be: {text}");
+}
+
 #[tokio::test]
-async fn a_consumer_of_a_client_writes_no_record_and_no_update() {
+async fn a_consumer_of_a_client_writes_no_record_no_task_and_no_update() {
     let world = World::new().await;
     let aggregator = world.bus("aggregator").await.unwrap();
     aggregator.put_blob(vec![1; 300_000].into()).await.unwrap();
-    let attacker = world.person("a").await;
-    for (name, target) in
-        [("x", "$KV.fedpeft-runs.r"), ("y", "fedpeft.v1.update.r.1.B"), ("z", "fedpeft.v1.api.runs.cancel")]
-    {
-        let config = serde_json::json!({"stream_name": "OBJ_fedpeft-blobs", "action": "", "config": {
-            "name": name, "filter_subject": "$O.fedpeft-blobs.>", "deliver_subject": target, "ack_policy": "none"}});
-        let create =
-            format!("{}.CONSUMER.CREATE.OBJ_fedpeft-blobs.{name}.$O.fedpeft-blobs.>", subject::CLIENT_API);
-        let reply = attacker.client.request(create, config.to_string().into()).await.unwrap();
-        eprintln!("PROBE {}", String::from_utf8_lossy(&reply.payload));
-        assert!(!reply.payload.is_empty());
-    }
     world.bus("B").await.unwrap().publish_update(&run(), 1, &client_id("B"), &update(7)).await.unwrap();
-    let mut updates = aggregator.updates(&run()).await.unwrap();
-    let delivery = updates.next().await;
-    assert!(delivery.update.is_ok() && delivery.client == client_id("B") && updates.pending() == 0);
-    assert!(aggregator.runs().await.unwrap().keys("").await.unwrap().is_empty());
+    let attacker = world.person("a").await;
+    for (name, target) in [
+        ("x", "$KV.fedpeft-runs.r"),
+        ("y", "fedpeft.v1.update.r.1.B"),
+        ("z", "fedpeft.v1.run.r.client.B.task"),
+        ("w", "$KV.fedpeft-clients.B"),
+        ("v", "$JS.API.STREAM.PURGE.FEDPEFT_UPDATES"),
+    ] {
+        deliver(&attacker, name, target).await;
+    }
+    // Long enough for many heartbeats.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let witness = world.person("aggregator").await;
+    for (stream, stored) in
+        [("KV_fedpeft-runs", 0), ("FEDPEFT_UPDATES", 1), ("FEDPEFT_TASKS", 0), ("KV_fedpeft-clients", 0)]
+    {
+        let state = &witness.stream(stream).await["state"];
+        assert_eq!(
+            (&state["last_seq"], &state["messages"]),
+            (&stored.into(), &stored.into()),
+            "{stream}: {state}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_consumer_of_a_client_commands_no_service() {
+    let world = World::new().await;
+    let aggregator = world.bus("aggregator").await.unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let mut service = aggregator.service("fedpeft-aggregator", "test").await.unwrap();
+    let noted = asked.clone();
+    let handler = move |run: String| {
+        noted.lock().unwrap().push(run);
+        std::future::ready(Ok(()))
+    };
+    service.endpoint("runs.cancel", handler).await.unwrap();
+    // A blob that is a request, byte by byte.
+    aggregator.put_blob(Format::MessagePack.encode(&"stolen").unwrap().into()).await.unwrap();
+    let witness = world.person("aggregator").await;
+    let mut seen = witness.client.subscribe("fedpeft.v1.api.runs.cancel").await.unwrap();
+    witness.client.flush().await.unwrap();
+    deliver(&world.person("a").await, "x", "fedpeft.v1.api.runs.cancel").await;
+    // It comes, and heartbeats after it; nobody obeys.
+    let arrival = async {
+        let (mut bodies, mut heartbeats) = (0, 0);
+        while bodies == 0 || heartbeats == 0 {
+            let message = seen.next().await.unwrap();
+            if message.payload.is_empty() { heartbeats += 1 } else { bodies += 1 }
+        }
+    };
+    tokio::time::timeout(PATIENCE, arrival).await.unwrap();
+    let admin = world.bus("admin").await.unwrap();
+    admin.request::<_, ()>("runs.cancel", &"meant").await.unwrap();
+    assert_eq!(*asked.lock().unwrap(), ["meant"]);
 }
 
 /// Tags hold the names as they are: upper case is no lower case.

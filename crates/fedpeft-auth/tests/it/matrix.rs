@@ -45,7 +45,7 @@ const TABLE: &[(&str, Does, &str, &[&str])] = &[
     ("tasks of B", Publish, "fedpeft.v1.js.CONSUMER.MSG.NEXT.FEDPEFT_TASKS.B", &[]),
     ("acknowledging a task of a", Publish, "$JS.ACK.FEDPEFT_TASKS.a.1.1.1.1.0", &["a"]),
     ("acknowledging a task of B", Publish, "$JS.ACK.FEDPEFT_TASKS.B.1.1.1.1.0", &[]),
-    ("reading a task by number", Publish, "$JS.API.STREAM.MSG.GET.FEDPEFT_TASKS", &[]),
+    ("reading a task by number", Publish, "$JS.API.STREAM.MSG.GET.FEDPEFT_TASKS", &["aggregator"]),
     (
         "reading a task by number, through the gate",
         Publish,
