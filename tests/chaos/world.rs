@@ -43,7 +43,7 @@ impl World {
     pub async fn start() -> Self {
         let folder = tempfile::Builder::new().prefix("fedpeft-chaos-").tempdir().unwrap();
         let broker = Broker::start(folder.path()).await;
-        let config = BusConfig { server: broker.url(), creds: None, name: "chaos".into() };
+        let config = BusConfig { server: broker.url(), name: "chaos".into(), ..Default::default() };
         let bus = Bus::connect(&config).await.unwrap();
         bus.ensure_topology().await.unwrap();
         let tap = Tap::new(async_nats::connect(broker.url()).await.unwrap()).await;

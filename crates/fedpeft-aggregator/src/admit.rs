@@ -2,18 +2,18 @@
 
 use std::time::Instant;
 
-use bytes::Bytes;
-use fedpeft_bus::{BusError, UpdateDelivery};
+use fedpeft_bus::{BusError, UpdateDelivery, UploadKey};
 use fedpeft_protocol::{
     ClientId, Digest,
     round::{ByteKind, Direction, Outcome, Payload, Transfer, Update},
     subject,
 };
-use fedpeft_strategy::{Accumulator, Weight, distance};
+use fedpeft_strategy::{Accumulator, SpoolError, Weight};
 
 use crate::{
     drive::Drive,
     round::{Accepted, Answer, Member, RoundState},
+    spool::Adapter,
     stop::Stop,
 };
 
@@ -70,22 +70,23 @@ pub(crate) async fn admit(
                 Ok(weight) => weight,
                 Err(error) => return Ok(Err(Refusal::Answer(error.to_string()))),
             };
-            let (digest, blob) = (adapter.digest(), matches!(adapter, Payload::Blob { .. }));
+            let digest = adapter.digest();
             let reported = update.fetched.iter().any(is_adapter_upload);
-            let bytes = match fetch(drive, round, &client, adapter, reported).await? {
-                Ok(bytes) => bytes,
+            let adapter = match fetch(drive, round, (&client, member), adapter, reported).await? {
+                Ok(adapter) => adapter,
                 Err(reason) => return Ok(Err(Refusal::Answer(reason))),
             };
-            if let Err(reason) = add(drive, round, member, bytes, Declared { digest, blob, weight }).await? {
+            if let Err(reason) = add(drive, round, member, adapter, digest, weight).await? {
                 return Ok(Err(Refusal::Answer(reason)));
             }
             let (update, weight) = (update.task, weight.get());
-            Ok(Ok(Some(Answer::Accepted(Accepted { update, digest, examples, weight, loss, seconds, blob }))))
+            Ok(Ok(Some(Answer::Accepted(Accepted { update, digest, examples, weight, loss, seconds }))))
         }
     }
 }
 
-fn payload_of(update: &Update) -> Option<&Payload> {
+/// The adapter of an update.
+pub(crate) fn payload_of(update: &Update) -> Option<&Payload> {
     match &update.outcome {
         Outcome::Trained { adapter, .. } => Some(adapter),
         Outcome::Evaluated { .. } | Outcome::Failed { .. } => None,
@@ -137,27 +138,34 @@ fn plausible(examples: u64, declared: u64, loss: f64, seconds: f64) -> Result<()
     Ok(())
 }
 
-/// The adapter's bytes, not yet checked against their digest where they came in the message.
+/// The adapter, not yet checked against its digest where it came in the message. An upload goes from the object store
+/// into a file, and stays in the store until the round is committed.
 async fn fetch(
     drive: &Drive<'_>,
     round: &mut RoundState,
-    client: &ClientId,
+    (client, member): (&ClientId, &Member),
     adapter: Payload,
     reported: bool,
-) -> Result<Result<Bytes, String>, Stop> {
-    let digest = match adapter {
-        Payload::Message { data, .. } => return Ok(Ok(data)),
-        Payload::Blob { digest, .. } => digest,
+) -> Result<Result<Adapter, String>, Stop> {
+    let (digest, size) = match adapter {
+        Payload::Message { data, .. } => return Ok(Ok(Adapter::Held(data))),
+        Payload::Blob { digest, size } => (digest, size),
     };
-    match drive.bus.get_blob(&digest, drive.model.layout.bytes()).await {
-        Ok((bytes, measured)) => {
+    let wanted = drive.model.layout.bytes();
+    if size != wanted {
+        return Ok(Err(format!("the adapter has {size} bytes, this model's have {wanted}")));
+    }
+    let key = UploadKey { run: &drive.record.run, round: member.round, client };
+    let get = async |file| drive.bus.get_upload(key, &digest, size, file).await;
+    match drive.spool.fetched(size, get).await? {
+        Ok((adapter, measured)) => {
             // The client knows best what its upload took; where it does not say, what we fetched stands for it.
             if !reported {
                 let size = measured.total;
                 let transfer = Transfer { direction: Direction::Up, kind: ByteKind::Adapter, size };
                 round.ledger.transfer(client, transfer);
             }
-            Ok(Ok(bytes))
+            Ok(Ok(adapter))
         }
         Err(error @ (BusError::NoBlob { .. } | BusError::BlobTooLarge { .. } | BusError::Corrupt { .. })) => {
             Ok(Err(error.to_string()))
@@ -166,47 +174,47 @@ async fn fetch(
     }
 }
 
-/// What an update says of its adapter.
-struct Declared {
-    digest: Digest,
-    blob: bool,
-    weight: Weight,
-}
-
 /// Adds the adapter to the sum, if it is what its digest says, what the layout asks for, and not too far from where
 /// it began.
 async fn add(
     drive: &Drive<'_>,
     round: &mut RoundState,
     member: &Member,
-    bytes: Bytes,
-    declared: Declared,
+    adapter: Adapter,
+    digest: Digest,
+    weight: Weight,
 ) -> Result<Result<(), String>, Stop> {
     let spec = &drive.record.spec;
     let bound = match spec.max_update_norm {
         Some(norm) => Some((norm, drive.global(&member.adapter).await?)),
         None => None,
     };
-    let (kept, started) = (spec.keep_updates.then(|| bytes.clone()), Instant::now());
-    let Declared { digest, blob, weight } = declared;
-    let checked_and_added = move |sum: &mut Accumulator| {
-        // Blobs were verified while they were fetched.
-        if !blob && Digest::of(&bytes) != digest {
-            return Err(format!("the adapter's digest is {}, not {digest}", Digest::of(&bytes)));
+    let (kept, started) = (spec.keep_updates.then(|| adapter.clone()), Instant::now());
+    let checked_and_added = move |sum: &mut Accumulator| -> Result<Result<(), String>, SpoolError> {
+        // What was spooled was verified while it was fetched.
+        if let Adapter::Held(bytes) = &adapter
+            && Digest::of(bytes) != digest
+        {
+            return Ok(Err(format!("the adapter's digest is {}, not {digest}", Digest::of(bytes))));
         }
         if let Some((norm, base)) = bound {
-            let distance = distance(&bytes, &base);
+            let distance = adapter.distance(&base)?;
             // NaN passes here, and is refused by name below.
             if distance > norm {
-                return Err(format!("the update has an L2 norm of {distance:.6}, max_update_norm is {norm}"));
+                return Ok(Err(format!(
+                    "the update has an L2 norm of {distance:.6}, max_update_norm is {norm}"
+                )));
             }
         }
-        sum.add(&bytes, weight).map_err(|error| error.to_string())
+        match adapter.add_to(sum, weight) {
+            Err(SpoolError::Accumulate(error)) => Ok(Err(error.to_string())),
+            added => added.map(Ok),
+        }
     };
-    let added = round.with_sum(checked_and_added).await?;
+    let added = round.with_sum(checked_and_added).await?.map_err(|error| drive.broken(error))?;
     round.folding += started.elapsed();
-    if let (Ok(()), Some(bytes)) = (&added, kept) {
-        drive.bus.put_blob(bytes).await?;
+    if let (Ok(()), Some(adapter)) = (&added, kept) {
+        drive.store(&adapter).await?;
     }
     Ok(added)
 }

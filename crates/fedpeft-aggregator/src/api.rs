@@ -22,6 +22,7 @@ use crate::{
     events,
     model::{self, Model, ModelError},
     record::given_up,
+    spool::Spool,
 };
 
 /// Largest cohort: its report must fit a message.
@@ -32,9 +33,9 @@ const MAX_DEADLINE_SECONDS: f64 = 30.0 * 24.0 * 3600.0;
 const ATTEMPTS: u32 = 20;
 
 /// Registers the endpoints. `changed` is told of every change of a run.
-pub(crate) async fn serve(bus: &Bus, changed: &Arc<Notify>) -> Result<Service, BusError> {
+pub(crate) async fn serve(bus: &Bus, spool: &Spool, changed: &Arc<Notify>) -> Result<Service, BusError> {
     let mut service = bus.service("fedpeft-aggregator", "creates, shows, cancels and resumes runs").await?;
-    let api = Api { bus: bus.clone(), changed: changed.clone() };
+    let api = Api { bus: bus.clone(), spool: spool.clone(), changed: changed.clone() };
     let with = |api: &Api| api.clone();
     let (create, get, list, cancel, resume) = (with(&api), with(&api), with(&api), with(&api), api);
     service
@@ -56,6 +57,7 @@ pub(crate) async fn serve(bus: &Bus, changed: &Arc<Notify>) -> Result<Service, B
 #[derive(Clone)]
 struct Api {
     bus: Bus,
+    spool: Spool,
     changed: Arc<Notify>,
 }
 
@@ -69,7 +71,7 @@ impl Api {
         };
         let version = model::resolve(&self.bus, &spec.model).await?;
         let model = Model::load(&self.bus, &version.manifest).await?;
-        let adapter = self.bus.put_blob(model.initial_adapter(&self.bus).await?).await?.digest;
+        let adapter = model.initial_adapter(&self.bus, &self.spool).await?.store(&self.bus).await?;
         let now = now_ms();
         let record = RunRecord {
             version: PROTOCOL_VERSION,
@@ -79,6 +81,7 @@ impl Api {
             status: RunStatus::Pending,
             round: 0,
             adapter,
+            moments: None,
             open: None,
             carried: Vec::new(),
             epoch: 0,
@@ -184,6 +187,7 @@ impl From<ModelError> for ApiError {
             ModelError::NotPublished(_) => Self::not_found(error),
             ModelError::Manifest { .. } | ModelError::Checkpoint { .. } => Self::bad_request(error),
             ModelError::Bus(error) => error.into(),
+            ModelError::Spool(_) | ModelError::BrokenOff(_) => Self::internal(error),
         }
     }
 }

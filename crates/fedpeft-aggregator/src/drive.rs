@@ -2,8 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use bytes::Bytes;
-use fedpeft_bus::{Bus, Measured, Records, Stale, Updates};
+use fedpeft_bus::{Bus, BusError, Measured, Records, Stale, Updates};
 use fedpeft_protocol::{
     ClientId, Digest, Epoch, PROTOCOL_VERSION, Round, RunId,
     event::EventKind,
@@ -13,19 +12,18 @@ use fedpeft_protocol::{
     subject,
 };
 use fedpeft_service::now_ms;
-use fedpeft_strategy::{AccumulateError, Strategy, Weight, buffered, of_spec};
+use fedpeft_strategy::{AccumulateError, SpoolError, Strategy, Weight, buffered, of_spec};
+use tokio::sync::OnceCell;
 
 use crate::{
     events::EventLog,
     model::{self, Model},
     phase::{Phase, broadcast, collect, commit, complete, evaluate, select},
     record::OwnedRecord,
+    spool::{Adapter, Spool, Target},
     stop::Stop,
     takeover,
 };
-
-/// Room that a message needs besides the adapter in it.
-const ENVELOPE: usize = 8 << 10;
 
 /// What the phases work with.
 pub(crate) struct Drive<'a> {
@@ -37,18 +35,19 @@ pub(crate) struct Drive<'a> {
     pub updates: Updates,
     pub model: Model,
     pub strategy: Arc<dyn Strategy>,
-    /// The global adapter, encoded.
-    pub adapter: Bytes,
+    pub spool: &'a Spool,
+    /// The present global adapter, once somebody needed it.
+    pub adapter: OnceCell<Adapter>,
     /// Names of the last round's evaluation tasks, whose answers are read apart from the updates.
     pub evaluations: BTreeSet<String>,
 }
 
 /// Drives a run until it ends, or until it may or can not be driven any more.
-pub(crate) async fn to_the_end(bus: &Bus, run: &RunId) -> Result<(), Stop> {
+pub(crate) async fn to_the_end(bus: &Bus, spool: &Spool, run: &RunId) -> Result<(), Stop> {
     let Some(mut record) = OwnedRecord::take(bus, run).await? else { return Ok(()) };
     tracing::info!(%run, epoch = record.epoch, round = record.round, "driving run");
     let events = EventLog::start(bus, run, record.epoch);
-    let ended = match Box::pin(rounds(bus, &mut record, &events)).await {
+    let ended = match Box::pin(rounds(bus, spool, &mut record, &events)).await {
         Err(Stop::Failed(reason)) => fail(bus, &mut record, &events, reason).await,
         other => other,
     };
@@ -58,9 +57,8 @@ pub(crate) async fn to_the_end(bus: &Bus, run: &RunId) -> Result<(), Stop> {
     ended
 }
 
-async fn rounds(bus: &Bus, record: &mut OwnedRecord, events: &EventLog) -> Result<(), Stop> {
+async fn rounds(bus: &Bus, spool: &Spool, record: &mut OwnedRecord, events: &EventLog) -> Result<(), Stop> {
     let model = Model::load(bus, &record.manifest).await?;
-    let (adapter, _) = bus.get_blob(&record.adapter, model.layout.bytes()).await?;
     let mut drive = Drive {
         bus,
         events,
@@ -70,7 +68,8 @@ async fn rounds(bus: &Bus, record: &mut OwnedRecord, events: &EventLog) -> Resul
         strategy: of_spec(&record.spec.strategy).into(),
         record,
         model,
-        adapter,
+        spool,
+        adapter: OnceCell::new(),
         evaluations: BTreeSet::new(),
     };
     let mut phase = takeover::phase(&drive).await?;
@@ -103,31 +102,44 @@ async fn fail(bus: &Bus, record: &mut OwnedRecord, events: &EventLog, reason: St
 
 impl Drive<'_> {
     /// A task on the present global adapter.
-    pub fn task(&self, round: Round, epoch: Epoch, client: &ClientId, work: Work, deadline_ms: u64) -> Task {
+    pub async fn task(
+        &self,
+        round: Round,
+        epoch: Epoch,
+        client: &ClientId,
+        work: Work,
+        deadline_ms: u64,
+    ) -> Result<Task, Stop> {
         let run = &self.record.run;
-        Task {
+        Ok(Task {
             version: PROTOCOL_VERSION,
             run: run.clone(),
             round,
             epoch,
             task: subject::task_id(run, round, client, work.name(), epoch),
             manifest: self.record.manifest,
-            adapter: self.payload(),
+            adapter: self.payload().await?,
             work,
             deadline_ms,
             // A client that is told of a deadline in the past should not begin.
             lifetime_ms: deadline_ms.saturating_sub(now_ms()).max(1),
-        }
+        })
     }
 
     /// The global adapter: in the message where it fits, else by the name of its blob.
-    fn payload(&self) -> Payload {
-        let (digest, size) = (self.record.adapter, self.adapter.len());
-        if size + ENVELOPE <= self.bus.max_payload() {
-            Payload::Message { digest, data: self.adapter.clone() }
-        } else {
-            Payload::Blob { digest, size: size as u64 }
+    async fn payload(&self) -> Result<Payload, Stop> {
+        let (digest, size) = (self.record.adapter, self.model.layout.bytes());
+        if self.fits_a_message()
+            && let Adapter::Held(data) = self.global(&digest).await?
+        {
+            return Ok(Payload::Message { digest, data });
         }
+        Ok(Payload::Blob { digest, size })
+    }
+
+    /// Whether adapters travel in messages, and are held in memory.
+    pub fn fits_a_message(&self) -> bool {
+        self.model.fits_a_message(self.bus)
     }
 
     /// Sends tasks again that are not stored any more as they were sent: a former owner that slept, or whoever else may
@@ -178,12 +190,49 @@ impl Drive<'_> {
         }
     }
 
-    /// A global adapter of this run, encoded: the present one, or one of the past.
-    pub async fn global(&self, digest: &Digest) -> Result<Bytes, Stop> {
+    /// A global adapter of this run: the present one, or one of the past.
+    pub async fn global(&self, digest: &Digest) -> Result<Adapter, Stop> {
         if *digest == self.record.adapter {
-            return Ok(self.adapter.clone());
+            return self.adapter.get_or_try_init(|| self.fetched(digest)).await.cloned();
         }
-        Ok(self.bus.get_blob(digest, self.model.layout.bytes()).await?.0)
+        self.fetched(digest).await
+    }
+
+    async fn fetched(&self, digest: &Digest) -> Result<Adapter, Stop> {
+        self.stored(digest, self.model.layout.bytes()).await
+    }
+
+    /// A blob of `size` bytes: an adapter, or what a strategy keeps for each of its values.
+    pub async fn stored(&self, digest: &Digest, size: u64) -> Result<Adapter, Stop> {
+        if self.fits_a_message() {
+            return Ok(Adapter::Held(self.bus.get_blob(digest, size).await?.0));
+        }
+        let get = async |file| self.bus.get_blob_into(digest, size, file).await;
+        Ok(self.spool.fetched(size, get).await??.0)
+    }
+
+    /// Where `size` bytes are written: to memory where adapters travel in messages, else to a file.
+    pub fn target(&self, size: u64) -> Result<Target, Stop> {
+        if self.fits_a_message() {
+            return Ok(Target::Memory(Vec::with_capacity(usize::try_from(size).unwrap_or(0))));
+        }
+        Ok(Target::File(self.spool.file(size)?))
+    }
+
+    /// Stores an adapter as a blob.
+    pub async fn store(&self, adapter: &Adapter) -> Result<Digest, Stop> {
+        adapter.store(self.bus).await.map_err(|error| match error {
+            BusError::File { source, .. } => self.spool.unusable(source).into(),
+            error => error.into(),
+        })
+    }
+
+    /// What failed while adapters were added up.
+    pub fn broken(&self, error: SpoolError) -> Stop {
+        match error {
+            SpoolError::Io(source) => self.spool.unusable(source).into(),
+            SpoolError::Accumulate(error) => Stop::Failed(error.to_string()),
+        }
     }
 
     /// Says that an update was refused, and why.

@@ -30,6 +30,7 @@ mod phase;
 mod record;
 mod retention;
 mod round;
+mod spool;
 mod stop;
 mod supervisor;
 mod sweep;

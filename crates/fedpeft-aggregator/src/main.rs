@@ -1,6 +1,6 @@
 //! The `fedpeft-aggregator` program.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use fedpeft_aggregator::Aggregator;
@@ -19,6 +19,11 @@ struct Args {
     #[command(flatten)]
     #[serde(flatten)]
     common: CommonArgs,
+    /// Folder for adapters that do not fit a message while a round is added up: room for two of them, on a disk
+    /// [default: $TMPDIR, else /var/tmp]
+    #[arg(long, value_name = "FOLDER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spool: Option<PathBuf>,
 }
 
 const AFTER_HELP: &str = "\
@@ -33,6 +38,7 @@ It needs a NATS server with JetStream and answers on these subjects, in JSON or 
 Examples:
   nats-server -js &
   fedpeft-aggregator --server nats://127.0.0.1:4222 --http 127.0.0.1:9465
+  fedpeft-aggregator --spool /data/fedpeft-spool
   fedpeft run submit run.toml
   nats req fedpeft.v1.api.runs.list '{}'
 
@@ -42,6 +48,7 @@ Exit status: 0 after SIGTERM or SIGINT, 1 if it cannot start, 2 for wrong argume
 struct Config {
     #[serde(flatten)]
     common: Common,
+    spool: Option<PathBuf>,
 }
 
 impl AsRef<CommonArgs> for Args {
@@ -57,8 +64,8 @@ impl AsRef<Common> for Config {
 }
 
 fn main() -> ExitCode {
-    Program::new("fedpeft-aggregator").run::<Args, Config, _>(async |_, context| {
-        let aggregator = Aggregator::start(&context.bus).await?;
+    Program::new("fedpeft-aggregator").run::<Args, Config, _>(async |config, context| {
+        let aggregator = Aggregator::start(&context.bus, config.spool).await?;
         context.set_ready(true);
         aggregator.run(context.shutdown).await;
         Ok(())

@@ -40,8 +40,6 @@ pub(crate) struct Accepted {
     pub weight: u64,
     pub loss: f64,
     pub seconds: f64,
-    /// Whether its adapter came as a blob, which is deleted once the round is committed.
-    pub blob: bool,
 }
 
 /// What a client of the round was asked.
@@ -72,6 +70,8 @@ pub(crate) struct RoundState {
     pub members: BTreeMap<ClientId, Member>,
     /// Answers so far.
     pub answers: BTreeMap<ClientId, Answer>,
+    /// Uploads that its members named, by the round they are for: forgotten once the round is committed.
+    pub uploads: BTreeMap<ClientId, BTreeSet<Digest>>,
     /// Messages that were refused so far, by who sent them.
     pub refusals: Refusals,
     /// Bytes so far.
@@ -102,6 +102,7 @@ impl RoundState {
             members: members(drive.record, &open),
             open,
             answers: BTreeMap::new(),
+            uploads: BTreeMap::new(),
             refusals: Refusals::default(),
             ledger: Ledger::default(),
             report: report.map(|(_, revision)| revision),

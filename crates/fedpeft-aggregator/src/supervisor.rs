@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +15,7 @@ use fedpeft_protocol::{Digest, RunId, run::RunStatus};
 use fedpeft_service::{CancellationToken, now_ms};
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 
-use crate::{api, drive, lease::Lease, stop::Stop, sweep};
+use crate::{api, drive, lease::Lease, spool::Spool, stop::Stop, sweep};
 
 /// How often runs without an owner are looked for: the longest that a run waits beyond the end of its last
 /// owner's lease.
@@ -27,6 +28,7 @@ pub struct Aggregator {
     bus: Bus,
     /// Name in leases, unique per process and start.
     owner: String,
+    spool: Spool,
     /// The control API changed a run.
     changed: Arc<Notify>,
     service: Service,
@@ -35,13 +37,16 @@ pub struct Aggregator {
 }
 
 impl Aggregator {
-    /// Puts the control API on the bus.
-    pub async fn start(bus: &Bus) -> Result<Self, BusError> {
+    /// Puts the control API on the bus. Adapters that do not fit a message are kept in nameless files in the
+    /// folder `spool`, where there is one.
+    pub async fn start(bus: &Bus, spool: Option<PathBuf>) -> Result<Self, BusError> {
         let changed = Arc::new(Notify::new());
-        let service = api::serve(bus, &changed).await?;
+        let spool = Spool::new(spool.unwrap_or_else(Spool::default_folder));
+        let service = api::serve(bus, &spool, &changed).await?;
         Ok(Self {
             bus: bus.clone(),
             owner: owner(),
+            spool,
             changed,
             service,
             driven: BTreeMap::new(),
@@ -84,9 +89,9 @@ impl Aggregator {
                 None if !record.status.is_final() => {
                     let stop = shutdown.child_token();
                     self.driven.insert(record.run.clone(), stop.clone());
-                    let (bus, owner) = (self.bus.clone(), self.owner.clone());
+                    let (bus, owner, spool) = (self.bus.clone(), self.owner.clone(), self.spool.clone());
                     self.drivers.spawn(async move {
-                        own(&bus, &record.run, &owner, &stop).await;
+                        own(&bus, &spool, &record.run, &owner, &stop).await;
                         record.run
                     });
                 }
@@ -107,7 +112,7 @@ impl Aggregator {
 }
 
 /// Drives a run for as long as its lease can be held.
-async fn own(bus: &Bus, run: &RunId, owner: &str, stop: &CancellationToken) {
+async fn own(bus: &Bus, spool: &Spool, run: &RunId, owner: &str, stop: &CancellationToken) {
     let mut lease = match Lease::acquire(bus, run, owner).await {
         Ok(Some(lease)) => lease,
         // Another aggregator drives it, or the last one has just died.
@@ -118,7 +123,7 @@ async fn own(bus: &Bus, run: &RunId, owner: &str, stop: &CancellationToken) {
         }
     };
     let ended = tokio::select! {
-        ended = Box::pin(drive::to_the_end(bus, run)) => Some(ended),
+        ended = Box::pin(drive::to_the_end(bus, spool, run)) => Some(ended),
         () = lease.keep() => {
             tracing::warn!(%run, "lease lost, run left to its next owner");
             None
@@ -137,7 +142,7 @@ async fn own(bus: &Bus, run: &RunId, owner: &str, stop: &CancellationToken) {
         Some(Err(Stop::Fenced)) => tracing::info!(%run, "run changed by another process, left to it"),
         Some(Err(error)) => {
             tracing::warn!(%run, %error, "run interrupted, going on from its durable state");
-            sleep(SCAN).await;
+            sleep(error.pause()).await;
         }
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use crate::{
     drive::Drive,
     phase::{Phase, evaluate::Committed},
+    retention,
     round::{RoundState, report_key},
     stop::Stop,
 };
@@ -44,8 +45,12 @@ async fn forget_counted(drive: &Drive<'_>) -> Result<(), Stop> {
     let mark = drive.bus.update_mark().await?;
     drive.record.confirm().await?;
     for client in &report.clients {
-        if let ClientOutcome::Accepted { staleness, .. } = client.outcome {
-            let stale = Stale::Client(round.saturating_sub(staleness), &client.client);
+        if let ClientOutcome::Accepted { staleness, digest, .. } = client.outcome {
+            let began = round.saturating_sub(staleness);
+            if !drive.fits_a_message() {
+                retention::forget_upload(drive, began, &client.client, &digest).await;
+            }
+            let stale = Stale::Client(began, &client.client);
             drive.bus.purge_updates(run, stale, mark).await?;
         }
     }

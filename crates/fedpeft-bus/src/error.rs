@@ -19,12 +19,30 @@ pub enum BusError {
         reason: String,
     },
     /// The broker refuses this client.
-    #[error("NATS server {server} refuses this client: {reason}; check --creds")]
+    #[error(
+        "NATS server {server} refuses this client: {reason}; give valid credentials with --creds (they may be missing, expired or revoked)"
+    )]
     Refused {
         /// Address that was tried.
         server: String,
         /// What the broker said.
         reason: String,
+    },
+    /// The credentials do not allow it.
+    #[error(
+        "{what}: the NATS server forbids it to these credentials: use those of another role, or of the right client"
+    )]
+    Forbidden {
+        /// What was attempted.
+        what: String,
+    },
+    /// A stream is missing that these credentials must not make.
+    #[error(
+        "the NATS server has no stream {stream} yet: start fedpeft-registry or fedpeft-aggregator there, which make it"
+    )]
+    NoTopology {
+        /// The stream.
+        stream: String,
     },
     /// The credentials file cannot be used.
     #[error("credentials file {} cannot be used: {reason}", path.display())]
@@ -34,8 +52,28 @@ pub enum BusError {
         /// Why.
         reason: String,
     },
+    /// A file with a certificate or a private key cannot be used.
+    #[error("TLS file {}: {reason}", path.display())]
+    TlsFile {
+        /// The file.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The broker is there, but no encrypted connection to it came about.
+    #[error("no TLS with the NATS server {server}: {reason}; {cure}")]
+    Tls {
+        /// Address that was tried.
+        server: String,
+        /// What happened.
+        reason: String,
+        /// What to do about it.
+        cure: &'static str,
+    },
     /// The broker runs without JetStream.
-    #[error("NATS server {server} has no JetStream: start it with `nats-server -js`")]
+    #[error(
+        "NATS server {server} has no JetStream: start it with `nats-server -js`, or see in its log why it cannot keep any"
+    )]
     NoJetStream {
         /// Its address.
         server: String,
@@ -65,6 +103,17 @@ pub enum BusError {
     NoBlob {
         /// Its name.
         digest: Digest,
+    },
+    /// The store of the broker takes no more bytes; nothing half-stored counts.
+    #[error(
+        "{what}: the store of the NATS server is full ({reason}): free space there, or raise its max_file_store \
+         or the limit of the bucket, and repeat"
+    )]
+    StoreFull {
+        /// What was attempted.
+        what: String,
+        /// What the broker said.
+        reason: String,
     },
     /// The blob is larger than the caller allows.
     #[error("blob {digest} has {size} bytes, more than the {limit} allowed here")]

@@ -31,6 +31,8 @@ pub(crate) enum From {
     Now,
     /// At the newest stored message of every subject.
     LastOfEach,
+    /// After the message of this sequence.
+    After(u64),
 }
 
 /// Before a consumer is recreated.
@@ -45,6 +47,8 @@ pub(crate) struct Follow {
     from: From,
     /// Messages pulled at once: the memory a slow reader can pin.
     batch: usize,
+    /// Bodies stay with the broker, which says their sizes instead.
+    headers_only: bool,
     /// Stream sequence of the last message seen, or of the one before the first to be delivered.
     position: Option<u64>,
     open: Option<Open>,
@@ -75,12 +79,35 @@ impl Follow {
         from: From,
         batch: usize,
     ) -> Result<Self, BusError> {
+        Self::new(bus, stream.into(), filter, from, batch, false).await
+    }
+
+    /// As [`Self::start`], but messages come without their bodies.
+    pub async fn headers(
+        bus: &Bus,
+        stream: impl Into<String>,
+        filter: String,
+        from: From,
+        batch: usize,
+    ) -> Result<Self, BusError> {
+        Self::new(bus, stream.into(), filter, from, batch, true).await
+    }
+
+    async fn new(
+        bus: &Bus,
+        stream: String,
+        filter: String,
+        from: From,
+        batch: usize,
+        headers_only: bool,
+    ) -> Result<Self, BusError> {
         let mut follow = Self {
             bus: bus.clone(),
-            stream: stream.into(),
+            stream,
             filter,
             from,
             batch,
+            headers_only,
             position: None,
             open: None,
             backoff: pauses(),
@@ -152,10 +179,14 @@ impl Follow {
             (None, From::First) => DeliverPolicy::All,
             (None, From::Now) => DeliverPolicy::New,
             (None, From::LastOfEach) => DeliverPolicy::LastPerSubject,
+            (None, From::After(sequence)) => DeliverPolicy::ByStartSequence { start_sequence: sequence + 1 },
         };
         let config = pull::Config {
+            // With a name, the filter is part of the request's subject, where permissions can see it.
+            name: Some(self.bus.unique()),
             deliver_policy,
             ack_policy: AckPolicy::None,
+            headers_only: self.headers_only,
             filter_subject: self.filter.clone(),
             inactive_threshold: INACTIVE,
             memory_storage: true,

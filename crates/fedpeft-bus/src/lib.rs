@@ -5,6 +5,7 @@
 //! A broker that goes away is normal: the connection comes back by itself, consumers are recreated where
 //! they stopped, and publishes are repeated under one deduplication id until the broker has stored them.
 
+mod accounts;
 mod admission;
 mod backoff;
 mod blobs;
@@ -12,6 +13,7 @@ mod connect;
 mod error;
 mod events;
 mod follow;
+mod identity;
 mod measure;
 mod newest;
 mod publish;
@@ -21,12 +23,13 @@ mod records;
 pub mod server;
 mod service;
 mod tasks;
+mod tls;
 mod topology;
 mod updates;
 
 pub use admission::Limits;
 pub use backoff::Backoff;
-pub use blobs::Stored;
+pub use blobs::{Stored, UploadKey};
 pub use connect::{Bus, BusConfig};
 pub use error::{ApiError, BusError};
 pub use events::Events;
@@ -35,5 +38,6 @@ pub use purge::{Mark, Stale};
 pub use records::{Change, Entry, Lease, Records, Revision, Watch};
 pub use service::Service;
 pub use tasks::{StoredTask, TaskDelivery, Tasks};
+pub use tls::Tls;
 pub use topology::{CLIENT_TTL, LEASE_TTL};
 pub use updates::{UpdateDelivery, Updates};

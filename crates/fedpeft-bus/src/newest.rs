@@ -40,6 +40,8 @@ impl Bus {
         let mut connections = self.connections.clone();
         connections.mark_unchanged();
         let config = pull::Config {
+            // With a name, the filter is part of the request's subject, where permissions can see it.
+            name: Some(self.unique()),
             deliver_policy: DeliverPolicy::LastPerSubject,
             ack_policy: AckPolicy::None,
             filter_subject: filter,

@@ -48,13 +48,15 @@ impl Bus {
         let give_up = Instant::now() + patience;
         let mut backoff = Backoff::default();
         loop {
-            let published =
-                self.js.publish_with_headers(subject.clone(), headers.clone(), body.clone()).await;
+            let publishing = async {
+                self.js.publish_with_headers(subject.clone(), headers.clone(), body.clone()).await?.await
+            };
+            let published = tokio::select! {
+                published = publishing => published,
+                () = self.forbids(&subject) => return Err(BusError::Forbidden { what: what.into() }),
+            };
             let error = match published {
-                Ok(ack) => match ack.await {
-                    Ok(_) => return Ok(measured),
-                    Err(error) => error,
-                },
+                Ok(_) => return Ok(measured),
                 Err(error) => error,
             };
             if error.kind() == PublishErrorKind::MaxPayloadExceeded {

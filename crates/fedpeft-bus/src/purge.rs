@@ -80,10 +80,21 @@ impl Bus {
     }
 
     async fn purge(&self, mark: Mark, filter: String) -> Result<(), BusError> {
-        let failed = |error: &dyn std::fmt::Display| BusError::broker(format!("purging {filter}"), error);
-        let stream = self.js.get_stream_no_info(mark.stream).await.map_err(|error| failed(&error))?;
+        let stream = self.js.get_stream_no_info(mark.stream).await;
+        let stream = stream.map_err(|error| failed(&filter, error))?;
         let purging = stream.purge().filter(filter.clone()).sequence(mark.next);
-        purging.await.map_err(|error| failed(&error))?;
+        purging.await.map_err(|error| failed(&filter, error))?;
         Ok(())
     }
+
+    /// Forgets what is stored under names that nothing else will ever have.
+    pub(crate) async fn purge_whole(&self, stream: &str, filter: String) -> Result<(), BusError> {
+        let stream = self.js.get_stream_no_info(stream).await.map_err(|error| failed(&filter, error))?;
+        stream.purge().filter(filter.clone()).await.map_err(|error| failed(&filter, error))?;
+        Ok(())
+    }
+}
+
+fn failed(filter: &str, error: impl std::fmt::Display) -> BusError {
+    BusError::broker(format!("purging {filter}"), error)
 }

@@ -134,7 +134,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
     pub async fn delete(&self, key: &str) -> Result<(), BusError> {
         check_key(key)?;
         self.repeat(key, || async {
-            self.store.purge(key).await.map_err(|error| self.broker("deleting", key, error))
+            self.store.delete(key).await.map_err(|error| self.broker("deleting", key, error))
         })
         .await
     }

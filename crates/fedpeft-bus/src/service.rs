@@ -89,7 +89,11 @@ impl Bus {
         let (headers, body) = publish::encode(endpoint, request)?;
         self.check_size(&format!("request to {endpoint}"), header_bytes(&headers) + body.len())?;
         let message = async_nats::Request::new().headers(headers).payload(body).timeout(Some(REPLY_TIMEOUT));
-        let reply = self.client.send_request(format!("{}.{endpoint}", subject::API), message).await;
+        let target = format!("{}.{endpoint}", subject::API);
+        let reply = tokio::select! {
+            reply = self.client.send_request(target.clone(), message) => reply,
+            () = self.forbids(&target) => return Err(BusError::Forbidden { what: format!("asking {endpoint}") }),
+        };
         let reply = reply.map_err(|error| match error.kind() {
             RequestErrorKind::NoResponders => {
                 BusError::NoService { endpoint: endpoint.into(), service: serving(endpoint) }
@@ -124,11 +128,12 @@ impl Service {
         Handler: Fn(Req) -> Reply + Send + Sync + 'static,
         Reply: Future<Output = Result<Resp, ApiError>> + Send + 'static,
     {
+        let subject = format!("{}.{name}", subject::API);
         let mut requests = self
             .inner
             .endpoint_builder()
             .name(name.replace('.', "-"))
-            .add(format!("{}.{name}", subject::API))
+            .add(subject.as_str())
             .await
             .map_err(|error| BusError::broker(format!("registering endpoint {name}"), error))?;
         let handler = Arc::new(handler);
@@ -139,6 +144,10 @@ impl Service {
             let mut running = JoinSet::new();
             while let Some(request) = requests.next().await {
                 while running.try_join_next().is_some() {}
+                if !is_request(&request.message, &subject) {
+                    tracing::debug!(endpoint = name, "what a consumer delivered ignored");
+                    continue;
+                }
                 match admission.admit(running.len()) {
                     Ok(()) => {}
                     Err(error) => {
@@ -169,6 +178,13 @@ impl Service {
             tracing::debug!(%error, "connection was not flushed");
         }
     }
+}
+
+/// Whether somebody asked. Whoever may make a consumer has the broker deliver messages and heartbeats to whatever
+/// subject it likes, this one included; but a stored message keeps the subject it was published to, which permissions
+/// guard, and a heartbeat has a status.
+fn is_request(message: &async_nats::Message, subject: &str) -> bool {
+    message.subject.as_str() == subject && message.status.is_none()
 }
 
 async fn answer<Req, Resp, Handler, Reply>(

@@ -21,6 +21,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(10 * 60);
 /// Updates and tasks of runs that nobody continues go away by themselves.
 const ABANDONED: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Most bytes of client uploads at once: the updates of a hundred clients that fine-tune all of a ViT-B.
+const UPLOADS: i64 = 32 << 30;
 const EVENTS_KEPT: i64 = 1_000_000;
 /// Largest record of a client or a lease: what a client says of itself is some hundred bytes.
 const SMALL_RECORD: i32 = 32 << 10;
@@ -29,8 +31,12 @@ const SMALL_RECORD: i32 = 32 << 10;
 const ANSWERS: i64 = 64;
 
 impl Bus {
-    /// Creates what is absent. Any number of programs may do so at once.
+    /// Creates what is absent. Any number of programs may do so at once. Credentials of clients and of the
+    /// exporter allow to look only: what they need must be there.
     pub async fn ensure_topology(&self) -> Result<(), BusError> {
+        if let Some(identity) = self.identity.as_ref().filter(|identity| !identity.makes_streams()) {
+            return self.require_topology(identity.is_client()).await;
+        }
         self.require_jetstream().await?;
         for config in streams() {
             let name = config.name.clone();
@@ -43,7 +49,6 @@ impl Bus {
             (subject::MODEL_BUCKET, Duration::ZERO, UNLIMITED),
             (subject::RUN_BUCKET, Duration::ZERO, UNLIMITED),
             (subject::LEASE_BUCKET, LEASE_TTL, SMALL_RECORD),
-            (subject::CLIENT_BUCKET, CLIENT_TTL, SMALL_RECORD),
         ] {
             let name = format!("KV_{bucket}");
             if self.absent(&name).await? {
@@ -52,10 +57,34 @@ impl Bus {
                 self.settle(&name, self.js.create_key_value(config).await).await?;
             }
         }
-        let name = format!("OBJ_{}", subject::BLOB_BUCKET);
-        if self.absent(&name).await? {
-            let config = object_store::Config { bucket: subject::BLOB_BUCKET.into(), ..Default::default() };
-            self.settle(&name, self.js.create_object_store(config).await).await?;
+        let bucket = |bucket: &str| object_store::Config { bucket: bucket.into(), ..Default::default() };
+        let limited =
+            object_store::Config { max_age: ABANDONED, max_bytes: UPLOADS, ..bucket(subject::UPLOAD_BUCKET) };
+        for config in [bucket(subject::BLOB_BUCKET), limited] {
+            let name = format!("OBJ_{}", config.bucket);
+            if self.absent(&name).await? {
+                let mut created = self.js.create_object_store(config.clone()).await;
+                if created.is_err() && config.max_bytes > 0 {
+                    // A broker with less room than that limits the bucket by itself.
+                    created =
+                        self.js.create_object_store(object_store::Config { max_bytes: 0, ..config }).await;
+                }
+                self.settle(&name, created).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn require_topology(&self, client: bool) -> Result<(), BusError> {
+        let needed = if client {
+            vec![subject::TASK_STREAM.to_owned(), presence().name, format!("OBJ_{}", subject::BLOB_BUCKET)]
+        } else {
+            vec![subject::EVENT_STREAM.to_owned()]
+        };
+        for stream in needed {
+            if self.absent(&stream).await? {
+                return Err(BusError::NoTopology { stream });
+            }
         }
         Ok(())
     }
@@ -94,7 +123,24 @@ impl Bus {
     }
 }
 
-fn streams() -> [stream::Config; 3] {
+/// The bucket of present clients. Clients write it themselves: unlike other buckets it takes no rollups, for a
+/// rollup by one client could remove the presence of all.
+fn presence() -> stream::Config {
+    stream::Config {
+        name: format!("KV_{}", subject::CLIENT_BUCKET),
+        subjects: vec![format!("$KV.{}.>", subject::CLIENT_BUCKET)],
+        description: Some("FedPEFT: present clients".into()),
+        max_messages_per_subject: 1,
+        max_age: CLIENT_TTL,
+        max_message_size: SMALL_RECORD,
+        discard: stream::DiscardPolicy::New,
+        allow_direct: true,
+        deny_delete: true,
+        ..Default::default()
+    }
+}
+
+fn streams() -> [stream::Config; 4] {
     let base = |name: &str, subjects: &str, description: &str| stream::Config {
         name: name.into(),
         subjects: vec![subjects.into()],
@@ -125,5 +171,6 @@ fn streams() -> [stream::Config; 3] {
             max_messages: EVENTS_KEPT,
             ..base(subject::EVENT_STREAM, subject::EVENT_SUBJECTS, "FedPEFT: what happened in runs")
         },
+        presence(),
     ]
 }

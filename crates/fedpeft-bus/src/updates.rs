@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use fedpeft_protocol::{
-    ClientId, Round, RunId,
+    ClientId, Digest, Round, RunId,
     round::Update,
     subject,
     wire::{self, WireError},
@@ -23,7 +23,7 @@ const BATCH: usize = 16;
 
 impl Bus {
     /// Sends a client's update and waits until the broker has stored it. The same update (run, round,
-    /// client and task) is stored once, however often it is published within ten minutes.
+    /// client, task and bytes) is stored once, however often it is published within ten minutes.
     pub async fn publish_update(
         &self,
         run: &RunId,
@@ -33,7 +33,9 @@ impl Bus {
     ) -> Result<Measured, BusError> {
         let what = format!("update of client {client} for round {round} of run {run}");
         let (mut headers, body) = publish::encode(&what, update)?;
-        let id = format!("{}/{}", subject::update_id(run, round, client), update.task);
+        // The digest keeps others from using up the id beforehand, which would have the update dropped as theirs.
+        let digest = Digest::of(&body);
+        let id = format!("{}/{}/{digest}", subject::update_id(run, round, client), update.task);
         headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
         self.publish_durably(&what, subject::update(run, round, client), headers, body, PATIENCE).await
     }

@@ -35,6 +35,7 @@ Examples:
   fedpeft run submit run.toml --watch
   fedpeft export --run trial-7 -o exported
   fedpeft privacy noise --clients 64 --cohort 8 --rounds 50 --epsilon 5 --delta 1e-3
+  fedpeft auth init && fedpeft auth enroll hospital-a
   fedpeft completions bash > /etc/bash_completion.d/fedpeft";
 
 #[derive(Debug, Subcommand)]
@@ -58,6 +59,9 @@ enum Command {
     Privacy(commands::privacy::Command),
     /// Run a whole federation on this machine.
     Simulate(Box<simulate::Args>),
+    /// Decide who may do what on the broker: keys, credentials, revocation.
+    #[command(subcommand)]
+    Auth(commands::auth::Command),
     /// Print a completion script for a shell.
     Completions(commands::completions::Args),
 }
@@ -72,6 +76,7 @@ fn main() -> ExitCode {
         Command::Export(args) => commands::export::run(args),
         Command::Privacy(command) => commands::privacy::run(command),
         Command::Simulate(args) => simulate::run(*args),
+        Command::Auth(command) => commands::auth::run(command),
         Command::Completions(args) => commands::completions::run::<Cli>(&args),
     };
     match result {

@@ -3,10 +3,9 @@
 //! The ledger alone proves that no update counts twice and that nothing was changed since. Where the run kept its
 //! updates, every round is aggregated again and must give the same bytes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::Cursor};
 
 use anyhow::{Context as _, Result, bail};
-use bytes::Bytes;
 use fedpeft_artifacts::manifest::Manifest;
 use fedpeft_bus::Bus;
 use fedpeft_codec::Layout;
@@ -16,7 +15,7 @@ use fedpeft_protocol::{
     round::{ClientOutcome, RoundReport},
     run::{ModeSpec, RunView},
 };
-use fedpeft_strategy::{Accumulator, Weight, buffered, of_spec};
+use fedpeft_strategy::{Accumulator, Kept, Spool, Weight, buffered, of_spec};
 use serde::Serialize;
 
 use crate::view::{Sink, View};
@@ -65,9 +64,10 @@ pub async fn verify(bus: &Bus, view: &RunView) -> Result<Verified> {
         let (manifest, _) = bus.get_blob(&record.manifest, MANIFEST_LIMIT).await?;
         let layout = Manifest::from_json(&manifest)?.adapter;
         let progress = View::new(0, Sink::Stderr);
+        let mut kept = None;
         for report in &view.rounds {
             progress.spin(format!("aggregating round {} again", report.round));
-            let found = Digest::of(aggregate(bus, view, report, &layout).await?);
+            let found = Digest::of(aggregate(bus, view, report, &layout, &mut kept).await?);
             if found != report.adapter {
                 bail!(
                     "round {} of run {}: its updates give adapter {found}, its report says {}",
@@ -89,8 +89,14 @@ pub async fn verify(bus: &Bus, view: &RunView) -> Result<Verified> {
     })
 }
 
-/// The global adapter that the updates of a round lead to.
-async fn aggregate(bus: &Bus, view: &RunView, report: &RoundReport, layout: &Layout) -> Result<Bytes> {
+/// The global adapter that the updates of a round lead to. `kept` is what the strategy keeps between rounds.
+async fn aggregate(
+    bus: &Bus,
+    view: &RunView,
+    report: &RoundReport,
+    layout: &Layout,
+    kept: &mut Option<Vec<u8>>,
+) -> Result<Vec<u8>> {
     let fetch = async |digest: &Digest, what: &str| {
         let blob = bus.get_blob(digest, layout.bytes()).await;
         let (bytes, _) = blob.with_context(|| format!("{what} of round {} cannot be read", report.round))?;
@@ -113,9 +119,17 @@ async fn aggregate(bus: &Bus, view: &RunView, report: &RoundReport, layout: &Lay
     for (base, weight) in bases {
         sum.subtract(&fetch(&base, "an adapter that updates began with").await?, weight)?;
     }
-    let global = fetch(&report.previous, "the adapter before it").await?;
-    Ok(match view.record.spec.mode {
-        ModeSpec::Synchronous => of_spec(&view.record.spec.strategy).next(&global, &sum)?,
-        ModeSpec::Buffered { .. } => buffered::next(&global, &sum, examples)?,
-    })
+    let mut global = Cursor::new(fetch(&report.previous, "the adapter before it").await?);
+    let mut next = Vec::new();
+    match view.record.spec.mode {
+        ModeSpec::Synchronous => {
+            let (mut before, mut after) = (kept.take().map(Cursor::new), Vec::new());
+            let state =
+                Kept { before: before.as_mut().map(|cursor| cursor as &mut dyn Spool), after: &mut after };
+            of_spec(&view.record.spec.strategy).next(&mut global, state, &sum, &mut next)?;
+            *kept = Some(after);
+        }
+        ModeSpec::Buffered { .. } => buffered::next(&mut global, &sum, examples, &mut next)?,
+    }
+    Ok(next)
 }

@@ -160,6 +160,7 @@ mod tests {
             status: RunStatus::Completed,
             round: 0,
             adapter: Digest::of("adapter 0"),
+            moments: None,
             open: None,
             carried: Vec::new(),
             epoch: 1,

@@ -19,6 +19,7 @@ pub mod round;
 pub mod run;
 mod schedule;
 mod stability;
+mod strategy;
 pub mod subject;
 mod training;
 mod validate;

@@ -84,7 +84,8 @@ pub enum Payload {
         #[schemars(with = "Vec<u8>")]
         data: Bytes,
     },
-    /// In the blob store.
+    /// In the object store: that of blobs for a task, that of uploads (under the client and the round) for an
+    /// update.
     Blob {
         /// Name of the blob.
         digest: Digest,

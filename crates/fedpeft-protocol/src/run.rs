@@ -11,6 +11,7 @@ pub use crate::{
     mode::{ModeSpec, StalenessSpec},
     schedule::{ScheduleSpec, Span, Warmup},
     stability::{DelaySpec, StabilitySpec},
+    strategy::StrategySpec,
     training::{OptimizerSpec, TrainingSpec},
     validate::InvalidSpec,
 };
@@ -148,6 +149,7 @@ impl RunSpec {
         })?;
         self.eligibility.validate()?;
         self.mode.validate(self.cohort)?;
+        self.strategy.validate()?;
         self.max_update_norm.map_or(Ok(()), |norm| positive("max_update_norm", norm))?;
         self.stability.as_ref().map_or(Ok(()), StabilitySpec::validate)?;
         let (quorum, target) = (self.quorum(), self.target());
@@ -155,6 +157,9 @@ impl RunSpec {
         let of = if buffered { "buffer" } else { "cohort" };
         check("quorum", quorum <= target, || {
             format!("is {quorum}, more than the {of} of {target}: lower it")
+        })?;
+        check("strategy", !buffered || self.strategy == StrategySpec::Fedavg, || {
+            "of buffered rounds must be fedavg: they make steps of their own".to_owned()
         })?;
         check("over_selection", !buffered || self.over_selection == 0.0, || {
             "is for synchronous rounds: buffered ones have cohort and buffer".to_owned()
@@ -177,15 +182,6 @@ pub struct ModelRef {
     /// Version, counted from 1.
     #[serde(default)]
     pub version: Option<u32>,
-}
-
-/// How updates become the next global adapter.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-pub enum StrategySpec {
-    /// The mean of the clients' adapters, weighted by their example counts (McMahan et al., arXiv 1602.05629).
-    #[default]
-    Fedavg,
 }
 
 /// Evaluation of the global adapter by a client that offers it ([`crate::presence::Capabilities::evaluates`]).
@@ -258,6 +254,9 @@ pub struct RunRecord {
     pub round: Round,
     /// Blob of the global adapter after [`Self::round`] rounds.
     pub adapter: Digest,
+    /// Blob of what the strategy keeps between rounds, where it keeps anything and a round is committed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moments: Option<Digest>,
     /// The round that is open, if one is.
     pub open: Option<OpenRound>,
     /// Of buffered rounds: clients that train since an earlier round and whose updates still count, by name.

@@ -22,6 +22,10 @@ pub const EVENT_SUBJECTS: &str = "fedpeft.v1.event.>";
 
 /// Object store of content-addressed blobs.
 pub const BLOB_BUCKET: &str = "fedpeft-blobs";
+/// Object store of client uploads that do not fit a message. Unlike in other object stores, the last two tokens of
+/// the subjects of chunks and metadata are the client and the upload: `$O.fedpeft-uploads.C.<client>.<upload>` and
+/// `$O.fedpeft-uploads.M.<client>.<upload>`. So permissions can limit a client to its own uploads.
+pub const UPLOAD_BUCKET: &str = "fedpeft-uploads";
 /// KV of published models and their versions.
 pub const MODEL_BUCKET: &str = "fedpeft-models";
 /// KV of run records and round records.
@@ -31,8 +35,15 @@ pub const LEASE_BUCKET: &str = "fedpeft-leases";
 /// KV (with a time to live) of present clients.
 pub const CLIENT_BUCKET: &str = "fedpeft-clients";
 
+/// How clients with credentials of their own see JetStream: under this prefix instead of `$JS.API`, and of it
+/// only what they need.
+pub const CLIENT_API: &str = "fedpeft.v1.js";
+
 /// Header naming the encoding of a message's body, see [`crate::wire::Format`].
 pub const CONTENT_TYPE: &str = "Content-Type";
+/// Header of a chunk in an object store: the offset of its first byte in the blob, a space, and the SHA-256 of the
+/// blob up to its last byte.
+pub const CHUNK_HEADER: &str = "Fedpeft-Chunk";
 /// Header with the protocol version of the sender.
 pub const VERSION_HEADER: &str = "Fedpeft-Version";
 

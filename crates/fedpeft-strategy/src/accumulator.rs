@@ -16,8 +16,12 @@
 //! [`MAX_WEIGHT`] and [`MAX_UPDATES`]. Values of magnitude 2^-31 and above are summed exactly; below that a
 //! term is rounded to a multiple of 2^-54. The mean is rounded to `f32` once.
 
+mod spooled;
+
 use bytes::Bytes;
 use fedpeft_codec::{CodecError, Layout};
+
+pub use spooled::{Spool, SpoolError};
 
 /// Largest magnitude of an adapter value: the next power of two above what half precision can hold.
 pub const MAX_MAGNITUDE: f32 = 65_536.0;
@@ -78,6 +82,14 @@ pub enum AccumulateError {
     /// Nothing was added.
     #[error("the sum holds no update, so it has no mean")]
     Empty,
+    /// Reading a spooled adapter broke off while it was added.
+    #[error("the sum holds half an update: it has to be gathered again")]
+    Spoilt,
+    /// A server optimizer's step that left the range.
+    #[error(
+        "the server's step gives a value of {0}, more than {MAX_MAGNITUDE}: lower strategy.learning_rate"
+    )]
+    Diverged(String),
     /// Two sums over different adapters.
     #[error("sums of different adapter layouts cannot be merged")]
     Layout,
@@ -94,13 +106,15 @@ pub struct Accumulator {
     low: Vec<i64>,
     weight: u64,
     updates: u64,
+    /// Whether it holds half an adapter.
+    spoilt: bool,
 }
 
 impl Accumulator {
     /// An empty sum.
     pub fn new(layout: Layout) -> Result<Self, AccumulateError> {
         let (high, low) = (zeros(layout.values())?, zeros(layout.values())?);
-        Ok(Self { layout, high, low, weight: 0, updates: 0 })
+        Ok(Self { layout, high, low, weight: 0, updates: 0, spoilt: false })
     }
 
     /// Terms of the sum: updates, and parts that were subtracted.
@@ -115,6 +129,9 @@ impl Accumulator {
 
     /// Adds one encoded adapter. Either all of it is added or, with an error, nothing.
     pub fn add(&mut self, adapter: &[u8], weight: Weight) -> Result<(), AccumulateError> {
+        if self.spoilt {
+            return Err(AccumulateError::Spoilt);
+        }
         check(adapter, &self.layout)?;
         let updates = within_bound(self.updates + 1)?;
         let weight_value = f64::from(weight.0);
@@ -129,6 +146,9 @@ impl Accumulator {
     /// Subtracts an encoded adapter `weight` times, whatever it was added for: the sum's own weight stays. Either
     /// all of it is subtracted or, with an error, nothing.
     pub fn subtract(&mut self, adapter: &[u8], weight: u64) -> Result<(), AccumulateError> {
+        if self.spoilt {
+            return Err(AccumulateError::Spoilt);
+        }
         check(adapter, &self.layout)?;
         // In parts that fit the bounds of the fixed point.
         let updates = within_bound(self.updates + weight.div_ceil(MAX_WEIGHT))?;
@@ -150,6 +170,9 @@ impl Accumulator {
         if self.layout != other.layout {
             return Err(AccumulateError::Layout);
         }
+        if self.spoilt || other.spoilt {
+            return Err(AccumulateError::Spoilt);
+        }
         let updates = within_bound(self.updates + other.updates)?;
         pulp::Arch::new().dispatch(|| {
             add_integers(&mut self.high, &other.high);
@@ -160,11 +183,18 @@ impl Accumulator {
         Ok(())
     }
 
+    /// Whether it has a mean.
+    fn usable(&self) -> Result<(), AccumulateError> {
+        match self.updates {
+            _ if self.spoilt => Err(AccumulateError::Spoilt),
+            0 => Err(AccumulateError::Empty),
+            _ => Ok(()),
+        }
+    }
+
     /// The weighted mean, encoded.
     pub fn mean(&self) -> Result<Bytes, AccumulateError> {
-        if self.updates == 0 {
-            return Err(AccumulateError::Empty);
-        }
+        self.usable()?;
         let mut encoded = vec![0; self.layout.values() * size_of::<f32>()];
         let divisor = self.weight as f64;
         pulp::Arch::new().dispatch(|| divide(&self.high, &self.low, divisor, encoded.as_chunks_mut::<4>().0));
@@ -173,9 +203,7 @@ impl Accumulator {
 
     /// `adapter` moved by the sum over `divisor`, encoded.
     pub fn step(&self, adapter: &[u8], divisor: f64) -> Result<Bytes, AccumulateError> {
-        if self.updates == 0 {
-            return Err(AccumulateError::Empty);
-        }
+        self.usable()?;
         check(adapter, &self.layout)?;
         let mut encoded = adapter.to_vec();
         pulp::Arch::new()
@@ -195,18 +223,29 @@ fn within_bound(updates: u64) -> Result<u64, AccumulateError> {
     if updates <= MAX_UPDATES { Ok(updates) } else { Err(AccumulateError::Updates(updates)) }
 }
 
-/// Checks length, finiteness and magnitude in one vectorised pass; the culprit is searched only if there is one.
+/// Checks length, finiteness and magnitude.
 fn check(adapter: &[u8], layout: &Layout) -> Result<(), AccumulateError> {
-    let values = adapter.as_chunks::<4>().0;
-    let right_length = adapter.len() as u64 == layout.bytes();
-    if right_length && pulp::Arch::new().dispatch(|| largest_magnitude(values)) <= MAX_MAGNITUDE.to_bits() {
+    if adapter.len() as u64 != layout.bytes() {
+        let (got, values) = (adapter.len(), layout.values());
+        return Err(CodecError::Size { got, expected: values * size_of::<f32>(), values }.into());
+    }
+    check_values(0, adapter.as_chunks::<4>().0, layout)
+}
+
+/// Checks the values from `first` on in one vectorised pass; the culprit is searched only if there is one.
+fn check_values(first: usize, values: &[[u8; 4]], layout: &Layout) -> Result<(), AccumulateError> {
+    if pulp::Arch::new().dispatch(|| largest_magnitude(values)) <= MAX_MAGNITUDE.to_bits() {
         return Ok(());
     }
-    fedpeft_codec::validate(adapter, layout)?;
-    let mut floats = values.iter().map(|b| f32::from_le_bytes(*b)).enumerate();
-    floats.find(|(_, value)| value.abs() > MAX_MAGNITUDE).map_or(Ok(()), |(flat, value)| {
+    let mut floats = values.iter().map(|b| f32::from_le_bytes(*b)).zip(first..);
+    let culprit = floats.find(|(value, _)| value.is_nan() || value.abs() > MAX_MAGNITUDE);
+    culprit.map_or(Ok(()), |(value, flat)| {
         let (tensor, index) = layout.locate(flat);
-        Err(AccumulateError::Magnitude { tensor: tensor.to_owned(), index, value: value.to_string() })
+        let (tensor, value, finite) = (tensor.to_owned(), value.to_string(), value.is_finite());
+        Err(match finite {
+            true => AccumulateError::Magnitude { tensor, index, value },
+            false => CodecError::NotFinite { tensor, index, value }.into(),
+        })
     })
 }
 

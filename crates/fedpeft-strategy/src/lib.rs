@@ -1,5 +1,5 @@
 //! What a round computes, without a network: which clients it asks ([`cohort`]), how their updates add up
-//! ([`accumulator`]) and what the next global adapter is ([`strategy`], and [`buffered`] for
+//! ([`accumulator`]) and what the next global adapter is ([`strategy`], [`fedopt`] for server optimizers, and [`buffered`] for
 //! asynchronous rounds).
 //!
 //! Everything here is deterministic to the byte: a cohort depends on the seed, the round and the set of
@@ -9,9 +9,10 @@
 pub mod accumulator;
 pub mod buffered;
 pub mod cohort;
+pub mod fedopt;
 mod norm;
 pub mod strategy;
 
-pub use accumulator::{AccumulateError, Accumulator, Weight};
-pub use norm::distance;
-pub use strategy::{FedAvg, Strategy, of_spec};
+pub use accumulator::{AccumulateError, Accumulator, Spool, SpoolError, Weight};
+pub use norm::{distance, distance_spooled};
+pub use strategy::{FedAvg, Kept, Strategy, of_spec};

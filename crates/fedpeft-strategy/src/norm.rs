@@ -1,26 +1,67 @@
 //! How far an update went.
 
+use std::io;
+
+use crate::accumulator::Spool;
+
 /// Independent sums, so that they can be added in vectors; their number is fixed, and with it every result.
 const LANES: usize = 8;
 
+/// Bytes read at once; a multiple of the lanes.
+const CHUNK: usize = 1 << 18;
+
 /// The L2 distance of two encoded adapters of one length, in `f64`; NaN if a value is.
 pub fn distance(adapter: &[u8], base: &[u8]) -> f64 {
+    let mut sums = [0.0; LANES];
+    add_squares(&mut sums, adapter, base);
+    sums.iter().sum::<f64>().sqrt()
+}
+
+/// [`distance`], to the bit, of adapters that are read in chunks from their first byte.
+pub fn distance_spooled(adapter: &mut dyn Spool, base: &mut dyn Spool) -> io::Result<f64> {
+    adapter.rewind()?;
+    base.rewind()?;
+    let (mut values, mut bases) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let mut sums = [0.0; LANES];
+    loop {
+        let read = fill(adapter, &mut values)?.min(fill(base, &mut bases)?);
+        add_squares(&mut sums, &values[..read], &bases[..read]);
+        if read < CHUNK {
+            return Ok(sums.iter().sum::<f64>().sqrt());
+        }
+    }
+}
+
+/// Reads until `chunk` is full or nothing is left.
+fn fill(from: &mut dyn Spool, chunk: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < chunk.len() {
+        match from.read(&mut chunk[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+fn add_squares(sums: &mut [f64; LANES], adapter: &[u8], base: &[u8]) {
     let (adapter, base) = (adapter.as_chunks::<4>().0, base.as_chunks::<4>().0);
-    let squares = pulp::Arch::new().dispatch(|| {
-        let mut sums = [0.0f64; LANES];
+    pulp::Arch::new().dispatch(|| {
         for (values, bases) in adapter.chunks(LANES).zip(base.chunks(LANES)) {
             for ((sum, value), base) in sums.iter_mut().zip(values).zip(bases) {
                 let difference = f64::from(f32::from_le_bytes(*value)) - f64::from(f32::from_le_bytes(*base));
                 *sum += difference * difference;
             }
         }
-        sums
     });
-    squares.iter().sum::<f64>().sqrt()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
     use super::*;
     use fedpeft_codec::encode;
 
@@ -33,5 +74,16 @@ mod tests {
         assert_eq!(distance(&encode(&values), &base), 5.0);
         values[3] = f32::NAN;
         assert!(distance(&encode(&values), &base).is_nan());
+    }
+
+    #[test]
+    fn spooled_and_held_adapters_are_equally_far_apart() {
+        for length in [0, 7, CHUNK / 4, CHUNK / 4 * 2 + 13] {
+            let encoded =
+                |seed: f32| encode(&(0..length).map(|at| (at as f32 * seed).sin()).collect::<Vec<_>>());
+            let (adapter, base) = (encoded(0.1), encoded(0.7));
+            let spooled = distance_spooled(&mut Cursor::new(&adapter), &mut Cursor::new(&base)).unwrap();
+            assert_eq!(spooled.to_bits(), distance(&adapter, &base).to_bits());
+        }
     }
 }

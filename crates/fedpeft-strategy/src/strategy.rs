@@ -1,9 +1,21 @@
 //! What becomes of a round's updates.
 
-use bytes::Bytes;
+use std::io::Write;
+
 use fedpeft_protocol::run::StrategySpec;
 
-use crate::accumulator::{AccumulateError, Accumulator, Weight};
+use crate::{
+    accumulator::{AccumulateError, Accumulator, Spool, SpoolError, Weight},
+    fedopt::{Constants, FedOpt, Rule},
+};
+
+/// What a strategy keeps between rounds.
+pub struct Kept<'a> {
+    /// What the round before left; nothing before the first.
+    pub before: Option<&'a mut dyn Spool>,
+    /// What this round leaves: [`Strategy::kept`] times as long as the adapter.
+    pub after: &'a mut dyn Write,
+}
 
 /// How updates are weighed and how their sum becomes the next global adapter.
 pub trait Strategy: Send + Sync {
@@ -13,8 +25,22 @@ pub trait Strategy: Send + Sync {
     /// The weight of an update that was trained on `examples` examples.
     fn weight(&self, examples: u64) -> Result<Weight, AccumulateError>;
 
-    /// The next global adapter, encoded, from the present one and the sum of the accepted updates.
-    fn next(&self, global: &[u8], sum: &Accumulator) -> Result<Bytes, AccumulateError>;
+    /// Whether [`Self::next`] reads the present global adapter. If not, it need not be at hand.
+    fn reads_global(&self) -> bool;
+
+    /// Values kept between rounds for each value of the adapter.
+    fn kept(&self) -> usize {
+        0
+    }
+
+    /// Writes the next global adapter, encoded, made of the present one and the sum of the accepted updates.
+    fn next(
+        &self,
+        global: &mut dyn Spool,
+        kept: Kept<'_>,
+        sum: &Accumulator,
+        out: &mut dyn Write,
+    ) -> Result<(), SpoolError>;
 }
 
 /// The mean of the clients' adapters, weighted by their examples (McMahan et al., arXiv 1602.05629).
@@ -30,16 +56,39 @@ impl Strategy for FedAvg {
         Weight::new(examples)
     }
 
-    fn next(&self, _global: &[u8], sum: &Accumulator) -> Result<Bytes, AccumulateError> {
-        sum.mean()
+    fn reads_global(&self) -> bool {
+        false
+    }
+
+    fn next(
+        &self,
+        _global: &mut dyn Spool,
+        _kept: Kept<'_>,
+        sum: &Accumulator,
+        out: &mut dyn Write,
+    ) -> Result<(), SpoolError> {
+        sum.mean_into(out)
     }
 }
 
 /// The strategy a run asked for.
 pub fn of_spec(spec: &StrategySpec) -> Box<dyn Strategy> {
-    match spec {
-        StrategySpec::Fedavg => Box::new(FedAvg),
-    }
+    let (rule, constants) = match *spec {
+        StrategySpec::Fedavg => return Box::new(FedAvg),
+        StrategySpec::Fedavgm { learning_rate, momentum } => {
+            (Rule::Momentum, Constants { learning_rate, beta1: momentum, beta2: 0.0, tau: 0.0 })
+        }
+        StrategySpec::Fedadagrad { learning_rate, beta1, tau } => {
+            (Rule::Adagrad, Constants { learning_rate, beta1, beta2: 0.0, tau })
+        }
+        StrategySpec::Fedadam { learning_rate, beta1, beta2, tau } => {
+            (Rule::Adam, Constants { learning_rate, beta1, beta2, tau })
+        }
+        StrategySpec::Fedyogi { learning_rate, beta1, beta2, tau } => {
+            (Rule::Yogi, Constants { learning_rate, beta1, beta2, tau })
+        }
+    };
+    Box::new(FedOpt::new(rule, constants))
 }
 
 #[cfg(test)]
@@ -55,7 +104,10 @@ mod tests {
         for (values, examples) in [([1.0, -2.0], 1), ([4.0, 1.0], 2)] {
             sum.add(&encode(&values), strategy.weight(examples).unwrap()).unwrap();
         }
-        assert_eq!(strategy.next(&[], &sum).unwrap(), encode(&[3.0, 0.0]));
+        let mut next = Vec::new();
+        let kept = Kept { before: None, after: &mut std::io::sink() };
+        strategy.next(&mut std::io::empty(), kept, &sum, &mut next).unwrap();
+        assert_eq!(next, encode(&[3.0, 0.0]));
         assert_eq!(strategy.name(), "fedavg");
     }
 }

@@ -18,7 +18,8 @@ pub(crate) trait Transient {
 
 impl Transient for BusError {
     fn is_transient(&self) -> bool {
-        BusError::is_transient(self)
+        // A store that is full is emptied as rounds are committed.
+        BusError::is_transient(self) || matches!(self, Self::StoreFull { .. })
     }
 }
 

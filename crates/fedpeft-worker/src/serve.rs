@@ -29,6 +29,7 @@ const LAST_STEPS: Duration = Duration::from_secs(10);
 /// One line naming the option, file or service that cannot be used.
 pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     let (clients, data) = hosted(&config).await?;
+    clients.iter().try_for_each(|client| context.bus.check_client(&client.id))?;
     let cache = Cache::new(config.cache()?);
     let keeping = keeping(&config, data)?;
     let (ort_lib, device, threads) = (config.ort_lib.clone(), config.device, usize::from(config.threads));

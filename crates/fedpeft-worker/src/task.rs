@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use fedpeft_artifacts::ArtifactFolder;
-use fedpeft_bus::Bus;
+use fedpeft_bus::{Bus, UploadKey};
 use fedpeft_codec::Layout;
 use fedpeft_protocol::{
     Digest, PROTOCOL_VERSION,
@@ -174,7 +174,7 @@ impl Workshop {
         }
         held._sends = Some(self.stoppable(&self.abort, self.sending.acquire()).await?.map_err(Failure::new)?);
         drop(computes);
-        let bytes = fedpeft_codec::encode(&adapter);
+        let bytes = fedpeft_codec::encode_shared(adapter);
         fedpeft_codec::validate(&bytes, &layout).map_err(Failure::new)?;
         let adapter = self.payload(assignment, bytes, fetched).await?;
         let Trained { examples, steps, loss, seconds } = result;
@@ -315,10 +315,11 @@ impl Workshop {
         fedpeft_codec::decode(&bytes, layout).map_err(Failure::new)
     }
 
-    /// The trained adapter, in the update or, where it is too large for a message, in the blob store.
+    /// The trained adapter, in the update or, where it is too large for a message, in the store of uploads. An upload
+    /// that broke off, with its connection or with an earlier process, goes on where it stopped.
     async fn payload(
         &self,
-        Assignment { deadline, .. }: &Assignment<'_>,
+        Assignment { client, task, deadline, .. }: &Assignment<'_>,
         bytes: Bytes,
         fetched: &mut Vec<Transfer>,
     ) -> Result<Payload, Failure> {
@@ -326,7 +327,8 @@ impl Workshop {
             return Ok(Payload::inline(bytes));
         }
         let size = bytes.len() as u64;
-        let put = retrying("storing an adapter", *deadline, || self.bus.put_blob(bytes.clone()));
+        let key = UploadKey { run: &task.run, round: task.round, client: &client.id };
+        let put = retrying("storing an adapter", *deadline, || self.bus.put_upload(key, bytes.clone()));
         let stored = self.stoppable(&self.abort, Box::pin(put)).await?.map_err(Failure::new)?;
         let sent = stored.measured.total;
         fetched.push(Transfer { direction: Direction::Up, kind: ByteKind::Adapter, size: sent });

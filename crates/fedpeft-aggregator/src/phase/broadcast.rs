@@ -54,8 +54,10 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
 
 /// Sends tasks again that were replaced and whose clients have not answered.
 pub(crate) async fn again(drive: &Drive<'_>, round: &mut RoundState) -> Result<(), Stop> {
-    let unanswered = round.open.cohort.iter().filter(|client| !round.answers.contains_key(client));
-    let tasks = unanswered.map(|client| (client.clone(), train_task(drive, round, client))).collect();
+    let mut tasks = Vec::new();
+    for client in round.open.cohort.iter().filter(|client| !round.answers.contains_key(client)) {
+        tasks.push((client.clone(), train_task(drive, round, client).await?));
+    }
     for (client, task, measured) in drive.restore(tasks).await? {
         round.ledger.message(&client, Direction::Down, measured, Some(&task.adapter));
     }
@@ -68,7 +70,7 @@ async fn send(
     round: &RoundState,
     client: &ClientId,
 ) -> Result<(ClientId, Task, Measured), Stop> {
-    let task = train_task(drive, round, client);
+    let task = train_task(drive, round, client).await?;
     let measured = if round.answers.contains_key(client) {
         drive.bus.measure_task(&task, client)?
     } else {
@@ -77,7 +79,7 @@ async fn send(
     Ok((client.clone(), task, measured))
 }
 
-fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Task {
+async fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Result<Task, Stop> {
     let spec = &drive.record.spec;
     let work = Work::Train {
         training: spec.training.clone(),
@@ -85,5 +87,5 @@ fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Task 
         rounds: spec.rounds,
         stability: spec.stability.clone(),
     };
-    drive.task(round.open.round, round.open.epoch, client, work, round.deadline_ms(spec))
+    drive.task(round.open.round, round.open.epoch, client, work, round.deadline_ms(spec)).await
 }

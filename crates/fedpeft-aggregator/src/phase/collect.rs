@@ -22,6 +22,7 @@ use super::{Phase, broadcast};
 use crate::{
     admit::{Refusal, admit},
     drive::Drive,
+    retention,
     round::{Answer, RoundState},
     stop::Stop,
 };
@@ -138,8 +139,16 @@ async fn take(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDeliver
         if !round.refusals.is_flood(&client) {
             drive.refuse(number, &client, reason);
         }
+        if number <= drive.record.round
+            && let Some(upload) = retention::upload_of(&delivery)
+        {
+            retention::forget_upload(drive, number, &client, &upload).await;
+        }
         return drive.forget(number, &client).await;
     };
+    if let Some(upload) = retention::upload_of(&delivery) {
+        round.uploads.entry(client.clone()).or_default().insert(upload);
+    }
     let answer = match admit(drive, round, &member, delivery).await? {
         Ok(Some(answer)) => answer,
         Ok(None) => return Ok(()),

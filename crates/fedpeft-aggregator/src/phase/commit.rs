@@ -6,18 +6,19 @@
 //! | evaluate | the round is committed; of buffered rounds, with the clients that go on training |
 //! | failed | the new adapter cannot be stored |
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, io::Write, time::Instant};
 
-use bytes::Bytes;
 use fedpeft_bus::Stale;
-use fedpeft_protocol::Digest;
-use fedpeft_strategy::{AccumulateError, buffered};
+use fedpeft_protocol::{Digest, RunId};
+use fedpeft_strategy::{Accumulator, Kept, Spool as Readable, SpoolError, buffered};
+use tokio::sync::OnceCell;
 
 use super::{Phase, evaluate::Committed};
 use crate::{
     drive::Drive,
     retention,
     round::{RoundState, report_key},
+    spool::{Adapter, Target},
     stop::Stop,
 };
 
@@ -25,7 +26,13 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     let started = Instant::now();
     let is_synchronous = drive.record.spec.mode.is_synchronous();
     let next = if is_synchronous { mean(drive, &round).await? } else { moved(drive, &round).await? };
-    let digest = drive.bus.put_blob(next.clone()).await?.digest;
+    let Next { adapter: next, moments } = next;
+    let digest = drive.store(&next).await?;
+    let moments = match &moments {
+        Some(moments) => Some(drive.store(moments).await?),
+        None => None,
+    };
+    let forgotten = drive.record.moments.filter(|before| Some(*before) != moments);
     round.seconds.aggregate = (round.folding + started.elapsed()).as_secs_f64();
     round.seconds.total = round.started.elapsed().as_secs_f64();
     let carried = round.carried(&drive.record.spec);
@@ -44,13 +51,19 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         .write(|record| {
             record.round = report.round;
             record.adapter = digest;
+            record.moments = moments;
             record.ledger = report.ledger;
             record.open = None;
             record.carried = carried;
         })
         .await?;
-    drive.adapter = next;
-    // The updates are in a durable adapter now: this is their acknowledgement.
+    drive.adapter = OnceCell::new_with(Some(next));
+    // The updates are in a durable adapter now: this is their acknowledgement. What they uploaded goes first, while
+    // they still name it.
+    retention::forget_uploads(drive, &round).await;
+    if let Some(before) = &forgotten {
+        forget_moments(drive, before).await;
+    }
     if is_synchronous {
         drive.bus.purge_updates(&drive.record.run, Stale::Round(report.round), updates).await?;
         if !round.outstanding().is_empty() {
@@ -62,7 +75,6 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
             drive.bus.purge_updates(&drive.record.run, Stale::Client(member.round, client), updates).await?;
         }
     }
-    retention::forget_update_blobs(drive, &round).await;
     // Written with the report once it is evaluated.
     report.seconds.aggregate = (round.folding + started.elapsed()).as_secs_f64();
     report.seconds.total = round.started.elapsed().as_secs_f64();
@@ -77,15 +89,65 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     Ok(Phase::Evaluate(Box::new(Committed { report, revision })))
 }
 
+/// What a round leaves.
+struct Next {
+    adapter: Adapter,
+    /// What the strategy keeps for the next round.
+    moments: Option<Adapter>,
+}
+
 /// The next global adapter of a synchronous round, as the run's strategy says.
-async fn mean(drive: &Drive<'_>, round: &RoundState) -> Result<Bytes, Stop> {
-    let (strategy, present) = (drive.strategy.clone(), drive.adapter.clone());
-    round.with_sum(move |sum| strategy.next(&present, sum)).await?.map_err(failed)
+async fn mean(drive: &Drive<'_>, round: &RoundState) -> Result<Next, Stop> {
+    let strategy = drive.strategy.clone();
+    let present = match strategy.reads_global() {
+        true => drive.global(&drive.record.adapter).await?,
+        false => Adapter::none(),
+    };
+    let before = match &drive.record.moments {
+        Some(moments) => Some(drive.stored(moments, moments_size(drive)).await?),
+        None => None,
+    };
+    let mut adapter = drive.target(drive.model.layout.bytes())?;
+    let mut moments = (strategy.kept() > 0).then(|| drive.target(moments_size(drive))).transpose()?;
+    let tag = tag(&drive.record.run);
+    let work = move |sum: &mut Accumulator| -> Result<Next, SpoolError> {
+        let mut before = before.as_ref().map(Adapter::reader);
+        let mut nothing = std::io::sink();
+        let after: &mut dyn Write = moments.as_mut().map_or(&mut nothing, |target| target);
+        let kept = Kept { before: before.as_deref_mut().map(|reader| reader as &mut dyn Readable), after };
+        strategy.next(&mut *present.reader(), kept, sum, &mut adapter)?;
+        if let Some(moments) = &mut moments {
+            moments.write_all(&tag)?;
+        }
+        Ok(Next { adapter: adapter.done(), moments: moments.map(Target::done) })
+    };
+    round.with_sum(work).await?.map_err(|error| drive.broken(error))
+}
+
+/// Bytes of what a strategy keeps, and of its tag.
+fn moments_size(drive: &Drive<'_>) -> u64 {
+    drive.model.layout.bytes() * drive.strategy.kept() as u64 + TAG
+}
+
+/// Bytes of a tag.
+const TAG: u64 = 32;
+
+/// What makes the moments of a run those of no other: blobs are named by content, and runs with equal seeds have equal
+/// moments, but each forgets its own.
+fn tag(run: &RunId) -> [u8; TAG as usize] {
+    *Digest::of(format!("moments of {run}")).as_bytes()
+}
+
+/// Forgets the moments of the round before. What cannot be forgotten costs space and nothing else.
+async fn forget_moments(drive: &Drive<'_>, moments: &Digest) {
+    if let Err(error) = drive.bus.delete_blob(moments).await {
+        tracing::warn!(run = %drive.record.run, %error, "moments of the round before not deleted");
+    }
 }
 
 /// The next global adapter of a buffered round. Its updates may have begun with different adapters, which are taken
 /// out of the sum one by one.
-async fn moved(drive: &Drive<'_>, round: &RoundState) -> Result<Bytes, Stop> {
+async fn moved(drive: &Drive<'_>, round: &RoundState) -> Result<Next, Stop> {
     let mut bases = BTreeMap::<Digest, u64>::new();
     for (client, accepted) in round.accepted_by() {
         if let Some(member) = round.members.get(client) {
@@ -94,13 +156,23 @@ async fn moved(drive: &Drive<'_>, round: &RoundState) -> Result<Bytes, Stop> {
     }
     for (base, weight) in bases {
         let base = drive.global(&base).await?;
-        round.with_sum(move |sum| sum.subtract(&base, weight)).await?.map_err(failed)?;
+        let subtracted = move |sum: &mut Accumulator| sum.subtract_spooled(&mut *base.reader(), weight);
+        round.with_sum(subtracted).await?.map_err(|error| drive.broken(error))?;
     }
     let examples = round.accepted().map(|accepted| accepted.examples).sum();
-    let present = drive.adapter.clone();
-    round.with_sum(move |sum| buffered::next(&present, sum, examples)).await?.map_err(failed)
+    let present = drive.global(&drive.record.adapter).await?;
+    written(drive, round, move |sum, out| buffered::next(&mut *present.reader(), sum, examples, out)).await
 }
 
-fn failed(error: AccumulateError) -> Stop {
-    Stop::Failed(error.to_string())
+/// What `write` makes of the sum.
+async fn written(
+    drive: &Drive<'_>,
+    round: &RoundState,
+    write: impl FnOnce(&Accumulator, &mut dyn Write) -> Result<(), SpoolError> + Send + 'static,
+) -> Result<Next, Stop> {
+    let mut adapter = drive.target(drive.model.layout.bytes())?;
+    let work = move |sum: &mut Accumulator| {
+        write(sum, &mut adapter).map(|()| Next { adapter: adapter.done(), moments: None })
+    };
+    round.with_sum(work).await?.map_err(|error| drive.broken(error))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use fedpeft_protocol::run::RunStatus;
 use tokio::time::{Instant, timeout_at};
 
-use crate::{drive::Drive, model, stop::Stop};
+use crate::{drive::Drive, model, retention, stop::Stop};
 
 /// How long updates are still refused by name; later ones are left to the stream's age limit.
 const LINGER: Duration = Duration::from_secs(60);
@@ -26,6 +26,9 @@ pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<(), Stop> {
     let until = Instant::now() + LINGER;
     while let Ok(late) = timeout_at(until, drive.updates.next()).await {
         drive.refuse(late.round, &late.client, drive.closed(late.round));
+        if let Some(upload) = retention::upload_of(&late) {
+            retention::forget_upload(drive, late.round, &late.client, &upload).await;
+        }
         drive.forget(late.round, &late.client).await?;
     }
     Ok(())

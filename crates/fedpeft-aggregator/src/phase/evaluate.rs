@@ -105,7 +105,7 @@ async fn ask(
     evaluator: &ClientId,
     deadline_ms: u64,
 ) -> Result<Answer, Stop> {
-    let task = drive.task(round, drive.record.epoch, evaluator, Work::Evaluate, deadline_ms);
+    let task = drive.task(round, drive.record.epoch, evaluator, Work::Evaluate, deadline_ms).await?;
     drive.evaluations.insert(task.task.clone());
     // Only its answer is read: what others send meanwhile waits for the next round.
     let mut answers = drive.bus.updates_of(&drive.record.run, round, evaluator).await?;

@@ -4,6 +4,8 @@
 
 mod api;
 mod federation;
+mod gigabyte;
+mod large;
 mod modes;
 mod owners;
 mod rounds;

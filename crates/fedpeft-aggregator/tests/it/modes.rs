@@ -7,11 +7,11 @@ use fedpeft_protocol::{
     Digest, ledger,
     presence::Capabilities,
     round::{ClientOutcome, Payload, RoundReport, Task},
-    run::{Eligibility, ModeSpec, RunSpec, StabilitySpec, StalenessSpec},
+    run::{Eligibility, ModeSpec, RunSpec, StabilitySpec, StalenessSpec, StrategySpec},
     subject,
 };
 
-use crate::federation::{Federation, Player, assert_close, capabilities, spec};
+use crate::federation::{Federation, Player, assert_close, capabilities, mean, spec};
 
 /// Clients and what became of them, in the order of the report.
 fn outcomes(report: &RoundReport) -> Vec<(&str, &'static str)> {
@@ -277,4 +277,50 @@ async fn a_flood_of_strays_changes_nothing_and_is_told_of_briefly() {
     let events = federation.events("r").await;
     let told = events.iter().filter(|kind| kind.name() == "update_rejected").count();
     assert!((1..=17).contains(&told), "{told}");
+}
+
+/// FedAdam over three rounds, the second of which another owner finishes: moments are as durable as the adapter, and
+/// those of the past are forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_optimizer_goes_on_where_its_owner_died() {
+    let mut federation = Federation::start(20).await;
+    for name in ["a", "b"] {
+        federation.join(name, 40).await;
+    }
+    let (mut a, mut b) = (federation.player("a").await, federation.player("b").await);
+    let service = federation.aggregator().await;
+    let mut wanted = spec(3, 2);
+    let (learning_rate, beta1, beta2, tau) = (0.05, 0.9, 0.99, 0.01);
+    wanted.strategy = StrategySpec::Fedadam { learning_rate, beta1, beta2, tau };
+    federation.create("r", wanted).await.unwrap();
+
+    let mut global = decode(&federation.initial(), &federation.layout).unwrap();
+    // Moments are kept as the adapter's values are.
+    let rounded = |value: f64| f64::from(value as f32);
+    let (mut m, mut v) = (vec![0.0f64; 20], vec![rounded(tau * tau); 20]);
+    let (mut service, mut first_moments) = (Some(service), None);
+    for round in 1..=3 {
+        let (task_a, task_b) = (a.task().await, b.task().await);
+        assert_eq!((task_a.round, task_b.round), (round, round));
+        a.send(&task_a, &a.trained(&task_a, 30).await).await;
+        if round == 2 {
+            first_moments = federation.view("r").await.record.moments;
+            service.take().unwrap().kill().await;
+            service = Some(federation.aggregator().await);
+        }
+        b.send(&task_b, &b.trained(&task_b, 10).await).await;
+        let means = mean(&[(&a, 30), (&b, 10)], &global);
+        for (((x, mean), m), v) in global.iter_mut().zip(means).zip(&mut m).zip(&mut v) {
+            let d = f64::from(mean) - f64::from(*x);
+            *m = rounded(beta1 * *m + (1.0 - beta1) * d);
+            *v = rounded(beta2 * *v + (1.0 - beta2) * d * d);
+            *x = (f64::from(*x) + learning_rate * *m / (v.sqrt() + tau)) as f32;
+        }
+    }
+    let view = federation.completed("r").await;
+    let found = decode(&federation.adapter(&view.record.adapter).await, &federation.layout).unwrap();
+    assert_close(&found, &global);
+    let (first, last) = (first_moments.unwrap(), view.record.moments.unwrap());
+    assert!(federation.bus.has_blob(&last).await.unwrap() && !federation.bus.has_blob(&first).await.unwrap());
+    drop(service);
 }

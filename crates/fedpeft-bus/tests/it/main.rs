@@ -6,6 +6,8 @@ mod connect;
 mod messages;
 mod records;
 mod service;
+mod tls;
+mod transfers;
 
 use fedpeft_protocol::{
     ClientId, Digest, PROTOCOL_VERSION, RunId,

@@ -91,7 +91,7 @@ async fn a_list_whose_connection_is_cut_comes_whole() {
         models.put(&format!("m.{number}"), &version(number)).await.unwrap();
     }
     let proxy = Proxy::start(&server.url()).await;
-    let config = BusConfig { server: proxy.url(), creds: None, name: "far".into() };
+    let config = BusConfig { server: proxy.url(), name: "far".into(), ..Default::default() };
     let bus = Bus::connect(&config).await.unwrap();
     let models = bus.models().await.unwrap();
     let before = proxy.passed(Way::Down);

@@ -1,6 +1,7 @@
 //! One file per group of commands.
 
 pub mod artifacts;
+pub mod auth;
 pub mod completions;
 pub mod data;
 pub mod export;

@@ -9,6 +9,7 @@ pub mod method;
 mod model;
 mod overrides;
 mod rounds;
+mod strategy;
 pub mod task;
 mod training;
 

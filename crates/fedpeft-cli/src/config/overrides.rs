@@ -10,6 +10,7 @@ use super::{
     Document, EvaluateOn,
     method::MethodArgs,
     rounds::{RoundOverrides, StabilityOverrides},
+    strategy::StrategyOverrides,
     task::TaskArgs,
     training::TrainingOverrides,
 };
@@ -145,6 +146,8 @@ pub struct RunOverrides {
     #[command(flatten)]
     training: TrainingOverrides,
     #[command(flatten)]
+    strategy: StrategyOverrides,
+    #[command(flatten)]
     closing: RoundOverrides,
     #[command(flatten)]
     stability: StabilityOverrides,
@@ -161,6 +164,7 @@ impl RunOverrides {
             document.set("run.round_deadline_seconds", seconds)?;
         }
         self.training.apply(document)?;
+        self.strategy.apply(document)?;
         self.closing.apply(document)?;
         self.stability.apply(document)?;
         let given = document.get("model.method").cloned().map(Value::try_into).transpose();
