@@ -32,7 +32,7 @@ use trial::{Plan, trial};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_few_faults_change_nothing() {
     let seed = number("FEDPEFT_CHAOS_SEED", 11);
-    trial(Plan { seed, kinds: schedule::SHORT.into(), rounds: 9, json: None }).await;
+    trial(Plan { seed, kinds: schedule::SHORT.into(), rounds: 9, epochs: 25, json: None }).await;
 }
 
 /// The schedule that `FEDPEFT_CHAOS_SEED` and `FEDPEFT_CHAOS_FAULTS` name.
@@ -44,7 +44,8 @@ async fn many_faults_change_nothing() {
     // Each of the two runs has half of the faults, and two rounds for each.
     let rounds = u32::try_from(faults).unwrap() + 2;
     let json = env::var_os("FEDPEFT_CHAOS_JSON").map(Into::into);
-    trial(Plan { seed, kinds, rounds, json }).await;
+    // With so many epochs a round takes about half a second.
+    trial(Plan { seed, kinds, rounds, epochs: 100, json }).await;
 }
 
 fn number(variable: &str, default: u64) -> u64 {

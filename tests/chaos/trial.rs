@@ -24,6 +24,8 @@ pub struct Plan {
     pub kinds: Vec<Kind>,
     /// Rounds of each of the runs.
     pub rounds: Round,
+    /// Local epochs of a client in each of them.
+    pub epochs: u32,
     /// File for the report.
     pub json: Option<PathBuf>,
 }
@@ -31,7 +33,7 @@ pub struct Plan {
 /// Carries it out; panics where anything is not as without faults.
 pub async fn trial(plan: Plan) {
     let calm_begun = Instant::now();
-    let calm = Box::pin(undisturbed(plan.rounds)).await;
+    let calm = Box::pin(undisturbed(&plan)).await;
     let calm_seconds = in_seconds(calm_begun.elapsed());
     let mut rounds: Vec<f64> =
         calm.iter().flat_map(|view| &view.rounds).map(|report| report.seconds.total).collect();
@@ -43,7 +45,7 @@ pub async fn trial(plan: Plan) {
     let halves = plan.kinds.split_at(plan.kinds.len() / RUNS.len());
     for ((method, kinds), calm) in RUNS.into_iter().zip([halves.0, halves.1]).zip(&calm) {
         let schedule = draw(plan.seed, kinds);
-        let run = world.create(method, plan.rounds).await;
+        let run = world.create(method, plan.rounds, plan.epochs).await;
         let progress = Arc::new(Progress::follow(&world.bus, &run).await);
         for struck in Box::pin(disturb(&world, &progress, &schedule, run.as_str())).await {
             faults.push(struck);
@@ -92,11 +94,11 @@ pub async fn trial(plan: Plan) {
 }
 
 /// The runs without faults, in a federation of their own.
-async fn undisturbed(rounds: Round) -> Vec<RunView> {
+async fn undisturbed(plan: &Plan) -> Vec<RunView> {
     let world = World::start().await;
     let mut views = Vec::new();
     for method in RUNS {
-        let run = world.create(method, rounds).await;
+        let run = world.create(method, plan.rounds, plan.epochs).await;
         let progress = Progress::follow(&world.bus, &run).await;
         let ended = progress.ended(PATIENCE).await;
         assert_eq!(ended, Some(RunStatus::Completed), "{}", world.diagnosis());

@@ -20,8 +20,6 @@ pub const CLIENTS: u32 = 6;
 /// Worker processes, each with as many clients.
 pub const WORKERS: usize = 3;
 
-/// So many that a round takes about half a second.
-const EPOCHS: u32 = 100;
 /// Longer than anything takes that is not stuck.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 /// Longer than any jump of a clock, so that no round comes to its deadline.
@@ -61,7 +59,7 @@ impl World {
     }
 
     /// Creates the run of a method, named after it.
-    pub async fn create(&self, method: Method, rounds: u32) -> RunId {
+    pub async fn create(&self, method: Method, rounds: Round, epochs: u32) -> RunId {
         let run = RunId::new(method.name()).unwrap();
         let spec: RunSpec = serde_json::from_value(serde_json::json!({
             "model": { "name": method.name() },
@@ -69,7 +67,7 @@ impl World {
             "cohort": CLIENTS,
             "quorum": CLIENTS,
             "round_deadline_seconds": DEADLINE_SECONDS,
-            "training": { "local_epochs": EPOCHS, "batch_size": 8, "learning_rate": 0.001 },
+            "training": { "local_epochs": epochs, "batch_size": 8, "learning_rate": 0.001 },
             "evaluation": { "every": 1, "deadline_seconds": DEADLINE_SECONDS },
             "seed": 7,
             // So that every sum of the run whose adapters are small can be computed again.
