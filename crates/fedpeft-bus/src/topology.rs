@@ -57,27 +57,27 @@ impl Bus {
                 self.settle(&name, self.js.create_key_value(config).await).await?;
             }
         }
-        let bucket = |bucket: &str| object_store::Config { bucket: bucket.into(), ..Default::default() };
-        let limited =
-            object_store::Config { max_age: ABANDONED, max_bytes: UPLOADS, ..bucket(subject::UPLOAD_BUCKET) };
-        for config in [bucket(subject::BLOB_BUCKET), limited] {
-            let name = format!("OBJ_{}", config.bucket);
-            if self.absent(&name).await? {
-                let mut created = self.js.create_object_store(config.clone()).await;
-                if created.is_err() && config.max_bytes > 0 {
-                    // A broker with less room than that limits the bucket by itself.
-                    created =
-                        self.js.create_object_store(object_store::Config { max_bytes: 0, ..config }).await;
-                }
-                self.settle(&name, created).await?;
+        let name = format!("OBJ_{}", subject::BLOB_BUCKET);
+        if self.absent(&name).await? {
+            let config = object_store::Config { bucket: subject::BLOB_BUCKET.into(), ..Default::default() };
+            self.settle(&name, self.js.create_object_store(config).await).await?;
+        }
+        let config = uploads();
+        if self.absent(&config.name).await? {
+            let mut created = self.js.create_stream(config.clone()).await;
+            if created.is_err() {
+                // A broker with less room than that limits the store by itself.
+                created = self.js.create_stream(stream::Config { max_bytes: 0, ..config.clone() }).await;
             }
+            self.settle(&config.name, created).await?;
         }
         Ok(())
     }
 
     async fn require_topology(&self, client: bool) -> Result<(), BusError> {
         let needed = if client {
-            vec![subject::TASK_STREAM.to_owned(), presence().name, format!("OBJ_{}", subject::BLOB_BUCKET)]
+            let blobs = format!("OBJ_{}", subject::BLOB_BUCKET);
+            vec![subject::TASK_STREAM.to_owned(), presence().name, blobs, uploads().name]
         } else {
             vec![subject::EVENT_STREAM.to_owned()]
         };
@@ -136,6 +136,21 @@ fn presence() -> stream::Config {
         discard: stream::DiscardPolicy::New,
         allow_direct: true,
         deny_delete: true,
+        ..Default::default()
+    }
+}
+
+/// The object store of uploads. Clients write it themselves: it takes no rollups either.
+fn uploads() -> stream::Config {
+    let bucket = subject::UPLOAD_BUCKET;
+    stream::Config {
+        name: format!("OBJ_{bucket}"),
+        subjects: vec![format!("$O.{bucket}.C.>"), format!("$O.{bucket}.M.>")],
+        description: Some("FedPEFT: what clients upload".into()),
+        max_age: ABANDONED,
+        max_bytes: UPLOADS,
+        discard: stream::DiscardPolicy::New,
+        allow_direct: true,
         ..Default::default()
     }
 }

@@ -7,6 +7,7 @@ use std::{
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use fedpeft_bus::UploadKey;
 use fedpeft_protocol::{Digest, RunId, subject, wire::Format};
 use futures::StreamExt;
 
@@ -76,11 +77,16 @@ async fn replies_to_a_client_reach_no_subject_but_its_own() {
 async fn a_client_cannot_roll_up_what_others_wrote() {
     let world = World::new().await;
     world.bus("B").await.unwrap().clients().await.unwrap().put("B", &presence("B")).await.unwrap();
-    world.bus("B").await.unwrap().publish_update(&run(), 1, &client_id("B"), &update(7)).await.unwrap();
+    let (victim, run) = (client_id("B"), run());
+    world.bus("B").await.unwrap().publish_update(&run, 1, &victim, &update(7)).await.unwrap();
+    let (key, upload) = (UploadKey { run: &run, round: 1, client: &victim }, Bytes::from(vec![3; 300_000]));
+    world.bus("B").await.unwrap().put_upload(key, upload.clone()).await.unwrap();
     let attacker = world.person("a").await;
     for subject in [
         format!("{}.$KV.fedpeft-clients.a", subject::CLIENT_API),
-        subject::update(&run(), 1, &client_id("a")),
+        subject::update(&run, 1, &client_id("a")),
+        "$O.fedpeft-uploads.C.a.x".to_owned(),
+        "$O.fedpeft-uploads.M.a.x".to_owned(),
     ] {
         let mut headers = HeaderMap::new();
         headers.insert(async_nats::header::NATS_ROLLUP, "all");
@@ -90,7 +96,9 @@ async fn a_client_cannot_roll_up_what_others_wrote() {
     }
     let aggregator = world.bus("aggregator").await.unwrap();
     assert_eq!(aggregator.clients().await.unwrap().keys("").await.unwrap(), ["B"]);
-    assert_eq!(aggregator.updates(&run()).await.unwrap().next().await.client, client_id("B"));
+    assert_eq!(aggregator.updates(&run).await.unwrap().next().await.client, victim);
+    let file = tempfile::tempfile().unwrap();
+    aggregator.get_upload(key, &Digest::of(&upload), upload.len() as u64, file).await.unwrap();
 }
 
 /// The broker drops a message whose deduplication id it has seen, whoever used it first.

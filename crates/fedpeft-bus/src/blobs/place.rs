@@ -1,7 +1,8 @@
 //! Where a blob lies in its object store, what its metadata says, and who may write it.
 //!
 //! The metadata subject of a blob holds one message: nothing, a *claim*, or the metadata of a whole blob. It is
-//! replaced by compare-and-set on its sequence only. Every chunk is sent on condition that the writer's claim is
+//! replaced by compare-and-set on its sequence only (of an upload, the last message counts: the store of uploads takes
+//! no rollups, for one by one client could remove what all others sent). Every chunk is sent on condition that the writer's claim is
 //! still the last message there, so a chunk of a writer that was replaced is refused by the broker, however late
 //! it comes: of several writers of one blob at most one writes at any time, and chunks never mix.
 
@@ -231,7 +232,9 @@ async fn write(
 ) -> Result<Option<u64>, BusError> {
     let body = serde_json::to_vec(&meta).map_err(|error| failure(place, error))?;
     let mut headers = HeaderMap::new();
-    headers.insert(NATS_ROLLUP, "sub");
+    if place.shared {
+        headers.insert(NATS_ROLLUP, "sub");
+    }
     headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, last.to_string());
     *measured += Measured::of(&place.meta, Some(&headers), body.len());
     let acknowledged = match bus.js.publish_with_headers(place.meta.clone(), headers, body.into()).await {

@@ -265,9 +265,16 @@ impl<P: FnMut(u64)> Upload<'_, P> {
             Found::Claim { .. } | Found::Nothing => {}
         }
         let claimed = place::claim(self.bus, self.place, &head, &self.owner, &mut self.measured).await?;
-        let Some(claim) = claimed else { return Ok(Step::Overtaken) };
+        let Some(mut claim) = claimed else { return Ok(Step::Overtaken) };
         self.rival = None;
         let position = Box::pin(self.resume(&head)).await?;
+        if position.anew && !self.place.shared {
+            // No rollup removes what is stored of an upload: it is left behind.
+            head = Head { sequence: claim, floor: claim, found: Found::Nothing };
+            let claimed = place::claim(self.bus, self.place, &head, &self.owner, &mut self.measured).await?;
+            let Some(again) = claimed else { return Ok(Step::Overtaken) };
+            claim = again;
+        }
         Box::pin(self.send(position, claim, head.floor)).await
     }
 
@@ -369,7 +376,7 @@ impl<P: FnMut(u64)> Upload<'_, P> {
             (at.offset, at.chunks) = (at.offset + chunk.len() as u64, at.chunks + 1);
             let mut headers = self.place.fence(claim);
             headers.insert(CHUNK_HEADER, mark.header());
-            if std::mem::take(&mut at.anew) {
+            if std::mem::take(&mut at.anew) && self.place.shared {
                 headers.insert(NATS_ROLLUP, "sub");
             }
             self.measured += Measured::of(&self.place.chunks, Some(&headers), chunk.len());
