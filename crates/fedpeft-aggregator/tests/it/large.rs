@@ -103,14 +103,14 @@ async fn bad_uploads_are_refused_by_name_and_forgotten_with_their_round() {
         let reason = federation.refusal("r", name).await;
         assert!(reason.contains(expected), "{name}: {reason}");
     }
-    // What "lost" uploaded and did not name is left to the age limit: ten chunks and their metadata.
-    assert_eq!(federation.uploads().await, SIZE.div_ceil(128 * 1024) + 1);
+    // What "lost" uploaded and did not name is left to the age limit: ten chunks, their claim and their metadata.
+    assert_eq!(federation.uploads().await, SIZE.div_ceil(128 * 1024) + 2);
     // A late upload goes as soon as it is refused.
     let (player, task) = (&players[4], silent.unwrap());
     player.send(&task, &player.uploaded(&task, 40).await).await;
     assert!(federation.refusal("r", "silent").await.contains("too late"));
     let waiting = async {
-        while federation.uploads().await != SIZE.div_ceil(128 * 1024) + 1 {
+        while federation.uploads().await != SIZE.div_ceil(128 * 1024) + 2 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
