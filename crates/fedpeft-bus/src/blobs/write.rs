@@ -85,8 +85,10 @@ impl Bus {
     ) -> Result<Stored, BusError> {
         let owner = self.client.new_inbox();
         let (rival, measured) = (None, Measured::default());
-        let mut upload = Upload { bus: self, place, size, source, progress, owner, safe: 0, rival, measured };
-        let (mut since, mut pause) = (Instant::now(), FIRST_PAUSE);
+        let (safe, since) = (0, Instant::now());
+        let mut upload =
+            Upload { bus: self, place, size, source, progress, owner, safe, since, rival, measured };
+        let mut pause = FIRST_PAUSE;
         loop {
             let safe = upload.safe;
             match Box::pin(upload.attempt_while_connected()).await {
@@ -95,11 +97,11 @@ impl Bus {
                 }
                 Ok(Step::Overtaken) => {}
                 Ok(Step::Wait) => {
-                    since = Instant::now();
+                    upload.since = Instant::now();
                     tokio::time::sleep(RIVAL_POLL).await;
                 }
                 Err(error @ (BusError::Timeout { .. } | BusError::Broker { .. }))
-                    if since.elapsed() < STALLED =>
+                    if upload.since.elapsed() < STALLED =>
                 {
                     tracing::warn!(%error, digest = %place.digest, safe = upload.safe, "blob upload broken, going on");
                     tokio::time::sleep(pause).await;
@@ -108,7 +110,7 @@ impl Bus {
                 Err(error) => return Err(error),
             }
             if upload.safe > safe {
-                (since, pause) = (Instant::now(), FIRST_PAUSE);
+                pause = FIRST_PAUSE;
             }
         }
     }
@@ -222,6 +224,8 @@ struct Upload<'a, P> {
     owner: String,
     /// Bytes that the broker has, as far as we know.
     safe: u64,
+    /// When they last grew more.
+    since: Instant,
     rival: Option<Rival>,
     measured: Measured,
 }
@@ -405,7 +409,7 @@ impl<P: FnMut(u64)> Upload<'_, P> {
 
     fn report(&mut self, safe: u64) {
         if safe > self.safe {
-            self.safe = safe;
+            (self.safe, self.since) = (safe, Instant::now());
             (self.progress)(safe);
         }
     }
