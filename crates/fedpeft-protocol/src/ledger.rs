@@ -183,6 +183,7 @@ mod tests {
                 bytes_down: 1,
                 loss: Some(1.0),
                 train_seconds: 1.0,
+                personal: None,
             };
             let mut report = RoundReport {
                 round,

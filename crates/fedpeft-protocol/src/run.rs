@@ -128,6 +128,22 @@ impl RunSpec {
         self.min_clients.unwrap_or(self.cohort)
     }
 
+    /// Whether something is evaluated in this round: after every so many, and after the last.
+    pub fn evaluates(&self, round: Round) -> bool {
+        let every = self.evaluation.every;
+        every > 0 && (round.is_multiple_of(every) || round == self.rounds)
+    }
+
+    /// Whether clients evaluate their own models, and nobody the global adapter.
+    pub fn is_personal(&self) -> bool {
+        self.evaluation.personal.unwrap_or(!self.training.local.is_empty())
+    }
+
+    /// Whether clients keep something between the rounds of the run.
+    pub fn has_memory(&self) -> bool {
+        !self.training.local.is_empty()
+    }
+
     /// Checks every number, naming the field and the cure.
     pub fn validate(&self) -> Result<(), InvalidSpec> {
         at_least_one("rounds", self.rounds)?;
@@ -157,6 +173,11 @@ impl RunSpec {
         let of = if buffered { "buffer" } else { "cohort" };
         check("quorum", quorum <= target, || {
             format!("is {quorum}, more than the {of} of {target}: lower it")
+        })?;
+        let global = self.evaluation.personal == Some(false) && self.evaluation.every > 0;
+        check("evaluation.personal", self.training.local.is_empty() || !global, || {
+            "is false, but no evaluator has the tensors of training.local: set it to true, or evaluation.every to 0"
+                .to_owned()
         })?;
         check("strategy", !buffered || self.strategy == StrategySpec::Fedavg, || {
             "of buffered rounds must be fedavg: they make steps of their own".to_owned()
@@ -192,11 +213,16 @@ pub struct EvaluationSpec {
     pub every: Round,
     /// Seconds to wait for the evaluation; the run goes on without it.
     pub deadline_seconds: f64,
+    /// Whether instead every training client evaluates its own model, after training and on examples that it holds
+    /// back (`client_holdout` of its data), so that no evaluator is asked. Default: where `training.local` keeps
+    /// tensors at the clients, for then nobody else has the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub personal: Option<bool>,
 }
 
 impl Default for EvaluationSpec {
     fn default() -> Self {
-        Self { every: 1, deadline_seconds: 600.0 }
+        Self { every: 1, deadline_seconds: 600.0, personal: None }
     }
 }
 
@@ -337,7 +363,7 @@ mod tests {
     #[test]
     fn every_bad_number_is_named() {
         type Case = (&'static str, fn(&mut RunSpec));
-        let cases: [Case; 12] = [
+        let cases: [Case; 13] = [
             ("over_selection", |s| s.over_selection = -0.5),
             ("over_selection", |s| s.over_selection = 1e9),
             ("soft_deadline_seconds", |s| s.soft_deadline_seconds = Some(1e6)),
@@ -348,6 +374,10 @@ mod tests {
             ("mode.buffer", |s| {
                 let staleness = StalenessSpec::Constant;
                 s.mode = ModeSpec::Buffered { buffer: 11, max_staleness: 1, staleness };
+            }),
+            ("evaluation.personal", |s| {
+                s.training.local = vec!["head.*".into()];
+                s.evaluation.personal = Some(false);
             }),
             ("rounds", |s| s.rounds = 0),
             ("cohort", |s| s.cohort = 0),

@@ -12,10 +12,10 @@ use std::{
 use bytes::Bytes;
 use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_bus::{Bus, UploadKey};
-use fedpeft_codec::Layout;
+use fedpeft_codec::{Layout, Scope};
 use fedpeft_protocol::{
     Digest, PROTOCOL_VERSION,
-    round::{ByteKind, Direction, Outcome, Payload, Task, Transfer, Update, Work},
+    round::{ByteKind, Direction, Outcome, Payload, Personal, Task, Transfer, Update, Work},
 };
 use fedpeft_registry::Cache;
 use fedpeft_runtime::{OptimizerState, RuntimeError, Snapshot, Trained};
@@ -29,6 +29,8 @@ use crate::{
     engine::{Done, Engine, EngineError, EngineWork, Job, Next},
     faults::{Crash, Faults},
     keep::Keep,
+    local,
+    memory::Memory,
     retry::retrying,
     roster::{Hosted, Role},
     state::{self, Checkpoint, StateFolder},
@@ -103,6 +105,8 @@ pub(crate) struct Workshop {
     pub engine: Engine,
     /// None where nothing is kept.
     pub keeping: Option<Keeping>,
+    /// What clients keep from round to round; none where there is no folder for it.
+    pub memory: Option<Memory>,
     /// Begin nothing new.
     pub shutdown: CancellationToken,
     /// Stop what is in progress.
@@ -161,9 +165,9 @@ impl Workshop {
         fetched: &mut Vec<Transfer>,
     ) -> Result<Outcome, Failure> {
         let (done, computes) = self.computed(assignment, held.keep.as_ref(), fetched).await?;
-        let (result, adapter, layout) = match done {
+        let (result, adapter, personal, scope) = match done {
             Finished::Evaluated(outcome) => return Ok(outcome),
-            Finished::Trained { result, adapter, layout } => (result, adapter, layout),
+            Finished::Trained { result, adapter, personal, scope } => (result, adapter, personal, scope),
         };
         held.saving = held.keep.as_ref().map(|keep| save(keep, result, adapter.clone(), fetched.clone()));
         let mut computes = Some(computes);
@@ -174,11 +178,11 @@ impl Workshop {
         }
         held._sends = Some(self.stoppable(&self.abort, self.sending.acquire()).await?.map_err(Failure::new)?);
         drop(computes);
-        let bytes = fedpeft_codec::encode_shared(adapter);
-        fedpeft_codec::validate(&bytes, &layout).map_err(Failure::new)?;
+        let bytes = fedpeft_codec::encode_shared(self.shared(assignment, &scope, adapter).await?);
+        fedpeft_codec::validate(&bytes, scope.shared()).map_err(Failure::new)?;
         let adapter = self.payload(assignment, bytes, fetched).await?;
         let Trained { examples, steps, loss, seconds } = result;
-        Ok(Outcome::Trained { examples, steps, loss, seconds, adapter })
+        Ok(Outcome::Trained { examples, steps, loss, seconds, adapter, personal })
     }
 
     /// What the task comes to, through simulated crashes, with the right to compute.
@@ -218,18 +222,20 @@ impl Workshop {
     ) -> Result<Finished, Failure> {
         let Assignment { client, task, deadline, .. } = assignment;
         let work = match (&task.work, client.role) {
-            (Work::Train { training, seed, rounds, .. }, Role::Trains) => EngineWork::Train {
+            (Work::Train { training, seed, rounds, personal, .. }, Role::Trains) => EngineWork::Train {
                 training: training.clone(),
                 seed: *seed,
                 rounds: *rounds,
                 round: task.round,
+                personal: *personal,
             },
             (Work::Evaluate, Role::Evaluates) => EngineWork::Evaluate,
             (work, _) => return Err(Failure::new(format!("client {} does not {}", client.id, work.name()))),
         };
         let folder = self.pull(assignment, false, fetched).await?;
-        let layout = folder.manifest().adapter.clone();
-        let adapter = Arc::new(self.adapter(assignment, &layout, fetched).await?);
+        let scope = local::scope(task, folder.manifest())?;
+        let shared = self.adapter(assignment, scope.shared(), fetched).await?;
+        let adapter = Arc::new(self.whole(assignment, &scope, &folder, shared).await?);
         let turn = self.stoppable(&self.shutdown, self.engine.turn()).await?;
         let job = |folder, adapter, fetched: &[Transfer]| {
             let (abort, deadline, crash) = (self.abort.clone(), *deadline, crash.clone());
@@ -243,8 +249,9 @@ impl Workshop {
                 _ => Next::Step,
             });
             let keep = keep.map(|keep| Keep { fetched: fetched.to_vec(), ..keep.clone() });
-            let (client, data) = (client.id.clone(), client.data.clone());
-            Job { folder, adapter, client, data, work: work.clone(), keep, next }
+            let (client, data, held_back) =
+                (client.id.clone(), client.data.clone(), client.held_back.clone());
+            Job { folder, adapter, client, data, held_back, work: work.clone(), keep, next }
         };
         let mut done = turn.run(job(folder, adapter.clone(), fetched)).await;
         if let Err(EngineError::Runtime(RuntimeError::Artifacts(error))) = &done {
@@ -260,9 +267,14 @@ impl Workshop {
                 accuracy: result.accuracy,
                 seconds: result.seconds,
             })),
-            Ok(Done::Trained { result, adapter, fetched: earlier }) => {
+            Ok(Done::Trained { result, adapter, personal, fetched: earlier }) => {
                 fetched.splice(0..0, earlier);
-                Ok(Finished::Trained { result, adapter: Arc::new(adapter), layout })
+                let personal = personal.map(|own| Personal {
+                    examples: own.examples,
+                    loss: own.loss,
+                    accuracy: own.accuracy,
+                });
+                Ok(Finished::Trained { result, adapter: Arc::new(adapter), personal, scope })
             }
             Err(EngineError::Runtime(RuntimeError::Stopped)) if self.abort.is_cancelled() => {
                 Err(Failure::HandBack)
@@ -358,7 +370,7 @@ impl Workshop {
 
 /// What computing came to.
 enum Finished {
-    Trained { result: Trained, adapter: Arc<Vec<f32>>, layout: Layout },
+    Trained { result: Trained, adapter: Arc<Vec<f32>>, personal: Option<Personal>, scope: Scope },
     Evaluated(Outcome),
 }
 
@@ -377,7 +389,7 @@ fn save(keep: &Keep, result: Trained, adapter: Arc<Vec<f32>>, fetched: Vec<Trans
 }
 
 /// A task without a result.
-enum Failure {
+pub(crate) enum Failure {
     /// This process is told to stop.
     HandBack,
     /// Out of time.
@@ -387,7 +399,7 @@ enum Failure {
 }
 
 impl Failure {
-    fn new(reason: impl std::fmt::Display) -> Self {
+    pub fn new(reason: impl std::fmt::Display) -> Self {
         let line = reason.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         Self::Reason(line.chars().take(MAX_REASON).collect())
     }

@@ -211,7 +211,7 @@ pub fn run() -> RunId {
 pub fn train() -> Work {
     let training =
         TrainingSpec { local_epochs: 4, batch_size: 16, learning_rate: 0.05, ..Default::default() };
-    Work::Train { training, seed: 3, rounds: 8, stability: None }
+    Work::Train { training, seed: 3, rounds: 8, stability: None, memory: None, personal: false }
 }
 
 /// A test that hangs fails.
