@@ -6,6 +6,7 @@ use std::time::Duration;
 use fedpeft_bus::Bus;
 use fedpeft_exporter::{Exporter, Ledger, Limits};
 use fedpeft_protocol::{
+    run::PrivacyState,
     ClientId, Digest, PROTOCOL_VERSION, RunId,
     event::{Event, EventKind},
     round::{ClientOutcome, ClientReport, PhaseSeconds, RoundReport},
@@ -71,6 +72,7 @@ fn report(round: u32, accuracy: Option<f64>) -> RoundReport {
             ),
             one("b", ClientOutcome::Dropped),
         ],
+        privacy: Some(PrivacyState { noise_multiplier: 1.0, clip_norm: 0.5, epsilon: 0.25 * f64::from(round) }),
         seconds: PhaseSeconds { train: 1.5, total: 2.0, ..Default::default() },
         previous: Digest::of("p"),
         adapter: Digest::of(b"g"),
@@ -167,6 +169,7 @@ async fn a_scripted_run_gives_exactly_these_metrics_and_a_replay_the_same() {
             "fedpeft_loss{run=\"r\"} 0.25",
             "fedpeft_accuracy{run=\"r\"} 0.75",
             "fedpeft_train_loss{run=\"r\"} 0.25",
+            "fedpeft_privacy_clip_norm{run=\"r\"} 0.5",
             "fedpeft_cohort_clients{outcome=\"accepted\",run=\"r\"} 1",
             "fedpeft_cohort_clients{outcome=\"dropped\",run=\"r\"} 1",
             "fedpeft_cohort_clients{outcome=\"failed\",run=\"r\"} 0",

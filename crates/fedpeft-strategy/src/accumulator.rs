@@ -200,16 +200,6 @@ impl Accumulator {
         pulp::Arch::new().dispatch(|| divide(&self.high, &self.low, divisor, encoded.as_chunks_mut::<4>().0));
         Ok(encoded.into())
     }
-
-    /// `adapter` moved by the sum over `divisor`, encoded.
-    pub fn step(&self, adapter: &[u8], divisor: f64) -> Result<Bytes, AccumulateError> {
-        self.usable()?;
-        check(adapter, &self.layout)?;
-        let mut encoded = adapter.to_vec();
-        pulp::Arch::new()
-            .dispatch(|| advance(&self.high, &self.low, divisor, encoded.as_chunks_mut::<4>().0));
-        Ok(encoded.into())
-    }
 }
 
 fn zeros(values: usize) -> Result<Vec<i64>, AccumulateError> {
@@ -252,7 +242,7 @@ fn check_values(first: usize, values: &[[u8; 4]], layout: &Layout) -> Result<(),
 /// The largest magnitude as bits: without their sign, floats order as integers do, and infinities and NaN
 /// lie above all finite values.
 #[inline(always)]
-fn largest_magnitude(values: &[[u8; 4]]) -> u32 {
+pub(crate) fn largest_magnitude(values: &[[u8; 4]]) -> u32 {
     values.iter().fold(0, |largest, b| largest.max(u32::from_le_bytes(*b) & 0x7fff_ffff))
 }
 
@@ -285,14 +275,6 @@ fn add_integers(sum: &mut [i64], terms: &[i64]) {
 fn divide(high: &[i64], low: &[i64], divisor: f64, means: &mut [[u8; 4]]) {
     for ((high, low), mean) in high.iter().zip(low).zip(means) {
         *mean = ((total(*high, *low) / divisor) as f32).to_le_bytes();
-    }
-}
-
-#[inline(always)]
-fn advance(high: &[i64], low: &[i64], divisor: f64, values: &mut [[u8; 4]]) {
-    for ((high, low), value) in high.iter().zip(low).zip(values) {
-        let moved = f64::from(f32::from_le_bytes(*value)) + total(*high, *low) / divisor;
-        *value = (moved as f32).to_le_bytes();
     }
 }
 

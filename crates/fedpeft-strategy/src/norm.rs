@@ -33,7 +33,7 @@ pub fn distance_spooled(adapter: &mut dyn Spool, base: &mut dyn Spool) -> io::Re
 }
 
 /// Reads until `chunk` is full or nothing is left.
-fn fill(from: &mut dyn Spool, chunk: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn fill(from: &mut dyn Spool, chunk: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < chunk.len() {
         match from.read(&mut chunk[filled..]) {
