@@ -5,7 +5,7 @@ use std::time::Instant;
 use fedpeft_bus::{BusError, UpdateDelivery, UploadKey};
 use fedpeft_protocol::{
     ClientId, Digest,
-    round::{ByteKind, Direction, Outcome, Payload, Transfer, Update},
+    round::{ByteKind, Direction, Outcome, Payload, Personal, Transfer, Update},
     subject,
 };
 use fedpeft_strategy::{SpoolError, Weight};
@@ -62,8 +62,10 @@ pub(crate) async fn admit(
         Outcome::Evaluated { .. } => {
             Ok(Err(Refusal::Answer("the task was to train, the update is an evaluation".into())))
         }
-        Outcome::Trained { examples, loss, seconds, adapter, .. } => {
-            if let Err(reason) = plausible(examples, member.examples, loss, seconds) {
+        Outcome::Trained { examples, loss, seconds, adapter, personal, .. } => {
+            let figures = plausible(examples, member.examples, loss, seconds)
+                .and_then(|()| personal.map_or(Ok(()), |own| plausible_own(own, member.examples)));
+            if let Err(reason) = figures {
                 return Ok(Err(Refusal::Answer(reason)));
             }
             let weight = match round.rule().weight(examples, round.open.round - member.round) {
@@ -80,7 +82,15 @@ pub(crate) async fn admit(
                 return Ok(Err(Refusal::Answer(reason)));
             }
             let (update, weight) = (update.task, weight.get());
-            Ok(Ok(Some(Answer::Accepted(Accepted { update, digest, examples, weight, loss, seconds }))))
+            Ok(Ok(Some(Answer::Accepted(Accepted {
+                update,
+                digest,
+                examples,
+                weight,
+                loss,
+                seconds,
+                personal,
+            }))))
         }
     }
 }
@@ -134,6 +144,20 @@ fn plausible(examples: u64, declared: u64, loss: f64, seconds: f64) -> Result<()
     }
     if !(0.0..=MAX_SECONDS).contains(&seconds) {
         return Err(format!("the training time is {seconds} seconds"));
+    }
+    Ok(())
+}
+
+/// Whether a client can have come to this with its own model: it holds back no more than it trains on.
+fn plausible_own(Personal { examples, loss, accuracy }: Personal, declared: u64) -> Result<(), String> {
+    if !(1..=declared).contains(&examples) {
+        return Err(format!(
+            "the update claims {examples} examples held back, the client declared {declared}"
+        ));
+    }
+    if !loss.is_finite() || !accuracy.is_none_or(|share| (0.0..=1.0).contains(&share)) {
+        let accuracy = accuracy.unwrap_or(f64::NAN);
+        return Err(format!("the client's own model has loss {loss} and accuracy {accuracy}"));
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use fedpeft_bus::{Bus, BusError, Measured, Records, Stale, Updates};
+use fedpeft_privacy::NoiseSecret;
 use fedpeft_protocol::{
     ClientId, Digest, Epoch, PROTOCOL_VERSION, Round, RunId,
     event::EventKind,
@@ -12,11 +13,11 @@ use fedpeft_protocol::{
     subject,
 };
 use fedpeft_service::now_ms;
-use fedpeft_privacy::NoiseSecret;
 use fedpeft_strategy::{Rule, SpoolError, Strategy, of_spec};
 use tokio::sync::OnceCell;
 
 use crate::{
+    counted::Counted,
     events::EventLog,
     model::{self, Model},
     phase::{Phase, broadcast, collect, commit, complete, evaluate, select},
@@ -52,6 +53,8 @@ pub(crate) struct Drive<'a> {
     pub adapter: OnceCell<Adapter>,
     /// Names of the last round's evaluation tasks, whose answers are read apart from the updates.
     pub evaluations: BTreeSet<String>,
+    /// What clients go on from that keep something between rounds, where the run has such.
+    pub counted: Counted,
 }
 
 /// Drives a run until it ends, or until it may or can not be driven any more.
@@ -72,7 +75,7 @@ pub(crate) async fn to_the_end(shop: &Workshop, run: &RunId) -> Result<(), Stop>
 
 async fn rounds(shop: &Workshop, record: &mut OwnedRecord, events: &EventLog) -> Result<(), Stop> {
     let Workshop { bus, spool, secret } = shop;
-    let model = Model::load(bus, &record.manifest).await?;
+    let model = Model::load(bus, &record.manifest, &record.spec).await?;
     let mut drive = Drive {
         bus,
         events,
@@ -86,7 +89,15 @@ async fn rounds(shop: &Workshop, record: &mut OwnedRecord, events: &EventLog) ->
         secret,
         adapter: OnceCell::new(),
         evaluations: BTreeSet::new(),
+        counted: Counted::default(),
     };
+    if drive.record.spec.has_memory() {
+        let reports =
+            drive.reports.list(drive.record.run.as_str()).await?.into_iter().map(|entry| entry.value);
+        // A report beyond the record's round is that of a commit which did not come to its end.
+        let committed = reports.filter(|report| report.round <= drive.record.round);
+        drive.counted = Counted::of(committed.collect());
+    }
     let mut phase = takeover::phase(&drive).await?;
     loop {
         phase = match phase {
@@ -110,7 +121,7 @@ async fn fail(bus: &Bus, record: &mut OwnedRecord, events: &EventLog, reason: St
     for round in given_up {
         bus.purge_updates(&record.run, Stale::Round(round), updates).await?;
     }
-    let model = Model::load(bus, &record.manifest).await.ok();
+    let model = Model::load(bus, &record.manifest, &record.spec).await.ok();
     events.emit(model::status_event(record, model.as_ref()));
     Ok(())
 }

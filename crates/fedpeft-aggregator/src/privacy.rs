@@ -31,7 +31,9 @@ pub(crate) fn begin(spec: &RunSpec) -> Result<Option<PrivacyState>, Unkeepable> 
     let (accountant, rounds) = (accountant(privacy), u64::from(spec.rounds));
     let noise_multiplier = match privacy.noise_multiplier {
         Some(noise) => noise,
-        None => noise_multiplier(accountant, sampling(spec, privacy), rounds, privacy.epsilon, privacy.delta)?,
+        None => {
+            noise_multiplier(accountant, sampling(spec, privacy), rounds, privacy.epsilon, privacy.delta)?
+        }
     };
     let state = PrivacyState { noise_multiplier, clip_norm: privacy.clip_norm, epsilon: 0.0 };
     within_budget(spec, privacy, &state, spec.rounds)?;
@@ -138,7 +140,12 @@ fn adaptive(spec: &RunSpec) -> Option<&AdaptiveSpec> {
 }
 
 fn clipping(spec: &RunSpec, adaptive: &AdaptiveSpec) -> Result<AdaptiveClipping, PrivacyError> {
-    AdaptiveClipping::new(adaptive.quantile, adaptive.learning_rate, adaptive.count_noise(spec.cohort), spec.cohort)
+    AdaptiveClipping::new(
+        adaptive.quantile,
+        adaptive.learning_rate,
+        adaptive.count_noise(spec.cohort),
+        spec.cohort,
+    )
 }
 
 #[cfg(test)]
@@ -149,9 +156,10 @@ mod tests {
 
     fn spec(edit: impl FnOnce(&mut PrivacySpec)) -> RunSpec {
         let model = ModelRef { name: ModelName::new("m").unwrap(), version: None };
-        let mut privacy: PrivacySpec =
-            serde_json::from_value(serde_json::json!({"epsilon": 5.0, "delta": 1e-3, "clip_norm": 1.0, "population": 64}))
-                .unwrap();
+        let mut privacy: PrivacySpec = serde_json::from_value(
+            serde_json::json!({"epsilon": 5.0, "delta": 1e-3, "clip_norm": 1.0, "population": 64}),
+        )
+        .unwrap();
         edit(&mut privacy);
         RunSpec { privacy: Some(privacy), ..RunSpec::new(model, 20, 8) }
     }
@@ -165,7 +173,10 @@ mod tests {
         assert!((4.9..=5.0).contains(&spent), "{spent}");
         let half = within_budget(&spec, privacy, &state, 10).unwrap();
         assert!(half < spent && half > 0.0);
-        assert!(matches!(within_budget(&spec, privacy, &state, 40), Err(Unkeepable::Budget { rounds: 40, .. })));
+        assert!(matches!(
+            within_budget(&spec, privacy, &state, 40),
+            Err(Unkeepable::Budget { rounds: 40, .. })
+        ));
     }
 
     #[test]

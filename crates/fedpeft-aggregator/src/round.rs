@@ -10,7 +10,7 @@ use std::{
 use fedpeft_bus::Revision;
 use fedpeft_protocol::{
     ClientId, Digest, Epoch, Round, RunId, ledger,
-    round::{ClientOutcome, ClientReport, Direction, PhaseSeconds, RoundReport},
+    round::{ClientOutcome, ClientReport, Direction, Personal, PhaseSeconds, RoundReport},
     run::{Carried, ModeSpec, OpenRound, RunRecord, RunSpec},
 };
 use fedpeft_service::now_ms;
@@ -40,6 +40,8 @@ pub(crate) struct Accepted {
     pub weight: u64,
     pub loss: f64,
     pub seconds: f64,
+    /// What the client's own model came to, where it was asked.
+    pub personal: Option<Personal>,
 }
 
 /// What a client of the round was asked.
@@ -215,10 +217,11 @@ impl RoundState {
             let goes_on = carried.iter().any(|carried| carried.client == *client);
             self.client_report(client, if goes_on { ClientOutcome::Training } else { left_out.clone() })
         });
+        let (loss, accuracy) = self.personal();
         let mut report = RoundReport {
             round: self.open.round,
-            loss: None,
-            accuracy: None,
+            loss,
+            accuracy,
             train_loss: weighted / examples.max(1) as f64,
             bytes_up: self.ledger.total(Direction::Up),
             bytes_down: self.ledger.total(Direction::Down),
@@ -235,6 +238,19 @@ impl RoundState {
         report
     }
 
+    /// Mean loss and accuracy of the clients' own models, weighted by the examples they hold back; where none says, none.
+    fn personal(&self) -> (Option<f64>, Option<f64>) {
+        let own = || self.accepted().filter_map(|accepted| accepted.personal);
+        let mean = |figure: fn(&Personal) -> Option<f64>| {
+            let weighted = own().filter_map(|own| Some((figure(&own)?, own.examples as f64)));
+            let (sum, weight) = weighted.fold((0.0, 0.0), |(sum, weight), (value, examples)| {
+                (sum + value * examples, weight + examples)
+            });
+            (weight > 0.0).then(|| sum / weight)
+        };
+        (mean(|own| Some(own.loss)), mean(|own| own.accuracy))
+    }
+
     fn client_report(&self, client: &ClientId, unanswered: ClientOutcome) -> ClientReport {
         let mut report = ClientReport {
             client: client.clone(),
@@ -244,6 +260,7 @@ impl RoundState {
             bytes_down: self.ledger.of_client(client, Direction::Down),
             loss: None,
             train_seconds: 0.0,
+            personal: None,
         };
         match self.answers.get(client) {
             None => {}
@@ -261,6 +278,7 @@ impl RoundState {
                 report.examples = accepted.examples;
                 report.loss = Some(accepted.loss);
                 report.train_seconds = accepted.seconds;
+                report.personal = accepted.personal;
             }
         }
         report

@@ -60,14 +60,7 @@ impl Aggregator {
         let secret = options.noise_secret.unwrap_or_else(NoiseSecret::random);
         let shop = Workshop { bus: bus.clone(), spool, secret };
         let service = api::serve(bus, &shop.spool, &changed).await?;
-        Ok(Self {
-            shop,
-            owner: owner(),
-            changed,
-            service,
-            driven: BTreeMap::new(),
-            drivers: JoinSet::new(),
-        })
+        Ok(Self { shop, owner: owner(), changed, service, driven: BTreeMap::new(), drivers: JoinSet::new() })
     }
 
     /// Drives runs until `shutdown` is cancelled, then gives their leases back.

@@ -110,7 +110,8 @@ impl PrivacySpec {
         })?;
         let exact = self.sampling == SamplingSpec::Poisson || self.accountant() == AccountantSpec::Rdp;
         check("privacy.accountant", exact, || {
-            "prv knows Poisson samples only: set privacy.sampling = \"poisson\", or accountant = \"rdp\"".to_owned()
+            "prv knows Poisson samples only: set privacy.sampling = \"poisson\", or accountant = \"rdp\""
+                .to_owned()
         })?;
         let Some(adaptive) = &self.adaptive else { return Ok(()) };
         share("privacy.adaptive.quantile", adaptive.quantile)?;

@@ -13,7 +13,7 @@ use fedpeft_bus::Measured;
 use fedpeft_protocol::{
     ClientId,
     event::EventKind,
-    round::{Direction, Task, Work},
+    round::{Direction, MemoryTask, Task, Work},
 };
 use futures::{StreamExt, TryStreamExt, stream};
 
@@ -86,6 +86,8 @@ async fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) ->
         seed: spec.seed,
         rounds: spec.rounds,
         stability: spec.stability.clone(),
+        memory: spec.has_memory().then(|| MemoryTask { counted: drive.counted.last(client) }),
+        personal: spec.is_personal() && spec.evaluates(round.open.round),
     };
     drive.task(round.open.round, round.open.epoch, client, work, round.deadline_ms(spec)).await
 }

@@ -66,6 +66,9 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         })
         .await?;
     drive.adapter = OnceCell::new_with(Some(next));
+    if drive.record.spec.has_memory() {
+        drive.counted.add(&report);
+    }
     // The updates are in a durable adapter now: this is their acknowledgement. What they uploaded goes first, while
     // they still name it.
     retention::forget_uploads(drive, &round).await;
@@ -156,8 +159,7 @@ async fn subtract_bases(drive: &Drive<'_>, round: &RoundState) -> Result<(), Sto
     }
     for (base, weight) in bases {
         let base = drive.global(&base).await?;
-        let subtracted =
-            move |Updates { fold, .. }: &mut Updates| fold.subtract(&mut *base.reader(), weight);
+        let subtracted = move |Updates { fold, .. }: &mut Updates| fold.subtract(&mut *base.reader(), weight);
         round.with_updates(subtracted).await?.map_err(|error| drive.broken(error))?;
     }
     Ok(())

@@ -211,7 +211,8 @@ async fn the_clipping_norm_follows_the_updates() {
     let _service = federation.aggregator_with(NoiseSecret::from([3; 32])).await;
     let wanted = private(4, 3, |privacy| {
         privacy.clip_norm = 1e-3;
-        privacy.adaptive = Some(serde_json::from_str("{\"learning_rate\": 0.5, \"count_noise\": 1.0}").unwrap());
+        privacy.adaptive =
+            Some(serde_json::from_str("{\"learning_rate\": 0.5, \"count_noise\": 1.0}").unwrap());
     });
     federation.create("r", wanted).await.unwrap();
     let view = federation.completed("r").await;

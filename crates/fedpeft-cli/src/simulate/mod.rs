@@ -98,6 +98,13 @@ impl Args {
                  data.clients (--clients)"
             );
         }
+        let run = &config.run;
+        if run.is_personal() && run.evaluation.every > 0 && config.data.client_holdout.is_none() {
+            bail!(
+                "clients evaluate their own models in this run, on examples that they hold back: set \
+                 data.client_holdout (--client-holdout 0.2), or run.evaluation.every to 0"
+            );
+        }
         // All clients are there before the run is submitted, so that a cohort depends on the seed alone; from
         // then on a round may start without those that left.
         config.run.min_clients.get_or_insert(config.run.quorum());
