@@ -21,7 +21,7 @@ mod spooled;
 use bytes::Bytes;
 use fedpeft_codec::{CodecError, Layout};
 
-pub use spooled::{Spool, SpoolError};
+pub use spooled::{Spool, SpoolError, check_update};
 
 /// Largest magnitude of an adapter value: the next power of two above what half precision can hold.
 pub const MAX_MAGNITUDE: f32 = 65_536.0;
@@ -90,6 +90,26 @@ pub enum AccumulateError {
         "the server's step gives a value of {0}, more than {MAX_MAGNITUDE}: lower strategy.learning_rate"
     )]
     Diverged(String),
+    /// Too few updates for a robust rule.
+    #[error("{rule} needs {least} updates and got {updates}: raise the quorum")]
+    Few {
+        /// The rule.
+        rule: &'static str,
+        /// Fewest it works with.
+        least: u32,
+        /// Updates there are.
+        updates: usize,
+    },
+    /// Too many updates for a robust rule.
+    #[error("{rule} takes at most {most} updates and got {updates}: lower the size of the cohort")]
+    Many {
+        /// The rule.
+        rule: &'static str,
+        /// Most it works with.
+        most: u32,
+        /// Updates there are.
+        updates: usize,
+    },
     /// Two sums over different adapters.
     #[error("sums of different adapter layouts cannot be merged")]
     Layout,

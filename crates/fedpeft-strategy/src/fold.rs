@@ -17,14 +17,14 @@ use fedpeft_protocol::{
 };
 
 use crate::{
-    accumulator::{AccumulateError, Accumulator, Spool, SpoolError, Weight},
+    accumulator::{AccumulateError, Accumulator, Spool, SpoolError, Weight, check_update},
     buffered,
     clip::Scaled,
     clipped::ClippedSum,
     mean::{EachChunk, Mean, Moved},
     nova::Steps,
     norm::distance_spooled,
-    robust::{Gathered, RobustRule, check_update},
+    robust::{Gathered, RobustRule},
 };
 
 /// What a round does with updates.
