@@ -5,7 +5,7 @@ use std::io;
 use crate::accumulator::Spool;
 
 /// Independent sums, so that they can be added in vectors; their number is fixed, and with it every result.
-const LANES: usize = 8;
+pub(crate) const LANES: usize = 8;
 
 /// Bytes read at once; a multiple of the lanes.
 const CHUNK: usize = 1 << 18;
@@ -46,7 +46,7 @@ fn fill(from: &mut dyn Spool, chunk: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-fn add_squares(sums: &mut [f64; LANES], adapter: &[u8], base: &[u8]) {
+pub(crate) fn add_squares(sums: &mut [f64; LANES], adapter: &[u8], base: &[u8]) {
     let (adapter, base) = (adapter.as_chunks::<4>().0, base.as_chunks::<4>().0);
     pulp::Arch::new().dispatch(|| {
         for (values, bases) in adapter.chunks(LANES).zip(base.chunks(LANES)) {
