@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use fedpeft_bus::{Bus, BusError, Measured, Records, Stale, Updates};
+use fedpeft_privacy::NoiseSecret;
 use fedpeft_protocol::{
     ClientId, Digest, Epoch, PROTOCOL_VERSION, Round, RunId,
     event::EventKind,
@@ -12,7 +13,6 @@ use fedpeft_protocol::{
     subject,
 };
 use fedpeft_service::now_ms;
-use fedpeft_privacy::NoiseSecret;
 use fedpeft_strategy::{Rule, SpoolError, Strategy, of_spec};
 use tokio::sync::OnceCell;
 

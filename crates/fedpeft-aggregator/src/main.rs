@@ -90,8 +90,8 @@ fn main() -> ExitCode {
 /// Reads the secret; its file never appears in a message with what is in it.
 fn secret(path: &Path) -> anyhow::Result<NoiseSecret> {
     let name = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| format!("noise secret {name} cannot be read"))?;
-    NoiseSecret::from_hex(text.trim()).with_context(|| {
-        format!("noise secret {name}: make one with `openssl rand -hex 32 > {name}`")
-    })
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("noise secret {name} cannot be read"))?;
+    NoiseSecret::from_hex(text.trim())
+        .with_context(|| format!("noise secret {name}: make one with `openssl rand -hex 32 > {name}`"))
 }

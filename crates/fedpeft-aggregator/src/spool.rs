@@ -265,7 +265,8 @@ mod tests {
     fn kept_adapters_are_read_apart() {
         let spool = Spool::new(std::env::temp_dir());
         let mut heap = Heap::default();
-        let adapters = [&b"first"[..], b"the second", b""].map(|bytes| Adapter::Held(Bytes::from_static(bytes)));
+        let adapters =
+            [&b"first"[..], b"the second", b""].map(|bytes| Adapter::Held(Bytes::from_static(bytes)));
         let mut kept = adapters.map(|adapter| heap.append(&adapter, || spool.growing()).unwrap());
         for (kept, wanted) in kept.iter_mut().zip(["first", "the second", ""]).rev() {
             assert_eq!(kept.seek(SeekFrom::End(0)).unwrap(), wanted.len() as u64);

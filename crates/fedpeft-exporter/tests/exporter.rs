@@ -6,10 +6,10 @@ use std::time::Duration;
 use fedpeft_bus::Bus;
 use fedpeft_exporter::{Exporter, Ledger, Limits};
 use fedpeft_protocol::{
-    run::PrivacyState,
     ClientId, Digest, PROTOCOL_VERSION, RunId,
     event::{Event, EventKind},
     round::{ClientOutcome, ClientReport, PhaseSeconds, RoundReport},
+    run::PrivacyState,
     run::RunStatus,
 };
 use fedpeft_testkit::{NatsServer, locate_binary};
@@ -71,7 +71,11 @@ fn report(round: u32, accuracy: Option<f64>) -> RoundReport {
             ),
             one("b", ClientOutcome::Dropped),
         ],
-        privacy: Some(PrivacyState { noise_multiplier: 1.0, clip_norm: 0.5, epsilon: 0.25 * f64::from(round) }),
+        privacy: Some(PrivacyState {
+            noise_multiplier: 1.0,
+            clip_norm: 0.5,
+            epsilon: 0.25 * f64::from(round),
+        }),
         seconds: PhaseSeconds { train: 1.5, total: 2.0, ..Default::default() },
         previous: Digest::of("p"),
         adapter: Digest::of(b"g"),

@@ -104,7 +104,8 @@ impl AggregationSpec {
                 check("aggregation", is_sgd, || {
                     "fednova is for training.optimizer.kind = \"sgd\": the steps of others have no common length".to_owned()
                 })?;
-                let is_constant = training.schedule == ScheduleSpec::default() && training.clip_norm.is_none();
+                let is_constant =
+                    training.schedule == ScheduleSpec::default() && training.clip_norm.is_none();
                 check("aggregation", is_constant, || {
                     "fednova is for a constant learning rate without training.clip_norm".to_owned()
                 })

@@ -160,7 +160,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{accumulator::{Accumulator, Weight}, strategy::{Strategy, of_spec}};
+    use crate::{
+        accumulator::{Accumulator, Weight},
+        strategy::{Strategy, of_spec},
+    };
 
     fn layout(values: usize) -> Layout {
         Layout::new(vec![TensorSpec { name: "bias".into(), shape: vec![values as u64] }]).unwrap()

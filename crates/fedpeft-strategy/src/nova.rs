@@ -97,7 +97,8 @@ mod tests {
 
     #[test]
     fn displacements_are_those_of_the_paper() {
-        let close = |found: f64, wanted: f64| assert!((found - wanted).abs() < 1e-9 * wanted, "{found} {wanted}");
+        let close =
+            |found: f64, wanted: f64| assert!((found - wanted).abs() < 1e-9 * wanted, "{found} {wanted}");
         // 25 examples in batches of 10 make 3 steps an epoch.
         close(steps(0.0, false, 0.0).displacement(25), 6.0);
         // Momentum: (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho).

@@ -156,8 +156,7 @@ async fn subtract_bases(drive: &Drive<'_>, round: &RoundState) -> Result<(), Sto
     }
     for (base, weight) in bases {
         let base = drive.global(&base).await?;
-        let subtracted =
-            move |Updates { fold, .. }: &mut Updates| fold.subtract(&mut *base.reader(), weight);
+        let subtracted = move |Updates { fold, .. }: &mut Updates| fold.subtract(&mut *base.reader(), weight);
         round.with_updates(subtracted).await?.map_err(|error| drive.broken(error))?;
     }
     Ok(())

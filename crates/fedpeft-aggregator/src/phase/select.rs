@@ -66,7 +66,8 @@ fn sampled(drive: &Drive<'_>, present: &BTreeMap<ClientId, u64>, round: Round) -
         let drawn = privacy::sampled(drive, privacy, &present.keys().collect::<Vec<_>>(), round);
         let Some(stability) = &spec.stability else { return drawn };
         let seed = stability.seed.unwrap_or(spec.seed);
-        let is_available = |client: &ClientId| fedpeft_stability::is_available(stability, seed, round, client);
+        let is_available =
+            |client: &ClientId| fedpeft_stability::is_available(stability, seed, round, client);
         return drawn.into_iter().filter(is_available).collect();
     }
     let training = |client: &ClientId| carried.iter().any(|carried| carried.client == *client);

@@ -8,8 +8,8 @@ use toml::{Table, Value};
 
 use super::{
     Document, EvaluateOn,
-    method::MethodArgs,
     aggregation::AggregationOverrides,
+    method::MethodArgs,
     privacy::PrivacyOverrides,
     rounds::{RoundOverrides, StabilityOverrides},
     strategy::StrategyOverrides,

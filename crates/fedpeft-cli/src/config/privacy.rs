@@ -96,7 +96,8 @@ mod tests {
     #[test]
     fn flags_take_precedence_over_the_file() {
         assert_eq!(privacy("", &[]).unwrap(), None);
-        let file = "[privacy]\nepsilon = 5.0\ndelta = 1e-3\nclip_norm = 1.0\nadaptive = { learning_rate = 0.1 }";
+        let file =
+            "[privacy]\nepsilon = 5.0\ndelta = 1e-3\nclip_norm = 1.0\nadaptive = { learning_rate = 0.1 }";
         let flags = ["--epsilon=2", "--population=64", "--sampling=poisson", "--clip-quantile=0.7"];
         let spec = privacy(file, &flags).unwrap().unwrap();
         assert_eq!((spec.epsilon, spec.delta, spec.population), (2.0, 1e-3, Some(64)));
@@ -107,9 +108,8 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_cannot_be_is_named() {
-        let error = |section: &str, flags: &[&str]| {
-            crate::output::one_line(&privacy(section, flags).unwrap_err())
-        };
+        let error =
+            |section: &str, flags: &[&str]| crate::output::one_line(&privacy(section, flags).unwrap_err());
         let told = error("", &["--epsilon=5"]);
         assert!(told.contains("missing field `delta`"), "{told}");
         let told = error("", &["--epsilon=5", "--delta=1e-3", "--clip-update=1", "--population=2"]);
