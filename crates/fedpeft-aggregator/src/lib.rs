@@ -38,4 +38,4 @@ mod supervisor;
 mod sweep;
 mod takeover;
 
-pub use supervisor::{Aggregator, Options};
+pub use supervisor::{Aggregator, Options, StartError};

@@ -1,13 +1,16 @@
 //! What a private run promises, spends and draws.
 
 use fedpeft_privacy::{
-    Accountant, AdaptiveClipping, Mechanism, NoiseStream, PrivacyError, Sampling, epsilon, noise_multiplier,
+    Accountant, AdaptiveClip, AdaptiveError, Mechanism, NoiseStream, PrivacyError, Sampling, epsilon,
+    noise_multiplier,
 };
 use fedpeft_protocol::{
     ClientId, Digest, Round, RunId,
     run::{AccountantSpec, AdaptiveSpec, PrivacySpec, PrivacyState, RunRecord, RunSpec, SamplingSpec},
 };
 use fedpeft_strategy::cohort;
+
+use zeroize::Zeroizing;
 
 use crate::{drive::Drive, round::RoundState, stop::Stop};
 
@@ -16,6 +19,8 @@ use crate::{drive::Drive, round::RoundState, stop::Stop};
 pub(crate) enum Unkeepable {
     #[error("privacy: {0}")]
     Accounting(#[from] PrivacyError),
+    #[error("privacy.adaptive: {0}")]
+    Adaptive(#[from] AdaptiveError),
     #[error(
         "privacy: {rounds} rounds at a noise multiplier of {noise} spend epsilon {spent:.3}, the budget is {budget}: run fewer rounds, or raise privacy.noise_multiplier or privacy.epsilon"
     )]
@@ -59,9 +64,9 @@ pub(crate) fn within_budget(
 }
 
 /// The noise of the updates alone: more of it, where the count of unclipped updates is released as well.
-pub(crate) fn of_updates(spec: &RunSpec, state: &PrivacyState) -> Result<PrivacyState, PrivacyError> {
+pub(crate) fn of_updates(spec: &RunSpec, state: &PrivacyState) -> Result<PrivacyState, AdaptiveError> {
     let Some(adaptive) = adaptive(spec) else { return Ok(*state) };
-    let noise_multiplier = clipping(spec, adaptive)?.update_noise_multiplier(state.noise_multiplier)?;
+    let noise_multiplier = clipping(spec, state, adaptive)?.update_noise(state.noise_multiplier)?;
     Ok(PrivacyState { noise_multiplier, ..*state })
 }
 
@@ -70,10 +75,11 @@ pub(crate) fn next_clip_norm(drive: &Drive<'_>, round: &RoundState, unclipped: u
     let spec = &drive.record.spec;
     let Some(state) = &drive.record.privacy else { return Ok(0.0) };
     let Some(adaptive) = adaptive(spec) else { return Ok(state.clip_norm) };
-    let clipping = clipping(spec, adaptive).map_err(|error| Stop::Failed(error.to_string()))?;
-    let mut noise = stream(drive, round, "count");
+    let clipping = clipping(spec, state, adaptive).map_err(|error| Stop::Failed(error.to_string()))?;
+    let noise = stream(drive, round, "count").gaussian();
     let accepted = round.accepted().count() as u64;
-    Ok(clipping.next(state.clip_norm, unclipped, accepted, &mut noise))
+    let share = clipping.share_within(unclipped, accepted, f64::from(spec.cohort), noise);
+    Ok(clipping.next(state.clip_norm, share))
 }
 
 /// The noise of a round: always the same for the same updates, so that a round that is committed again after a crash
@@ -106,7 +112,7 @@ pub(crate) fn sampled(
     drawn.into_iter().cloned().collect()
 }
 
-fn key(drive: &Drive<'_>, run: &RunId, round: Round) -> [u8; 32] {
+fn key(drive: &Drive<'_>, run: &RunId, round: Round) -> Zeroizing<[u8; 32]> {
     // An owner that samples a round again after a crash may draw anew: none of it was seen.
     drive.secret.derive(&["fedpeft cohort 1", run.as_str(), &round.to_string()])
 }
@@ -139,13 +145,13 @@ fn adaptive(spec: &RunSpec) -> Option<&AdaptiveSpec> {
     spec.privacy.as_ref()?.adaptive.as_ref()
 }
 
-fn clipping(spec: &RunSpec, adaptive: &AdaptiveSpec) -> Result<AdaptiveClipping, PrivacyError> {
-    AdaptiveClipping::new(
-        adaptive.quantile,
-        adaptive.learning_rate,
-        adaptive.count_noise(spec.cohort),
-        spec.cohort,
-    )
+fn clipping(
+    spec: &RunSpec,
+    state: &PrivacyState,
+    adaptive: &AdaptiveSpec,
+) -> Result<AdaptiveClip, AdaptiveError> {
+    let noise = adaptive.count_noise(spec.cohort, state.noise_multiplier);
+    AdaptiveClip::new(adaptive.quantile, adaptive.learning_rate, noise)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::{
 };
 
 use fedpeft_bus::{Bus, BusError, Service};
-use fedpeft_privacy::NoiseSecret;
+use fedpeft_privacy::{NoiseError, NoiseSecret};
 use fedpeft_protocol::{Digest, RunId, run::RunStatus};
 use fedpeft_service::{CancellationToken, now_ms};
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
@@ -40,6 +40,17 @@ pub struct Options {
     pub noise_secret: Option<NoiseSecret>,
 }
 
+/// An aggregator that did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The control API is not on the bus.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// There is no secret to draw noise by.
+    #[error(transparent)]
+    Noise(#[from] NoiseError),
+}
+
 /// The aggregator service. Dropping it ends it as a crash would.
 pub struct Aggregator {
     shop: Workshop,
@@ -54,10 +65,13 @@ pub struct Aggregator {
 
 impl Aggregator {
     /// Puts the control API on the bus.
-    pub async fn start(bus: &Bus, options: Options) -> Result<Self, BusError> {
+    pub async fn start(bus: &Bus, options: Options) -> Result<Self, StartError> {
         let changed = Arc::new(Notify::new());
         let spool = Spool::new(options.spool.unwrap_or_else(Spool::default_folder));
-        let secret = options.noise_secret.unwrap_or_else(NoiseSecret::random);
+        let secret = match options.noise_secret {
+            Some(secret) => secret,
+            None => NoiseSecret::random()?,
+        };
         let shop = Workshop { bus: bus.clone(), spool, secret };
         let service = api::serve(bus, &shop.spool, &changed).await?;
         Ok(Self { shop, owner: owner(), changed, service, driven: BTreeMap::new(), drivers: JoinSet::new() })

@@ -65,7 +65,8 @@ pub struct AdaptiveSpec {
     pub quantile: f64,
     /// How fast the norm follows: it changes by at most this factor's exponential in a round.
     pub learning_rate: f64,
-    /// Standard deviation of the noise on the count of updates that were not clipped. Default: a twentieth of the cohort.
+    /// Standard deviation of the noise on the count of updates that were not clipped. Default: a twentieth
+    /// of the cohort, and no less than the noise multiplier, with which the count takes a seventh of the noise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count_noise: Option<f64>,
 }
@@ -121,9 +122,9 @@ impl PrivacySpec {
 }
 
 impl AdaptiveSpec {
-    /// Standard deviation of the noise on the count, for a cohort of this size.
-    pub fn count_noise(&self, cohort: u32) -> f64 {
-        self.count_noise.unwrap_or(f64::from(cohort) / 20.0)
+    /// Standard deviation of the noise on the count, for a cohort of this size and releases of this noise.
+    pub fn count_noise(&self, cohort: u32, noise_multiplier: f64) -> f64 {
+        self.count_noise.unwrap_or_else(|| noise_multiplier.max(f64::from(cohort) / 20.0))
     }
 }
 
@@ -142,7 +143,8 @@ mod tests {
         assert_eq!((spec.sampling, spec.accountant()), (SamplingSpec::Fixed, AccountantSpec::Rdp));
         let poisson = PrivacySpec { sampling: SamplingSpec::Poisson, ..spec };
         assert_eq!(poisson.accountant(), AccountantSpec::Prv);
-        assert_eq!(AdaptiveSpec::default().count_noise(100), 5.0);
+        assert_eq!(AdaptiveSpec::default().count_noise(100, 1.0), 5.0);
+        assert_eq!(AdaptiveSpec::default().count_noise(10, 1.0), 1.0);
     }
 
     #[test]

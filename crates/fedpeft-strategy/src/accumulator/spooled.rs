@@ -53,7 +53,7 @@ impl Accumulator {
             return Err(AccumulateError::Spoilt.into());
         }
         let updates = within_bound(self.updates + weights.len() as u64)?;
-        check_spooled(adapter, &self.layout)?;
+        check_update(adapter, &self.layout)?;
         self.spoilt = true;
         each_chunk(adapter, self.high.len(), |first, values| {
             let last = first + values.len();
@@ -83,8 +83,9 @@ impl Accumulator {
     }
 }
 
-/// Checks length, finiteness and magnitude.
-fn check_spooled(adapter: &mut dyn Spool, layout: &Layout) -> Result<(), SpoolError> {
+/// Checks length, finiteness and magnitude of an adapter that is kept for later, as [`Accumulator::add_spooled`] does
+/// before it adds.
+pub fn check_update(adapter: &mut dyn Spool, layout: &Layout) -> Result<(), SpoolError> {
     let got = adapter.seek(io::SeekFrom::End(0))?;
     let values = layout.values();
     if got != layout.bytes() {
