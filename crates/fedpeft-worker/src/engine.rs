@@ -202,7 +202,7 @@ impl Thread {
             EngineWork::Train { training, seed, round, rounds, personal } => {
                 let (trainer, examples) = loaded.prepare(&job.client, Part::Own, &job.data)?;
                 let seed = OrderSeed { run: seed, round, client: job.client.as_str() };
-                let local = LocalTraining { spec: &training, seed, rounds };
+                let local = LocalTraining { spec: &training, seed, rounds, correction: None };
                 let (keep, next) = (job.keep.as_ref(), &mut *job.next);
                 let (result, fetched) = keep::train(trainer, local, &job.adapter, examples, keep, next)?;
                 let mut adapter = Vec::new();
