@@ -181,7 +181,7 @@ impl Workshop {
         let bytes = fedpeft_codec::encode_shared(self.shared(assignment, &scope, adapter).await?);
         fedpeft_codec::validate(&bytes, scope.shared()).map_err(Failure::new)?;
         let adapter = self.payload(assignment, bytes, fetched).await?;
-        let Trained { examples, steps, loss, seconds } = result;
+        let Trained { examples, steps, loss, seconds, .. } = result;
         Ok(Outcome::Trained { examples, steps, loss, seconds, adapter, personal })
     }
 
