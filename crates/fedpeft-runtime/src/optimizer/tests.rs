@@ -152,7 +152,7 @@ fn graphs_step_as_kernels_do_whatever_the_sizes() {
     let gradients = (0..5u8).map(|step| wave(f32::from(step))).collect();
     let golden = Golden { shapes, weights: [3.0, 2.0], start: wave(9.0), gradients, cases: BTreeMap::new() };
     let bare = TrainingSpec { learning_rate: 0.05, ..Default::default() };
-    let whole = TrainingSpec { accumulate: 2, proximal_mu: 0.1, clip_norm: Some(0.2), ..bare };
+    let whole = TrainingSpec { accumulate: 2, proximal_mu: 0.1, clip_norm: Some(0.2), ..bare.clone() };
     for training in [bare, whole] {
         let [host, graph] =
             [Residence::Host, Residence::Device].map(|place| steps(&runtime, &golden, &training, place));
