@@ -334,7 +334,7 @@ mod tests {
         decode(&next, &layout()).unwrap()
     }
 
-    fn given() -> impl proptest::strategy::Strategy<Value = Vec<Given>> {
+    fn given() -> impl Strategy<Value = Vec<Given>> {
         let update = (prop::collection::vec(-4.0f32..4.0, VALUES), 1u64..1000);
         prop::collection::vec(update, 5..9).prop_map(|updates| {
             let named = updates.into_iter().enumerate();
