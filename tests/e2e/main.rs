@@ -5,6 +5,8 @@
 mod export;
 mod failures;
 mod inputs;
+mod personal;
+mod scaffold;
 mod secured;
 mod services;
 mod simulate;

@@ -76,6 +76,10 @@ impl Api {
         let version = model::resolve(&self.bus, &spec.model).await?;
         let model = Model::load(&self.bus, &version.manifest, &spec).await?;
         let adapter = model.initial_adapter(&self.bus, &self.spool).await?.store(&self.bus).await?;
+        let control = match spec.scaffold_population() {
+            Some(_) => Some(model.zeros(&self.bus, &self.spool)?.store(&self.bus).await?),
+            None => None,
+        };
         let now = now_ms();
         let record = RunRecord {
             version: PROTOCOL_VERSION,
@@ -86,6 +90,7 @@ impl Api {
             round: 0,
             adapter,
             moments: None,
+            control,
             privacy,
             open: None,
             carried: Vec::new(),

@@ -51,6 +51,8 @@ pub(crate) struct Drive<'a> {
     pub secret: &'a NoiseSecret,
     /// The present global adapter, once somebody needed it.
     pub adapter: OnceCell<Adapter>,
+    /// The present control variate of the server, likewise.
+    pub control: OnceCell<Adapter>,
     /// Names of the last round's evaluation tasks, whose answers are read apart from the updates.
     pub evaluations: BTreeSet<String>,
     /// What clients go on from that keep something between rounds, where the run has such.
@@ -88,6 +90,7 @@ async fn rounds(shop: &Workshop, record: &mut OwnedRecord, events: &EventLog) ->
         spool,
         secret,
         adapter: OnceCell::new(),
+        control: OnceCell::new(),
         evaluations: BTreeSet::new(),
         counted: Counted::default(),
     };
@@ -152,15 +155,35 @@ impl Drive<'_> {
         })
     }
 
-    /// The global adapter: in the message where it fits, else by the name of its blob.
+    /// The global adapter.
     async fn payload(&self) -> Result<Payload, Stop> {
-        let (digest, size) = (self.record.adapter, self.model.layout.bytes());
+        let digest = self.record.adapter;
+        self.named(digest, self.global(&digest)).await
+    }
+
+    /// The server's control variate, where the strategy has one.
+    pub async fn control(&self) -> Result<Option<Payload>, Stop> {
+        let Some(digest) = self.record.control else { return Ok(None) };
+        self.named(digest, self.present_control(&digest)).await.map(Some)
+    }
+
+    /// The server's control variate, whose digest this is.
+    pub async fn present_control(&self, digest: &Digest) -> Result<Adapter, Stop> {
+        self.control.get_or_try_init(|| self.fetched(digest)).await.cloned()
+    }
+
+    /// What has the shape of the adapter: in the message where it fits, else by the name of its blob.
+    async fn named(
+        &self,
+        digest: Digest,
+        adapter: impl Future<Output = Result<Adapter, Stop>>,
+    ) -> Result<Payload, Stop> {
         if self.fits_a_message()
-            && let Adapter::Held(data) = self.global(&digest).await?
+            && let Adapter::Held(data) = adapter.await?
         {
             return Ok(Payload::Message { digest, data });
         }
-        Ok(Payload::Blob { digest, size })
+        Ok(Payload::Blob { digest, size: self.model.layout.bytes() })
     }
 
     /// Whether adapters travel in messages, and are held in memory.

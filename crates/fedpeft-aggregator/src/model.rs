@@ -75,6 +75,8 @@ pub(crate) struct Model {
     pub layout: Layout,
     /// Bytes of all tensors.
     whole: u64,
+    /// Payloads of a message: the adapter and what goes beside it.
+    payloads: u64,
     method: String,
     backbone_values: u64,
     manifest: Digest,
@@ -91,6 +93,7 @@ impl Model {
         Ok(Self {
             layout: scope.shared().clone(),
             whole: parsed.adapter.bytes(),
+            payloads: if spec.scaffold_population().is_some() { 2 } else { 1 },
             method: parsed.method.to_string(),
             backbone_values: parsed.backbone.values,
             manifest: *manifest,
@@ -100,7 +103,18 @@ impl Model {
 
     /// Whether adapters travel in messages, and are held in memory.
     pub fn fits_a_message(&self, bus: &Bus) -> bool {
-        self.layout.bytes() + ENVELOPE <= bus.max_payload() as u64
+        self.layout.bytes() * self.payloads + ENVELOPE <= bus.max_payload() as u64
+    }
+
+    /// Zeros in the shape of the adapter: SCAFFOLD's control variate before any training.
+    pub fn zeros(&self, bus: &Bus, spool: &Spool) -> Result<Adapter, ModelError> {
+        let size = self.layout.bytes();
+        if self.fits_a_message(bus) {
+            return Ok(Adapter::Held(vec![0; usize::try_from(size).unwrap_or(0)].into()));
+        }
+        let file = spool.file(size)?;
+        file.set_len(size).map_err(|source| spool.unusable(source))?;
+        Ok(Adapter::Spooled(Arc::new(file)))
     }
 
     /// The adapter before any training.

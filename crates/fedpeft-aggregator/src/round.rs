@@ -14,7 +14,7 @@ use fedpeft_protocol::{
     run::{Carried, ModeSpec, OpenRound, RunRecord, RunSpec},
 };
 use fedpeft_service::now_ms;
-use fedpeft_strategy::{Fold, Rule};
+use fedpeft_strategy::{Accumulator, Fold, Rule};
 
 use crate::{drive::Drive, ledger::Ledger, spool::Heap, stop::Stop};
 
@@ -99,6 +99,8 @@ pub(crate) struct RoundState {
 /// The accepted updates, as far as they are not yet an adapter.
 pub(crate) struct Updates {
     pub fold: Fold,
+    /// What the clients' control variates changed by, summed, where the strategy has them.
+    pub control: Option<Accumulator>,
     /// Those that the fold keeps.
     pub heap: Heap,
 }
@@ -108,6 +110,8 @@ impl RoundState {
     pub async fn new(drive: &Drive<'_>, open: OpenRound, started: Instant) -> Result<Self, Stop> {
         let rule = drive.rule()?;
         let fold = Fold::new(rule, drive.model.layout.clone()).map_err(|e| Stop::Failed(e.to_string()))?;
+        let control = drive.record.control.map(|_| Accumulator::new(drive.model.layout.clone())).transpose();
+        let control = control.map_err(|error| Stop::Failed(error.to_string()))?;
         let report = drive.reports.get(&report_key(&drive.record.run, open.round)).await?;
         Ok(Self {
             members: members(drive.record, &open),
@@ -124,7 +128,7 @@ impl RoundState {
             last_taken: started,
             folding: Duration::ZERO,
             rule,
-            updates: Arc::new(Mutex::new(Updates { fold, heap: Heap::default() })),
+            updates: Arc::new(Mutex::new(Updates { fold, control, heap: Heap::default() })),
         })
     }
 

@@ -161,6 +161,7 @@ mod tests {
             round: 0,
             adapter: Digest::of("adapter 0"),
             moments: None,
+            control: None,
             privacy: None,
             open: None,
             carried: Vec::new(),

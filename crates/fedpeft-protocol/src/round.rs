@@ -67,13 +67,16 @@ pub enum Work {
     Evaluate,
 }
 
-/// What a client needs to know that keeps something between the rounds of a run: local tensors.
+/// What a client needs to know that keeps something between the rounds of a run: local tensors, or a control variate.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryTask {
     /// Digest of the client's last update that counts in this run: it goes on with what it had after that one. None
     /// does yet: it begins as everybody did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counted: Option<Digest>,
+    /// The server's control variate, where the strategy is SCAFFOLD: encoded as the adapter is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<Payload>,
 }
 
 impl Work {
@@ -83,6 +86,17 @@ impl Work {
             Self::Train { .. } => "train",
             Self::Evaluate => "evaluate",
         }
+    }
+}
+
+impl Task {
+    /// What it holds in the shape of the adapter.
+    pub fn payloads(&self) -> impl Iterator<Item = &Payload> {
+        let control = match &self.work {
+            Work::Train { memory: Some(memory), .. } => memory.control.as_ref(),
+            Work::Train { .. } | Work::Evaluate => None,
+        };
+        [Some(&self.adapter), control].into_iter().flatten()
     }
 }
 
@@ -163,6 +177,17 @@ pub struct Update {
     pub fetched: Vec<Transfer>,
 }
 
+impl Update {
+    /// What it holds in the shape of the adapter.
+    pub fn payloads(&self) -> impl Iterator<Item = &Payload> {
+        let payloads = match &self.outcome {
+            Outcome::Trained { adapter, control, .. } => [Some(adapter), control.as_ref()],
+            Outcome::Evaluated { .. } | Outcome::Failed { .. } => [None, None],
+        };
+        payloads.into_iter().flatten()
+    }
+}
+
 /// What came of a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "is", rename_all = "snake_case")]
@@ -182,6 +207,9 @@ pub enum Outcome {
         /// What the client's own model came to, where the task asked for it and the client holds examples back.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         personal: Option<Personal>,
+        /// What the client's control variate changed by, where the strategy is SCAFFOLD: encoded as the adapter is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        control: Option<Payload>,
     },
     /// The adapter was evaluated.
     Evaluated {

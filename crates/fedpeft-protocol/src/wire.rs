@@ -127,6 +127,7 @@ mod tests {
                 seconds: 2.5,
                 adapter: Payload::inline(vec![1, 2, 3]),
                 personal: None,
+                control: None,
             },
             fetched: vec![],
         }

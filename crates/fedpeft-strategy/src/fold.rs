@@ -32,6 +32,8 @@ use crate::{
 pub enum Rule {
     /// The mean, weighted by examples.
     Mean,
+    /// The mean, unweighted.
+    Even,
     /// The mean of what may have begun with different adapters, weighted by staleness as well.
     Buffered(StalenessSpec),
     /// The mean per local step.
@@ -61,6 +63,7 @@ impl Rule {
             return Self::Buffered(staleness);
         }
         match spec.aggregation {
+            AggregationSpec::Mean if spec.scaffold_population().is_some() => Self::Even,
             AggregationSpec::Mean => Self::Mean,
             AggregationSpec::Fednova => Self::Nova(Steps::of_spec(&spec.training)),
             AggregationSpec::ClippedMean { norm } => Self::Clipped(norm),
@@ -85,7 +88,7 @@ impl Rule {
             | Self::Robust(RobustRule::GeometricMedian { .. } | RobustRule::Krum { .. }) => Ok(by_examples),
             Self::Buffered(spec) => buffered::weight(examples, spec.factor(staleness)),
             Self::Nova(steps) => steps.weight(examples),
-            Self::Robust(_) | Self::Private { .. } => Weight::new(1),
+            Self::Even | Self::Robust(_) | Self::Private { .. } => Weight::new(1),
         }
     }
 
@@ -287,9 +290,10 @@ mod tests {
         Rule::Nova(Steps::of_spec(&TrainingSpec { optimizer, ..TrainingSpec::default() }))
     }
 
-    fn rules() -> [Rule; 9] {
+    fn rules() -> [Rule; 10] {
         [
             Rule::Mean,
+            Rule::Even,
             Rule::Buffered(StalenessSpec::default()),
             nova(),
             Rule::Clipped(0.7),
@@ -330,7 +334,7 @@ mod tests {
         decode(&next, &layout()).unwrap()
     }
 
-    fn given() -> impl proptest::strategy::Strategy<Value = Vec<Given>> {
+    fn given() -> impl Strategy<Value = Vec<Given>> {
         let update = (prop::collection::vec(-4.0f32..4.0, VALUES), 1u64..1000);
         prop::collection::vec(update, 5..9).prop_map(|updates| {
             let named = updates.into_iter().enumerate();

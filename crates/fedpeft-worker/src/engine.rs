@@ -26,6 +26,8 @@ use crate::{
 pub(crate) struct Job {
     pub folder: ArtifactFolder,
     pub adapter: Arc<Vec<f32>>,
+    /// What is added to the gradient of every step.
+    pub correction: Option<Vec<f32>>,
     pub client: ClientId,
     pub data: ClientData,
     /// What the client evaluates its own model on, where it is asked to.
@@ -202,7 +204,8 @@ impl Thread {
             EngineWork::Train { training, seed, round, rounds, personal } => {
                 let (trainer, examples) = loaded.prepare(&job.client, Part::Own, &job.data)?;
                 let seed = OrderSeed { run: seed, round, client: job.client.as_str() };
-                let local = LocalTraining { spec: &training, seed, rounds, correction: None };
+                let local =
+                    LocalTraining { spec: &training, seed, rounds, correction: job.correction.as_deref() };
                 let (keep, next) = (job.keep.as_ref(), &mut *job.next);
                 let (result, fetched) = keep::train(trainer, local, &job.adapter, examples, keep, next)?;
                 let mut adapter = Vec::new();

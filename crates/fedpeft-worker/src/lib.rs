@@ -19,6 +19,7 @@ mod metrics;
 mod presence;
 mod retry;
 mod roster;
+mod scaffold;
 mod seen;
 mod serve;
 mod state;

@@ -1,4 +1,5 @@
-//! What a client keeps between the rounds of a run: its local tensors.
+//! What a client keeps between the rounds of a run: its local tensors, and its control variate where the strategy is
+//! SCAFFOLD.
 //!
 //! A client cannot know when it sends an update whether it will count: it may be too late, or one too many. So what
 //! it has after a training is kept beside what it had before, in a file named by the digest of the update, and the
@@ -6,7 +7,7 @@
 //! the run alone, whatever was tried, refused or killed in between. The other files are forgotten.
 //!
 //! `<state>/runs/<run>/<client>/<digest of the update>.safetensors` holds the tensors under their names in the
-//! adapter, and in its metadata the name of the task. It is complete and on disk before the update is sent.
+//! adapter, those of a control variate behind `control/`, and in its metadata the name of the task. It is complete and on disk before the update is sent.
 
 use std::{
     collections::HashMap,

@@ -9,10 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_bus::{Bus, UploadKey};
-use fedpeft_codec::{Layout, Scope};
+use fedpeft_codec::Layout;
 use fedpeft_protocol::{
     Digest, PROTOCOL_VERSION,
     round::{ByteKind, Direction, Outcome, Payload, Personal, Task, Transfer, Update, Work},
@@ -29,7 +28,7 @@ use crate::{
     engine::{Done, Engine, EngineError, EngineWork, Job, Next},
     faults::{Crash, Faults},
     keep::Keep,
-    local,
+    local::{self, Beginning, Sent},
     memory::Memory,
     retry::retrying,
     roster::{Hosted, Role},
@@ -165,9 +164,11 @@ impl Workshop {
         fetched: &mut Vec<Transfer>,
     ) -> Result<Outcome, Failure> {
         let (done, computes) = self.computed(assignment, held.keep.as_ref(), fetched).await?;
-        let (result, adapter, personal, scope) = match done {
+        let (result, adapter, personal, beginning) = match done {
             Finished::Evaluated(outcome) => return Ok(outcome),
-            Finished::Trained { result, adapter, personal, scope } => (result, adapter, personal, scope),
+            Finished::Trained { result, adapter, personal, beginning } => {
+                (result, adapter, personal, beginning)
+            }
         };
         held.saving = held.keep.as_ref().map(|keep| save(keep, result, adapter.clone(), fetched.clone()));
         let mut computes = Some(computes);
@@ -178,11 +179,18 @@ impl Workshop {
         }
         held._sends = Some(self.stoppable(&self.abort, self.sending.acquire()).await?.map_err(Failure::new)?);
         drop(computes);
-        let bytes = fedpeft_codec::encode_shared(self.shared(assignment, &scope, adapter).await?);
-        fedpeft_codec::validate(&bytes, scope.shared()).map_err(Failure::new)?;
-        let adapter = self.payload(assignment, bytes, fetched).await?;
-        let Trained { examples, steps, loss, seconds, .. } = result;
-        Ok(Outcome::Trained { examples, steps, loss, seconds, adapter, personal })
+        let Trained { examples, steps, loss, seconds, learning_rates } = result;
+        let Sent { adapter, control } = self.sent(assignment, &beginning, adapter, learning_rates).await?;
+        // All of it is in the message, or nothing.
+        let payloads = 1 + usize::from(control.is_some());
+        let fits = payloads * size_of_val(adapter.as_slice()) + ENVELOPE <= self.bus.max_payload();
+        let layout = beginning.scope.shared();
+        let adapter = self.payload(assignment, (adapter, layout), fits, fetched).await?;
+        let control = match control {
+            Some(control) => Some(self.payload(assignment, (control, layout), fits, fetched).await?),
+            None => None,
+        };
+        Ok(Outcome::Trained { examples, steps, loss, seconds, adapter, personal, control })
     }
 
     /// What the task comes to, through simulated crashes, with the right to compute.
@@ -234,8 +242,13 @@ impl Workshop {
         };
         let folder = self.pull(assignment, false, fetched).await?;
         let scope = local::scope(task, folder.manifest())?;
-        let shared = self.adapter(assignment, scope.shared(), fetched).await?;
-        let adapter = Arc::new(self.whole(assignment, &scope, &folder, shared).await?);
+        let shared = self.adapter(assignment, &task.adapter, scope.shared(), fetched).await?;
+        let server = match local::control(task) {
+            Some(control) => Some(self.adapter(assignment, control, scope.shared(), fetched).await?),
+            None => None,
+        };
+        let beginning = self.beginning(assignment, scope, &folder, shared, server).await?;
+        let adapter = beginning.adapter.clone();
         let turn = self.stoppable(&self.shutdown, self.engine.turn()).await?;
         let job = |folder, adapter, fetched: &[Transfer]| {
             let (abort, deadline, crash) = (self.abort.clone(), *deadline, crash.clone());
@@ -251,7 +264,8 @@ impl Workshop {
             let keep = keep.map(|keep| Keep { fetched: fetched.to_vec(), ..keep.clone() });
             let (client, data, held_back) =
                 (client.id.clone(), client.data.clone(), client.held_back.clone());
-            Job { folder, adapter, client, data, held_back, work: work.clone(), keep, next }
+            let correction = beginning.correction();
+            Job { folder, adapter, correction, client, data, held_back, work: work.clone(), keep, next }
         };
         let mut done = turn.run(job(folder, adapter.clone(), fetched)).await;
         if let Err(EngineError::Runtime(RuntimeError::Artifacts(error))) = &done {
@@ -274,7 +288,7 @@ impl Workshop {
                     loss: own.loss,
                     accuracy: own.accuracy,
                 });
-                Ok(Finished::Trained { result, adapter: Arc::new(adapter), personal, scope })
+                Ok(Finished::Trained { result, adapter: Arc::new(adapter), personal, beginning })
             }
             Err(EngineError::Runtime(RuntimeError::Stopped)) if self.abort.is_cancelled() => {
                 Err(Failure::HandBack)
@@ -299,14 +313,15 @@ impl Workshop {
         ArtifactFolder::open(pulled.folder).map_err(Failure::new)
     }
 
-    /// The global adapter of the task, checked.
+    /// The global adapter of the task, or what has its shape, checked.
     async fn adapter(
         &self,
-        Assignment { task, deadline, .. }: &Assignment<'_>,
+        Assignment { deadline, .. }: &Assignment<'_>,
+        payload: &Payload,
         layout: &Layout,
         fetched: &mut Vec<Transfer>,
     ) -> Result<Vec<f32>, Failure> {
-        let bytes = match &task.adapter {
+        let bytes = match payload {
             Payload::Message { digest, data } if Digest::of(data) == *digest => data.clone(),
             Payload::Message { .. } => {
                 return Err(Failure::new("the adapter in the task does not have the digest it declares"));
@@ -327,15 +342,18 @@ impl Workshop {
         fedpeft_codec::decode(&bytes, layout).map_err(Failure::new)
     }
 
-    /// The trained adapter, in the update or, where it is too large for a message, in the store of uploads. An upload
-    /// that broke off, with its connection or with an earlier process, goes on where it stopped.
+    /// A trained adapter, or what has its shape: in the update or, where that is too large for a message, in the store of
+    /// uploads. An upload that broke off, with its connection or with an earlier process, goes on where it stopped.
     async fn payload(
         &self,
         Assignment { client, task, deadline, .. }: &Assignment<'_>,
-        bytes: Bytes,
+        (values, layout): (Arc<Vec<f32>>, &Layout),
+        fits: bool,
         fetched: &mut Vec<Transfer>,
     ) -> Result<Payload, Failure> {
-        if bytes.len() + ENVELOPE <= self.bus.max_payload() {
+        let bytes = fedpeft_codec::encode_shared(values);
+        fedpeft_codec::validate(&bytes, layout).map_err(Failure::new)?;
+        if fits {
             return Ok(Payload::inline(bytes));
         }
         let size = bytes.len() as u64;
@@ -370,7 +388,7 @@ impl Workshop {
 
 /// What computing came to.
 enum Finished {
-    Trained { result: Trained, adapter: Arc<Vec<f32>>, personal: Option<Personal>, scope: Scope },
+    Trained { result: Trained, adapter: Arc<Vec<f32>>, personal: Option<Personal>, beginning: Beginning },
     Evaluated(Outcome),
 }
 

@@ -387,7 +387,15 @@ impl Player {
 
     pub fn update_with(&self, task: &Task, examples: u64, adapter: Payload) -> Update {
         let loss = 1.0 / f64::from(task.round) + examples as f64 / 1000.0;
-        let outcome = Outcome::Trained { examples, steps: 3, loss, seconds: 0.25, adapter, personal: None };
+        let outcome = Outcome::Trained {
+            examples,
+            steps: 3,
+            loss,
+            seconds: 0.25,
+            adapter,
+            personal: None,
+            control: None,
+        };
         self.outcome(task, outcome)
     }
 

@@ -25,7 +25,10 @@ use anyhow::{Context as _, Result, bail};
 use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_bus::BusConfig;
 use fedpeft_data::Federation;
-use fedpeft_protocol::{RunId, run::RunView};
+use fedpeft_protocol::{
+    RunId,
+    run::{RunView, StrategySpec},
+};
 
 use crate::{
     config::{Config, DataOverrides, Document, RunOverrides, SimulationOverrides},
@@ -105,8 +108,15 @@ impl Args {
                  data.client_holdout (--client-holdout 0.2), or run.evaluation.every to 0"
             );
         }
+        if let StrategySpec::Scaffold { population, .. } = &mut config.run.strategy {
+            population.get_or_insert(clients);
+        }
         // All clients are there before the run is submitted, so that a cohort depends on the seed alone; from
         // then on a round may start without those that left.
+        if let Some(privacy) = &mut config.run.privacy {
+            // All of them are here, and all may be sampled.
+            privacy.population.get_or_insert(config.data.clients);
+        }
         config.run.min_clients.get_or_insert(config.run.quorum());
         Ok(config)
     }
