@@ -5,6 +5,7 @@
 mod export;
 mod failures;
 mod inputs;
+mod kubernetes;
 mod secured;
 mod services;
 mod simulate;
