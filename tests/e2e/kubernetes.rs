@@ -35,7 +35,8 @@ fn find<'a>(manifests: &'a [Value], kind: &str, name: &str) -> &'a Value {
     let is_it = |document: &&Value| {
         // Generated configuration maps have a hash behind their name.
         let found = document["metadata"]["name"].as_str().unwrap();
-        document["kind"] == kind && (found == name || found.starts_with(&format!("{name}-")) && kind == "ConfigMap")
+        document["kind"] == kind
+            && (found == name || found.starts_with(&format!("{name}-")) && kind == "ConfigMap")
     };
     manifests.iter().find(is_it).unwrap_or_else(|| panic!("no {kind} {name}"))
 }
@@ -110,7 +111,8 @@ impl Cluster<'_> {
     /// Files of the configuration map behind a volume.
     fn config_map(&self, workload: &Value, volume: &str) -> BTreeMap<String, String> {
         let volumes = pod(workload)["volumes"].as_array().into_iter().flatten();
-        let named = volumes.filter(|known| known["name"] == volume).find_map(|v| v["configMap"]["name"].as_str());
+        let named =
+            volumes.filter(|known| known["name"] == volume).find_map(|v| v["configMap"]["name"].as_str());
         let Some(named) = named else { return BTreeMap::new() };
         serde_json::from_value(find(self.manifests, "ConfigMap", named)["data"].clone()).unwrap()
     }
@@ -126,7 +128,9 @@ impl Cluster<'_> {
         let pod = Pod { _running: running, http, probes: paths.map(str::to_owned).collect() };
         assert!(pod.probes.len() >= 2, "{name} has probes");
         for path in &pod.probes {
-            until(|| get(pod.http, path).filter(|page| page.starts_with("HTTP/1.") && page.contains(" 200 ")));
+            until(|| {
+                get(pod.http, path).filter(|page| page.starts_with("HTTP/1.") && page.contains(" 200 "))
+            });
         }
         pod
     }
@@ -173,7 +177,14 @@ fn the_local_overlay_runs_a_run() {
     let server = ["--server".to_owned(), format!("nats://127.0.0.1:{}", cluster.broker)];
     let folder = workspace.path("vit");
     let mut build = fedpeft();
-    build.args(["artifacts", "build", "--output", "/backbone/layernorm/Add_1_output_0", "--input-size", "28"]);
+    build.args([
+        "artifacts",
+        "build",
+        "--output",
+        "/backbone/layernorm/Add_1_output_0",
+        "--input-size",
+        "28",
+    ]);
     build.args(["--classes", "10", "--method", "head", "--model"]).arg(assets().dinov2().unwrap());
     build.arg("-o").arg(&folder);
     succeed(build);
@@ -205,7 +216,9 @@ fn the_local_overlay_runs_a_run() {
     for pod in &pods {
         assert!(pod.probes.iter().all(|path| get(pod.http, path).is_some_and(|page| page.contains(" 200 "))));
     }
-    let page = until(|| get(pods[3].http, "/metrics").filter(|page| page.contains("fedpeft_rounds_total{run=\"demo\"} 3")));
+    let page = until(|| {
+        get(pods[3].http, "/metrics").filter(|page| page.contains("fedpeft_rounds_total{run=\"demo\"} 3"))
+    });
     assert!(page.contains("fedpeft_bytes_total"));
 }
 
@@ -214,9 +227,9 @@ fn the_local_overlay_runs_a_run() {
 fn every_pod_is_restricted_and_probed() {
     for overlay in ["local", "gpu", "production"] {
         let Some(manifests) = manifests(overlay) else { return };
-        let workloads = manifests
-            .iter()
-            .filter(|document| ["Deployment", "StatefulSet", "Job"].contains(&document["kind"].as_str().unwrap()));
+        let workloads = manifests.iter().filter(|document| {
+            ["Deployment", "StatefulSet", "Job"].contains(&document["kind"].as_str().unwrap())
+        });
         for workload in workloads {
             let (name, spec) = (&workload["metadata"]["name"], pod(workload));
             assert_eq!(spec["automountServiceAccountToken"], false, "{name}");
@@ -257,12 +270,18 @@ fn production_has_credentials_and_no_clients() {
         for variable in ["FEDPEFT_CREDS", "FEDPEFT_TLS_CA"] {
             let path = value(variable).unwrap();
             let mounts = container["volumeMounts"].as_array().unwrap();
-            assert!(mounts.iter().any(|mount| path.starts_with(mount["mountPath"].as_str().unwrap())), "{path}");
+            assert!(
+                mounts.iter().any(|mount| path.starts_with(mount["mountPath"].as_str().unwrap())),
+                "{path}"
+            );
         }
     }
     let aggregator = find(&manifests, "Deployment", "aggregator");
     assert_eq!(aggregator["spec"]["replicas"], 2);
     assert!(pod(aggregator)["containers"][0]["args"].as_array().unwrap().contains(&json!("--noise-secret")));
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../grafana/prometheus/rules.yml");
+    let rules: Value = serde_norway::from_str(&fs::read_to_string(rules).unwrap()).unwrap();
+    assert_eq!(find(&manifests, "PrometheusRule", "fedpeft")["spec"], rules);
     let nats = pod(find(&manifests, "StatefulSet", "nats"));
     assert_eq!(nats["volumes"][0]["secret"]["secretName"], "fedpeft-nats");
 }

@@ -30,7 +30,10 @@ pub fn manifests() -> Result<()> {
     for overlay in OVERLAYS {
         let built = folder.join(format!("{overlay}.yaml"));
         let file = File::create(&built).with_context(|| format!("cannot write {}", built.display()))?;
-        run(Command::new("kubectl").arg("kustomize").arg(root().join("k8s/overlays").join(overlay)).stdout(file))?;
+        run(Command::new("kubectl")
+            .arg("kustomize")
+            .arg(root().join("k8s/overlays").join(overlay))
+            .stdout(file))?;
         for version in VERSIONS {
             // What is well goes to standard output, a line for each resource.
             let mut validate = Command::new(tools.join("bin/kubernetes-validate"));
