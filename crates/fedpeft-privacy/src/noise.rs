@@ -62,6 +62,23 @@ impl NoiseSecret {
         hex::decode_to_slice(digits.trim(), &mut secret.0).map_err(|_| NoiseError::Secret)?;
         Ok(secret)
     }
+
+    /// A secret of one context, from which nobody learns this one: HKDF-SHA256. `["a", "bc"]` is not `["ab", "c"]`.
+    pub fn derive(&self, context: &[&str]) -> Zeroizing<[u8; 32]> {
+        let (mut key, _) = Hkdf::<Sha256>::extract(Some(DOMAIN), &self.0);
+        let mut info = Vec::new();
+        for part in context {
+            info.extend_from_slice(&(part.len() as u64).to_le_bytes());
+            info.extend_from_slice(part.as_bytes());
+        }
+        // The first block of HKDF-Expand, as the HMAC that it is: that cannot fail.
+        info.push(1);
+        let (mut seed, _) = Hkdf::<Sha256>::extract(Some(&key), &info);
+        key.zeroize();
+        let derived = Zeroizing::new(seed.into());
+        seed.zeroize();
+        derived
+    }
 }
 
 impl From<[u8; 32]> for NoiseSecret {
@@ -100,19 +117,7 @@ pub struct NoiseStream(ChaCha20Rng);
 impl NoiseStream {
     /// The noise of a context, as a list of parts: `["a", "bc"]` is not `["ab", "c"]`.
     pub fn new(secret: &NoiseSecret, context: &[&str]) -> Self {
-        let (mut key, _) = Hkdf::<Sha256>::extract(Some(DOMAIN), &secret.0);
-        let mut info = Vec::new();
-        for part in context {
-            info.extend_from_slice(&(part.len() as u64).to_le_bytes());
-            info.extend_from_slice(part.as_bytes());
-        }
-        // The first block of HKDF-Expand, as the HMAC that it is: that cannot fail.
-        info.push(1);
-        let (mut seed, _) = Hkdf::<Sha256>::extract(Some(&key), &info);
-        key.zeroize();
-        let copy = Zeroizing::new(seed.into());
-        seed.zeroize();
-        Self(ChaCha20Rng::from_seed(*copy))
+        Self(ChaCha20Rng::from_seed(*secret.derive(context)))
     }
 
     /// One value of standard deviation [`SIGMA`]; below 2^28 in magnitude.

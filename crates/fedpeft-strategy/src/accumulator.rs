@@ -21,7 +21,7 @@ mod spooled;
 use bytes::Bytes;
 use fedpeft_codec::{CodecError, Layout};
 
-pub use spooled::{Spool, SpoolError};
+pub use spooled::{Spool, SpoolError, check_update};
 
 /// Largest magnitude of an adapter value: the next power of two above what half precision can hold.
 pub const MAX_MAGNITUDE: f32 = 65_536.0;
@@ -90,6 +90,26 @@ pub enum AccumulateError {
         "the server's step gives a value of {0}, more than {MAX_MAGNITUDE}: lower strategy.learning_rate"
     )]
     Diverged(String),
+    /// Too few updates for a robust rule.
+    #[error("{rule} needs {least} updates and got {updates}: raise the quorum")]
+    Few {
+        /// The rule.
+        rule: &'static str,
+        /// Fewest it works with.
+        least: u32,
+        /// Updates there are.
+        updates: usize,
+    },
+    /// Too many updates for a robust rule.
+    #[error("{rule} takes at most {most} updates and got {updates}: lower the size of the cohort")]
+    Many {
+        /// The rule.
+        rule: &'static str,
+        /// Most it works with.
+        most: u32,
+        /// Updates there are.
+        updates: usize,
+    },
     /// A clipping norm.
     #[error("the clipping norm is {0}: it is between 1e-9 and 1e9")]
     Clip(String),
@@ -219,16 +239,6 @@ impl Accumulator {
         pulp::Arch::new().dispatch(|| divide(&self.high, &self.low, divisor, encoded.as_chunks_mut::<4>().0));
         Ok(encoded.into())
     }
-
-    /// `adapter` moved by the sum over `divisor`, encoded.
-    pub fn step(&self, adapter: &[u8], divisor: f64) -> Result<Bytes, AccumulateError> {
-        self.usable()?;
-        check(adapter, &self.layout)?;
-        let mut encoded = adapter.to_vec();
-        pulp::Arch::new()
-            .dispatch(|| advance(&self.high, &self.low, divisor, encoded.as_chunks_mut::<4>().0));
-        Ok(encoded.into())
-    }
 }
 
 pub(crate) fn zeros(values: usize) -> Result<Vec<i64>, AccumulateError> {
@@ -271,7 +281,7 @@ pub(crate) fn check_values(first: usize, values: &[[u8; 4]], layout: &Layout) ->
 /// The largest magnitude as bits: without their sign, floats order as integers do, and infinities and NaN
 /// lie above all finite values.
 #[inline(always)]
-fn largest_magnitude(values: &[[u8; 4]]) -> u32 {
+pub(crate) fn largest_magnitude(values: &[[u8; 4]]) -> u32 {
     values.iter().fold(0, |largest, b| largest.max(u32::from_le_bytes(*b) & 0x7fff_ffff))
 }
 
@@ -304,14 +314,6 @@ fn add_integers(sum: &mut [i64], terms: &[i64]) {
 fn divide(high: &[i64], low: &[i64], divisor: f64, means: &mut [[u8; 4]]) {
     for ((high, low), mean) in high.iter().zip(low).zip(means) {
         *mean = ((total(*high, *low) / divisor) as f32).to_le_bytes();
-    }
-}
-
-#[inline(always)]
-fn advance(high: &[i64], low: &[i64], divisor: f64, values: &mut [[u8; 4]]) {
-    for ((high, low), value) in high.iter().zip(low).zip(values) {
-        let moved = f64::from(f32::from_le_bytes(*value)) + total(*high, *low) / divisor;
-        *value = (moved as f32).to_le_bytes();
     }
 }
 
