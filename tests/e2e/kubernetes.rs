@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use crate::support::{Running, Workspace, fedpeft, program, succeed, text, until};
 
 /// What `kubectl kustomize` makes of an overlay; nothing where there is no kubectl.
+#[allow(clippy::print_stderr, reason = "who reads the log should know what was not tried")]
 fn manifests(overlay: &str) -> Option<Vec<Value>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../k8s/overlays").join(overlay);
     let Ok(output) = Command::new("kubectl").arg("kustomize").arg(&folder).output() else {
