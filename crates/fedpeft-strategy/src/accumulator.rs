@@ -36,7 +36,7 @@ pub(crate) const HIGH_SCALE: f64 = (1u64 << 7) as f64;
 const LOW_SCALE: f64 = (1u64 << 47) as f64;
 /// Added to an `f64` of magnitude below 2^51 it leaves the nearest integer in the low bits of the mantissa:
 /// a conversion to `i64` that every vector unit can do.
-const MAGIC: f64 = 6_755_399_441_055_744.0;
+pub(crate) const MAGIC: f64 = 6_755_399_441_055_744.0;
 
 /// The weight of one update: its examples, 1 to [`MAX_WEIGHT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,6 +126,25 @@ pub enum AccumulateError {
         module: String,
         /// What its entries may reach.
         value: String,
+    },
+    /// A clipping norm.
+    #[error("the clipping norm is {0}: it is between 1e-9 and 1e9")]
+    Clip(String),
+    /// A noise multiplier.
+    #[error("the noise multiplier is {0}: a clipped sum takes 2^-10 and above")]
+    Noise(String),
+    /// Noise that makes the grid of a clipped sum too coarse for its number of values.
+    #[error(
+        "a noise multiplier of {noise} is too much for {values} values, which take up to {most}: train a smaller \
+         adapter, or take fewer rounds or a larger budget"
+    )]
+    Coarse {
+        /// The multiplier.
+        noise: String,
+        /// Values of the adapter.
+        values: usize,
+        /// Largest multiplier for that many.
+        most: String,
     },
     /// Two sums over different adapters.
     #[error("sums of different adapter layouts cannot be merged")]
@@ -248,16 +267,6 @@ impl Accumulator {
         pulp::Arch::new().dispatch(|| divide(&self.high, &self.low, divisor, encoded.as_chunks_mut::<4>().0));
         Ok(encoded.into())
     }
-
-    /// `adapter` moved by the sum over `divisor`, encoded.
-    pub fn step(&self, adapter: &[u8], divisor: f64) -> Result<Bytes, AccumulateError> {
-        self.usable()?;
-        check(adapter, &self.layout)?;
-        let mut encoded = adapter.to_vec();
-        pulp::Arch::new()
-            .dispatch(|| advance(&self.high, &self.low, divisor, encoded.as_chunks_mut::<4>().0));
-        Ok(encoded.into())
-    }
 }
 
 pub(crate) fn zeros(values: usize) -> Result<Vec<i64>, AccumulateError> {
@@ -267,7 +276,7 @@ pub(crate) fn zeros(values: usize) -> Result<Vec<i64>, AccumulateError> {
     Ok(zeros)
 }
 
-fn within_bound(updates: u64) -> Result<u64, AccumulateError> {
+pub(crate) fn within_bound(updates: u64) -> Result<u64, AccumulateError> {
     if updates <= MAX_UPDATES { Ok(updates) } else { Err(AccumulateError::Updates(updates)) }
 }
 
@@ -281,7 +290,7 @@ fn check(adapter: &[u8], layout: &Layout) -> Result<(), AccumulateError> {
 }
 
 /// Checks the values from `first` on in one vectorised pass; the culprit is searched only if there is one.
-fn check_values(first: usize, values: &[[u8; 4]], layout: &Layout) -> Result<(), AccumulateError> {
+pub(crate) fn check_values(first: usize, values: &[[u8; 4]], layout: &Layout) -> Result<(), AccumulateError> {
     if pulp::Arch::new().dispatch(|| largest_magnitude(values)) <= MAX_MAGNITUDE.to_bits() {
         return Ok(());
     }
@@ -300,7 +309,7 @@ fn check_values(first: usize, values: &[[u8; 4]], layout: &Layout) -> Result<(),
 /// The largest magnitude as bits: without their sign, floats order as integers do, and infinities and NaN
 /// lie above all finite values.
 #[inline(always)]
-fn largest_magnitude(values: &[[u8; 4]]) -> u32 {
+pub(crate) fn largest_magnitude(values: &[[u8; 4]]) -> u32 {
     values.iter().fold(0, |largest, b| largest.max(u32::from_le_bytes(*b) & 0x7fff_ffff))
 }
 
@@ -323,7 +332,7 @@ pub(crate) fn add_term(high: &mut i64, low: &mut i64, term: f64) {
 
 /// The integer that adding [`MAGIC`] left in the mantissa.
 #[inline(always)]
-fn integer(shifted: f64) -> i64 {
+pub(crate) fn integer(shifted: f64) -> i64 {
     shifted.to_bits().wrapping_sub(MAGIC.to_bits()).cast_signed()
 }
 
@@ -338,14 +347,6 @@ pub(crate) fn add_integers(sum: &mut [i64], terms: &[i64]) {
 fn divide(high: &[i64], low: &[i64], divisor: f64, means: &mut [[u8; 4]]) {
     for ((high, low), mean) in high.iter().zip(low).zip(means) {
         *mean = ((total(*high, *low) / divisor) as f32).to_le_bytes();
-    }
-}
-
-#[inline(always)]
-fn advance(high: &[i64], low: &[i64], divisor: f64, values: &mut [[u8; 4]]) {
-    for ((high, low), value) in high.iter().zip(low).zip(values) {
-        let moved = f64::from(f32::from_le_bytes(*value)) + total(*high, *low) / divisor;
-        *value = (moved as f32).to_le_bytes();
     }
 }
 

@@ -1,50 +1,71 @@
 //! Bounds how far an update may go.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 
-use crate::{
-    accumulator::{Spool, SpoolError},
-    norm::{distance_spooled, fill},
-};
+use crate::{accumulator::Spool, norm::fill};
 
-/// Bytes read at once.
+/// Bytes computed at once; whole values.
 const CHUNK: usize = 1 << 18;
 
-/// Writes `base + (adapter - base) min(1, bound / norm)`, encoded, where `norm` is the L2 distance of the two, and returns
-/// `norm`: what a client changed is scaled until it is at most `bound` long (the clipping of DP-FedAvg, McMahan et al.,
-/// arXiv 1710.06963; of itself a defence against updates that are boosted, Sun et al., arXiv 1911.07963).
+/// `base + scale (adapter - base)`, encoded, computed while it is read: an adapter that is read from its first byte, as the
+/// accumulator does, and never held (the clipping of DP-FedAvg, McMahan et al., arXiv 1710.06963; of itself a defence against
+/// updates that are boosted, Sun et al., arXiv 1911.07963).
 ///
-/// Within the bound the bytes are those of `adapter`. Beyond it every value is rounded towards the base, so that
-/// rounding never makes the result longer than the bound: a sensitivity that noise is calibrated to holds for the
-/// numbers that are added, not only for the reals they stand for.
-///
-/// Both are read from their first byte and have been checked by the caller; `bound` is above 0.
-///
-/// # Errors
-/// What cannot be read or written; adapters of different lengths.
-pub fn clip_into(
-    adapter: &mut dyn Spool,
-    base: &mut dyn Spool,
-    bound: f64,
-    out: &mut dyn Write,
-) -> Result<f64, SpoolError> {
-    let norm = distance_spooled(adapter, base)?;
-    let scale = if norm <= bound { 1.0 } else { bound / norm };
-    adapter.rewind()?;
-    base.rewind()?;
-    let (mut values, mut bases) = (vec![0; CHUNK], vec![0; CHUNK]);
-    loop {
-        let (read, beside) = (fill(adapter, &mut values)?, fill(base, &mut bases)?);
-        if read != beside {
+/// Every value is rounded towards the base, so that rounding never makes the result longer than asked for.
+pub(crate) struct Scaled<'a> {
+    adapter: &'a mut dyn Spool,
+    base: &'a mut dyn Spool,
+    scale: f64,
+    chunk: Vec<u8>,
+    /// Bytes of the chunk that were read.
+    read: usize,
+}
+
+impl<'a> Scaled<'a> {
+    pub fn new(adapter: &'a mut dyn Spool, base: &'a mut dyn Spool, scale: f64) -> Self {
+        Self { adapter, base, scale, chunk: Vec::new(), read: 0 }
+    }
+
+    fn compute(&mut self) -> io::Result<()> {
+        let mut base = vec![0; CHUNK];
+        self.chunk.resize(CHUNK, 0);
+        let (length, beside) = (fill(self.adapter, &mut self.chunk)?, fill(self.base, &mut base)?);
+        if length != beside {
             let text = "an update and what it began with have different lengths";
-            return Err(io::Error::new(io::ErrorKind::InvalidData, text).into());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
-        if scale < 1.0 {
-            pulp::Arch::new().dispatch(|| shrink(&mut values[..read], &bases[..read], scale));
+        self.chunk.truncate(length);
+        let scale = self.scale;
+        pulp::Arch::new().dispatch(|| shrink(&mut self.chunk, &base[..length], scale));
+        self.read = 0;
+        Ok(())
+    }
+}
+
+impl Read for Scaled<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.read == self.chunk.len() {
+            self.compute()?;
         }
-        out.write_all(&values[..read])?;
-        if read < CHUNK {
-            return Ok(norm);
+        let count = out.len().min(self.chunk.len() - self.read);
+        out[..count].copy_from_slice(&self.chunk[self.read..self.read + count]);
+        self.read += count;
+        Ok(count)
+    }
+}
+
+impl Seek for Scaled<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        match to {
+            SeekFrom::Start(0) => {
+                self.adapter.rewind()?;
+                self.base.rewind()?;
+                self.chunk.clear();
+                self.read = 0;
+                Ok(0)
+            }
+            SeekFrom::End(0) => self.adapter.seek(to),
+            _ => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 }
@@ -82,10 +103,26 @@ mod tests {
     use crate::distance;
 
     fn clipped(adapter: &[f32], base: &[f32], bound: f64) -> (Vec<f32>, f64) {
+        let (adapter, base) = (encode(adapter), encode(base));
+        let norm = distance(&adapter, &base);
+        let (mut adapter, mut base) = (Cursor::new(adapter), Cursor::new(base));
+        if norm <= bound {
+            return (values_of(adapter.get_ref()), norm);
+        }
+        let mut clipped = Scaled::new(&mut adapter, &mut base, bound / norm);
         let mut out = Vec::new();
-        let (mut adapter, mut base) = (Cursor::new(encode(adapter)), Cursor::new(encode(base)));
-        let norm = clip_into(&mut adapter, &mut base, bound, &mut out).unwrap();
-        (out.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(), norm)
+        // What was read before does not show.
+        for _ in 0..2 {
+            clipped.rewind().unwrap();
+            out.clear();
+            clipped.read_to_end(&mut out).unwrap();
+        }
+        assert_eq!(clipped.seek(SeekFrom::End(0)).unwrap(), out.len() as u64);
+        (values_of(&out), norm)
+    }
+
+    fn values_of(out: &[u8]) -> Vec<f32> {
+        out.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
     }
 
     #[test]
@@ -114,8 +151,8 @@ mod tests {
     fn lengths_that_differ_are_an_error() {
         for (left, right) in [(3, 4), (4, 3)] {
             let (mut left, mut right) = (Cursor::new(vec![0; left * 4]), Cursor::new(vec![0; right * 4]));
-            let error = clip_into(&mut left, &mut right, 1.0, &mut Vec::new()).unwrap_err();
-            assert!(matches!(error, SpoolError::Io(_)), "{error}");
+            let error = Scaled::new(&mut left, &mut right, 0.5).read_to_end(&mut Vec::new()).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
     }
 

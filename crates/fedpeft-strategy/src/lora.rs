@@ -234,7 +234,7 @@ impl ProductMean {
         Ok(())
     }
 
-    /// Gives the mean adapter to `each`, in chunks of [`crate::robust::CHUNK_VALUES`] values of which the last may be
+    /// Gives the mean adapter to `each`, in chunks of [`crate::mean::CHUNK_VALUES`] values of which the last may be
     /// shorter, and returns the share of the squared norm of all mean updates that did not fit their rank, 0 to 1.
     ///
     /// # Errors
@@ -254,7 +254,7 @@ impl ProductMean {
             replaced.push((pair.b.clone(), b));
         }
         let (mut first, mut chunk) = (0, Vec::new());
-        self.sum.each_mean(|means| {
+        self.sum.each_over(self.sum.weight() as f64, &mut |means| {
             chunk.clear();
             chunk.extend_from_slice(means);
             for (range, values) in &replaced {

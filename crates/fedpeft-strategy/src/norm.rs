@@ -46,7 +46,7 @@ pub(crate) fn fill(from: &mut dyn Spool, chunk: &mut [u8]) -> io::Result<usize> 
     Ok(filled)
 }
 
-fn add_squares(sums: &mut [f64; LANES], adapter: &[u8], base: &[u8]) {
+pub(crate) fn add_squares(sums: &mut [f64; LANES], adapter: &[u8], base: &[u8]) {
     let (adapter, base) = (adapter.as_chunks::<4>().0, base.as_chunks::<4>().0);
     pulp::Arch::new().dispatch(|| add_squared_differences(sums, adapter, base));
 }

@@ -24,8 +24,7 @@ use fedpeft_codec::Layout;
 use crate::accumulator::{AccumulateError, MAX_UPDATES, Spool, SpoolError, Weight};
 use rows::Rows;
 
-/// Values of every chunk of a result but the last, which may be shorter.
-pub const CHUNK_VALUES: usize = 1 << 17;
+pub use crate::mean::CHUNK_VALUES;
 
 /// An update that is kept until its round closes.
 pub struct Gathered {
