@@ -71,7 +71,9 @@ fn steps(runtime: &Runtime, golden: &Golden, training: &TrainingSpec, residence:
     let mut gradients = tensors(&layout, &allocator).unwrap();
     let anchor = if training.proximal_mu > 0.0 { golden.start.clone() } else { Vec::new() };
     let form = match residence {
-        Residence::Host => Form::Host(HostOptimizer::new(training, anchor, None, &layout, 1).unwrap()),
+        Residence::Host => {
+            Form::Host(Box::new(HostOptimizer::new(training, anchor, None, &layout, 1).unwrap()))
+        }
         Residence::Device => {
             let bound = Bound {
                 layout: &layout,
