@@ -4,6 +4,7 @@ pub mod artifacts;
 pub mod auth;
 pub mod completions;
 pub mod data;
+pub mod experiment;
 pub mod export;
 pub mod models;
 pub mod privacy;

@@ -15,11 +15,11 @@ mod memory;
 mod model;
 mod outcome;
 mod plan;
-mod programs;
+pub mod programs;
 mod store;
 mod supervisor;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use fedpeft_artifacts::ArtifactFolder;
@@ -54,6 +54,9 @@ pub struct Args {
     /// File with the sections [run], [model], [data] and [simulate].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Where relative paths of that file start [default: its folder].
+    #[arg(long, value_name = "DIR", requires = "config")]
+    relative_to: Option<PathBuf>,
     /// Folder that keeps the state of the simulation, for another one to go on from [default: a temporary one].
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
@@ -87,21 +90,13 @@ pub struct Args {
 impl Args {
     fn typed_config(&self) -> Result<Config> {
         let mut document = Document::read_or_empty(self.config.as_deref())?;
+        if let Some(folder) = &self.relative_to {
+            document = document.in_folder(folder);
+        }
         self.data.apply(&mut document)?;
         self.run.apply(&mut document, self.data.seed())?;
         self.simulate.apply(&mut document)?;
-        let mut config = document.config(self.places.assets().as_deref())?;
-        let (cohort, clients) = (config.run.cohort, config.data.clients);
-        if cohort > clients {
-            bail!(
-                "the cohort of {cohort} is larger than the {clients} clients: lower run.cohort (--cohort) or raise \
-                 data.clients (--clients)"
-            );
-        }
-        // All clients are there before the run is submitted, so that a cohort depends on the seed alone; from
-        // then on a round may start without those that left.
-        config.run.min_clients.get_or_insert(config.run.quorum());
-        Ok(config)
+        simulated(document, self.places.assets().as_deref())
     }
 
     /// The broker of the user, where one is given.
@@ -116,6 +111,22 @@ impl Args {
             _ => Sink::Stdout,
         }
     }
+}
+
+/// What a simulation makes of a document.
+pub fn simulated(document: Document, assets: Option<&Path>) -> Result<Config> {
+    let mut config = document.config(assets)?;
+    let (cohort, clients) = (config.run.cohort, config.data.clients);
+    if cohort > clients {
+        bail!(
+            "the cohort of {cohort} is larger than the {clients} clients: lower run.cohort (--cohort) or raise \
+             data.clients (--clients)"
+        );
+    }
+    // All clients are there before the run is submitted, so that a cohort depends on the seed alone; from then on
+    // a round may start without those that left.
+    config.run.min_clients.get_or_insert(config.run.quorum());
+    Ok(config)
 }
 
 /// Runs the simulation to its end and reports.
@@ -185,7 +196,7 @@ async fn simulate(
 }
 
 /// Ctrl-C, or a polite request to end.
-async fn interrupted() {
+pub async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
     let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
     tokio::select! {
