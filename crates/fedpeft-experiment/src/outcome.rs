@@ -57,20 +57,8 @@ pub struct RoundPoint {
 struct Report {
     status: RunStatus,
     versions: BTreeMap<String, String>,
-    rounds: Vec<Row>,
+    rounds: Vec<RoundReport>,
     totals: Totals,
-}
-
-#[derive(Deserialize)]
-struct Row {
-    #[serde(flatten)]
-    report: RoundReport,
-    privacy: Option<Privacy>,
-}
-
-#[derive(Deserialize)]
-struct Privacy {
-    epsilon: f64,
 }
 
 #[derive(Deserialize)]
@@ -129,8 +117,8 @@ impl Outcome {
     }
 }
 
-impl From<Row> for RoundPoint {
-    fn from(Row { report, privacy }: Row) -> Self {
+impl From<RoundReport> for RoundPoint {
+    fn from(report: RoundReport) -> Self {
         let once = |kind: &str| kind.ends_with(".backbone") || kind.ends_with(".artifacts");
         let once = report.bytes_by_kind.iter().filter(|(kind, _)| once(kind)).map(|(_, bytes)| bytes).sum();
         let accepted = |client: &&ClientReport| matches!(client.outcome, ClientOutcome::Accepted { .. });
@@ -145,7 +133,7 @@ impl From<Row> for RoundPoint {
             sampled: report.clients.len(),
             accepted: report.clients.iter().filter(accepted).count(),
             seconds: report.seconds.total,
-            epsilon: privacy.map(|privacy| privacy.epsilon),
+            epsilon: report.privacy.map(|privacy| privacy.epsilon),
         }
     }
 }
@@ -175,7 +163,7 @@ pub(crate) mod tests {
                 ],
                 "seconds": {"select": 0, "broadcast": 0, "train": 0, "collect": 0, "aggregate": 0, "evaluate": 0,
                             "total": 1.5},
-                "adapter": digest, "privacy": {"epsilon": 0.5 * (index + 1) as f64},
+                "adapter": digest, "privacy": {"epsilon": 0.5 * (index + 1) as f64, "noise_multiplier": 1.0, "clip_norm": 1.0},
             })
         };
         json!({
