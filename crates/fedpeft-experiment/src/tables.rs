@@ -144,8 +144,8 @@ pub fn summary_csv(summary: &Summary) -> Result<String, ExperimentError> {
             format!("reached_{target}"),
         ]);
     }
-    let both =
-        |own: Option<Spread>| [optional(own.map(|own| own.mean)), optional(own.and_then(|own| own.sd))];
+    let rounded = |value: Option<f64>| optional(value.map(|value| (value * 1e6).round() / 1e6));
+    let both = |own: Option<Spread>| [rounded(own.map(|own| own.mean)), rounded(own.and_then(|own| own.sd))];
     let rows = summary.groups.iter().map(|group| {
         let mut row = group.point.clone();
         row.extend([group.finished.to_string(), group.asked.to_string()]);
