@@ -48,7 +48,8 @@ fn finished(results: &Path) -> Vec<(PathBuf, SystemTime)> {
 fn an_experiment_that_is_killed_goes_on_and_reports() {
     let workspace = Workspace::new();
     fs::write(workspace.path("grid.toml"), grid()).unwrap();
-    let listed: Value = serde_json::from_str(&succeed(experiment(&workspace, &["--dry-run", "--json"]))).unwrap();
+    let listed: Value =
+        serde_json::from_str(&succeed(experiment(&workspace, &["--dry-run", "--json"]))).unwrap();
     assert_eq!(listed["trials"].as_array().unwrap().len(), 2);
 
     let results = workspace.path("grid.results");

@@ -1,29 +1,27 @@
 //! `fedpeft experiment`: a grid of simulations, one process each, and a report of what came of it.
 
 mod board;
+mod launch;
+mod listing;
+mod report;
 
 use std::{
-    env, fs,
+    env,
     num::NonZero,
     path::{Path, PathBuf},
-    thread,
 };
 
-use anyhow::{Context as _, Result, bail};
-use fedpeft_experiment::{
-    Estimate, Figure, Folder, Grid, Launch, Place, Shape, Status, Summary, Table, Trial, calibration, figures,
-    inject, page, rounds_csv, section, summary_csv,
-};
-use serde_json::json;
-use tokio::process::Command;
+use anyhow::{Result, bail};
+use fedpeft_experiment::{Estimate, Folder, Grid, Shape, Status, Trial};
 
 use crate::{
-    config::{Config, Document},
+    config::Document,
     connect,
     output::{self, Interrupted, Output},
     simulate::{self, programs::Places},
 };
 use board::Board;
+use launch::{Simulate, cores, shape};
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -32,7 +30,7 @@ Examples:
   fedpeft experiment experiments/paper-methods.toml --dry-run      # which trials there are, how long they take
   fedpeft experiment experiments/paper-methods.toml --quick        # a small version, within 20 minutes on two cores
   fedpeft experiment experiments/paper-methods.toml --jobs 4
-  fedpeft experiment experiments/paper-methods.toml --quick --report --markdown docs/results.md
+  fedpeft experiment experiments/paper-methods.toml --quick --report --markdown results.md
 
 A grid is a run.toml in [base], axes whose values are named pieces of run.toml, and seeds. Each trial is one
 `fedpeft simulate`. What is finished is kept: the same command goes on where it was interrupted, tries failed trials
@@ -94,7 +92,8 @@ pub fn run(args: &Args) -> Result<()> {
             }
         }
     }
-    let program = Simulate { program: env::current_exe()?, base: std::path::absolute(base)?, places: &args.places };
+    let program =
+        Simulate { program: env::current_exe()?, base: std::path::absolute(base)?, places: &args.places };
     let interrupted = connect::block_on(Box::pin(async {
         let mut interrupted = false;
         let stop = async {
@@ -155,148 +154,6 @@ impl Args {
     fn command(&self) -> String {
         let quick = if self.quick { " --quick" } else { "" };
         format!("fedpeft experiment {}{quick}", self.grid.display())
-    }
-
-    /// What there is to do.
-    fn list(&self, grid: &Grid, trials: &[Trial], estimates: &[Estimate], jobs: usize) -> Result<()> {
-        let folder = Folder::view(&self.folder());
-        let statuses = trials.iter().map(|trial| folder.status(trial)).collect::<Result<Vec<_>, _>>()?;
-        let finished = estimates.iter().zip(&statuses).filter_map(|(estimate, status)| match status {
-            Status::Finished(outcome) => Some((*estimate, outcome.as_ref())),
-            _ => None,
-        });
-        let slower = calibration(finished);
-        let open = || estimates.iter().zip(&statuses).filter(|(_, status)| !matches!(status, Status::Finished(_)));
-        let seconds: Option<f64> = open().map(|(estimate, _)| estimate.seconds).sum();
-        let seconds = seconds.map(|sum| sum * slower / jobs as f64);
-        if self.shown.is_json() {
-            let row = |((trial, estimate), status): ((&Trial, &Estimate), &Status)| {
-                json!({
-                    "id": trial.id, "label": trial.label, "status": status.word(), "run": trial.run,
-                    "example_passes": estimate.passes, "seconds": estimate.seconds.map(|own| own * slower),
-                })
-            };
-            let rows: Vec<_> = trials.iter().zip(estimates).zip(&statuses).map(row).collect();
-            let all = json!({ "title": grid.title, "jobs": jobs, "seconds": seconds, "trials": rows });
-            return output::print(serde_json::to_string_pretty(&all)?);
-        }
-        let mut table = output::table(&["trial", "what", "status", "example passes", "seconds"], [3, 4]);
-        for ((trial, estimate), status) in trials.iter().zip(estimates).zip(&statuses) {
-            let show = |value: Option<f64>| value.map_or("?".to_owned(), |value| output::grouped(value as u64));
-            table.add_row([
-                trial.id.to_string(),
-                trial.label.clone(),
-                status.word().to_owned(),
-                show(estimate.passes),
-                show(estimate.seconds.map(|own| own * slower)),
-            ]);
-        }
-        output::print(table.trim_fmt())?;
-        let left = open().count();
-        let total = match seconds {
-            None => "how long they take is not known: give estimate.ms_per_example".to_owned(),
-            Some(seconds) => format!("about {:.0} minutes, {jobs} at a time", (seconds / 60.0).ceil()),
-        };
-        output::print(format!("{left} of {} trials are to be run, {total}", trials.len()))
-    }
-
-    /// Writes the reports and says where they are.
-    fn conclude(&self, grid: &Grid, trials: &[Trial], folder: &Folder) -> Result<()> {
-        let summary = Summary::read(grid, trials, folder, self.command())?;
-        let figures = figures(grid, &summary)?;
-        let file = fs::read_to_string(&self.grid).unwrap_or_default();
-        if folder.path().is_dir() {
-            folder.write("rounds.csv", &rounds_csv(&summary)?)?;
-            folder.write("summary.csv", &summary_csv(&summary)?)?;
-            folder.write("report.html", &page(&summary, &file, &figures))?;
-        }
-        if let Some(markdown) = &self.markdown {
-            self.write_markdown(markdown, &summary, &figures)?;
-        }
-        self.shown.show(&summary, |summary| {
-            let results = Table::results(summary);
-            let header: Vec<&str> = results.header.iter().map(String::as_str).collect();
-            let mut text = output::table(&header, summary.axes.len()..header.len());
-            for row in &results.rows {
-                text.add_row(row);
-            }
-            let (finished, failed) = (summary.count("finished"), summary.count("failed"));
-            format!(
-                "{}\n{finished} of {} trials are finished, {failed} failed; the report is {}",
-                text.trim_fmt(),
-                summary.trials.len(),
-                folder.path().join("report.html").display()
-            )
-        })
-    }
-
-    /// Puts the tables into a Markdown file, and plots and CSV into a folder beside it.
-    fn write_markdown(&self, path: &Path, summary: &Summary, figures: &[Figure]) -> Result<()> {
-        let name = self.grid.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let plots = PathBuf::from(path.file_stem().unwrap_or_default()).join(&name);
-        let folder = path.parent().unwrap_or(Path::new("")).join(&plots);
-        fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-        let beside = Folder::view(&folder);
-        for figure in figures {
-            beside.write(&format!("{}.svg", figure.name), &figure.svg)?;
-        }
-        beside.write("rounds.csv", &rounds_csv(summary)?)?;
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(error).with_context(|| format!("{} cannot be read", path.display())),
-        };
-        let text = inject(&text, &name, &section(summary, figures, &plots.to_string_lossy()));
-        fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))
-    }
-}
-
-/// What a configuration means for the time it takes.
-fn shape(config: &Config) -> Shape {
-    let Config { run, data, simulate, .. } = config;
-    let all = u32::try_from(cores()).unwrap_or(u32::MAX);
-    let own = simulate.workers.zip(simulate.threads).map(|(workers, threads)| workers.saturating_mul(threads));
-    Shape {
-        rounds: run.rounds,
-        sampled: run.cohort,
-        local_epochs: run.training.local_epochs,
-        clients: data.clients,
-        samples_per_client: data.samples_per_client,
-        evaluations: run.rounds.checked_div(run.evaluation.every).unwrap_or(0),
-        eval_examples: data.eval_examples,
-        cores: own.unwrap_or(all).min(all),
-    }
-}
-
-fn cores() -> usize {
-    thread::available_parallelism().map_or(1, NonZero::get)
-}
-
-/// Runs a trial with `fedpeft simulate`.
-struct Simulate<'a> {
-    program: PathBuf,
-    base: PathBuf,
-    places: &'a Places,
-}
-
-impl Launch for Simulate<'_> {
-    fn command(&self, trial: &Trial, place: &Place) -> Command {
-        let mut command = Command::new(&self.program);
-        command.args(["simulate", "--name", &format!("trial-{}", trial.id), "--relative-to"]).arg(&self.base);
-        for (flag, path) in
-            [("--config", place.config()), ("--store", place.store()), ("--json", place.report())]
-        {
-            command.arg(flag).arg(path);
-        }
-        command.args(self.places.arguments());
-        command
-    }
-
-    /// A row of the table: `3  4/4  0.5000 ...`.
-    fn round(&self, line: &str) -> Option<u32> {
-        let mut cells = line.split_whitespace();
-        let round = cells.next()?.parse().ok()?;
-        cells.next()?.contains('/').then_some(round)
     }
 }
 

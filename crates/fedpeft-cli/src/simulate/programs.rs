@@ -49,7 +49,11 @@ impl Places {
             ("--assets", &self.assets),
             ("--cache", &self.cache),
         ];
-        given.into_iter().filter_map(|(flag, path)| Some([flag.into(), path.clone()?.into()])).flatten().collect()
+        given
+            .into_iter()
+            .filter_map(|(flag, path)| Some([flag.into(), path.clone()?.into()]))
+            .flatten()
+            .collect()
     }
 
     /// The ONNX Runtime library.

@@ -106,7 +106,9 @@ fn mistakes_are_named() {
     assert!(with("name = \"alpha\"", "name = \"seed\"").contains("reserved"));
     assert!(with("cost = 2.0", "cost = -1.0").contains("cost of \"full\" must be above 0"));
     assert!(with("keep = { method = [\"bias\"] }", "keep = { method = [\"b\"] }").contains("[quick] keep"));
-    let twins = error("title = 't'\nseeds = [1]\nbase = {}\n[[axis]]\nname = 'a'\nvalues = [{ name = 'x' }, { name = 'y' }]");
+    let twins = error(
+        "title = 't'\nseeds = [1]\nbase = {}\n[[axis]]\nname = 'a'\nvalues = [{ name = 'x' }, { name = 'y' }]",
+    );
     assert!(twins.contains("a=x seed=1 and a=y seed=1 are the same run"), "{twins}");
     assert!(with("[base.run]\nrounds = 5", "[base]\nrun = 3").contains("base.run must be a table"));
 }

@@ -81,8 +81,9 @@ impl Board {
         self.running.remove(&trial.id);
         let line = match status {
             Status::Finished(outcome) => {
-                let accuracy =
-                    outcome.final_accuracy().map_or("not evaluated".to_owned(), |own| format!("accuracy {own:.4}"));
+                let accuracy = outcome
+                    .final_accuracy()
+                    .map_or("not evaluated".to_owned(), |own| format!("accuracy {own:.4}"));
                 let bytes = outcome.cumulative().last().map_or(0, |(_, bytes)| bytes);
                 format!("{accuracy}, {} up and down", output::bytes(bytes))
             }
@@ -94,7 +95,8 @@ impl Board {
         };
         self.ended += 1;
         let begun = self.work.get(&trial.id).and_then(|work| work.begun);
-        let took = begun.map_or_else(String::new, |begun| format!(", {:.0} s", begun.elapsed().as_secs_f64()));
+        let took =
+            begun.map_or_else(String::new, |begun| format!(", {:.0} s", begun.elapsed().as_secs_f64()));
         let (ended, trials) = (self.ended, self.trials);
         self.bar.suspend(|| output::remark(format!("{ended}/{trials} {}: {line}{took}", trial.label)));
     }

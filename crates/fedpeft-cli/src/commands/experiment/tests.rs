@@ -1,4 +1,7 @@
+use std::fs;
+
 use clap::Parser;
+use fedpeft_experiment::Launch as _;
 
 use super::*;
 
@@ -16,7 +19,8 @@ fn args(words: &[&str]) -> Args {
 fn shipped() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments");
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut grids: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|end| end == "toml")).collect();
+    let mut grids: Vec<PathBuf> =
+        files.filter(|path| path.extension().is_some_and(|end| end == "toml")).collect();
     grids.sort();
     grids
 }
@@ -26,7 +30,8 @@ fn the_grids_that_are_shipped_are_right() {
     let grids = shipped();
     let names: Vec<_> = grids.iter().map(|path| path.file_stem().unwrap().to_string_lossy()).collect();
     let paper = ["exact", "methods", "participation", "privacy", "scarcity", "stability"];
-    let expected = std::iter::once("learning-rates".to_owned()).chain(paper.map(|name| format!("paper-{name}")));
+    let expected =
+        std::iter::once("learning-rates".to_owned()).chain(paper.map(|name| format!("paper-{name}")));
     assert_eq!(names, expected.collect::<Vec<_>>());
     for path in &grids {
         let grid = Grid::read(path).unwrap();
@@ -34,7 +39,12 @@ fn the_grids_that_are_shipped_are_right() {
             let args = args(&[&path.to_string_lossy()]);
             for trial in grid.trials().unwrap() {
                 let shape = args.shape(&grid, &trial, path.parent().unwrap()).unwrap();
-                assert!(shape.estimate(&trial, &grid.estimate).passes.is_some(), "{}: {}", grid.file, trial.label);
+                assert!(
+                    shape.estimate(&trial, &grid.estimate).passes.is_some(),
+                    "{}: {}",
+                    grid.file,
+                    trial.label
+                );
             }
         }
     }
