@@ -10,4 +10,5 @@ mod services;
 mod simulate;
 mod stability;
 mod support;
+mod tree;
 mod verified;

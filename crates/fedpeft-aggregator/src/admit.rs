@@ -1,6 +1,8 @@
 //! Admission of one update: everything a stranger may have got wrong is checked before the sum changes.
 
-use std::time::Instant;
+mod sum;
+
+use std::{ops::RangeInclusive, time::Instant};
 
 use fedpeft_bus::{BusError, UpdateDelivery, UploadKey};
 use fedpeft_protocol::{
@@ -62,6 +64,23 @@ pub(crate) async fn admit(
         Outcome::Evaluated { .. } => {
             Ok(Err(Refusal::Answer("the task was to train, the update is an evaluation".into())))
         }
+        Outcome::Aggregated { updates, examples, loss, seconds, sum } => {
+            let reported = update.fetched.iter().any(is_adapter_upload);
+            let claimed = Accepted {
+                update: update.task,
+                digest: sum.digest(),
+                examples,
+                weight: examples,
+                loss,
+                seconds,
+                updates,
+            };
+            let added = sum::admit(drive, round, (&client, member), &claimed, sum, reported).await?;
+            Ok(added.map(|()| Some(Answer::Accepted(claimed))).map_err(Refusal::Answer))
+        }
+        Outcome::Trained { .. } if member.aggregates => {
+            Ok(Err(Refusal::Answer("the task was to aggregate, the update is a training".into())))
+        }
         Outcome::Trained { examples, loss, seconds, adapter, .. } => {
             if let Err(reason) = plausible(examples, member.examples, loss, seconds) {
                 return Ok(Err(Refusal::Answer(reason)));
@@ -72,15 +91,18 @@ pub(crate) async fn admit(
             };
             let digest = adapter.digest();
             let reported = update.fetched.iter().any(is_adapter_upload);
-            let adapter = match fetch(drive, round, (&client, member), adapter, reported).await? {
+            let size = drive.model.layout.bytes();
+            let adapter = match fetch(drive, round, (&client, member), adapter, size..=size, reported).await?
+            {
                 Ok(adapter) => adapter,
                 Err(reason) => return Ok(Err(Refusal::Answer(reason))),
             };
             if let Err(reason) = add(drive, round, (&client, member), adapter, digest, weight).await? {
                 return Ok(Err(Refusal::Answer(reason)));
             }
-            let (update, weight) = (update.task, weight.get());
-            Ok(Ok(Some(Answer::Accepted(Accepted { update, digest, examples, weight, loss, seconds }))))
+            let (update, weight, updates) = (update.task, weight.get(), 0);
+            let accepted = Accepted { update, digest, examples, weight, loss, seconds, updates };
+            Ok(Ok(Some(Answer::Accepted(accepted))))
         }
     }
 }
@@ -89,6 +111,7 @@ pub(crate) async fn admit(
 pub(crate) fn payload_of(update: &Update) -> Option<&Payload> {
     match &update.outcome {
         Outcome::Trained { adapter, .. } => Some(adapter),
+        Outcome::Aggregated { sum, .. } => Some(sum),
         Outcome::Evaluated { .. } | Outcome::Failed { .. } => None,
     }
 }
@@ -110,7 +133,8 @@ fn answers_task(
             update.epoch, member.round, member.epoch
         ));
     }
-    let expected = subject::task_id(&drive.record.run, member.round, client, "train", member.epoch);
+    let work = if member.aggregates { "aggregate" } else { "train" };
+    let expected = subject::task_id(&drive.record.run, member.round, client, work, member.epoch);
     if update.task != expected {
         return Err(format!("the update answers task {:?}, not {expected}", one_line(&update.task)));
     }
@@ -138,22 +162,26 @@ fn plausible(examples: u64, declared: u64, loss: f64, seconds: f64) -> Result<()
     Ok(())
 }
 
-/// The adapter, not yet checked against its digest where it came in the message. An upload goes from the object store
-/// into a file, and stays in the store until the round is committed.
+/// The adapter, or sum, of one of these sizes; not yet checked against its digest where it came in the message. An upload
+/// goes from the object store into a file, and stays in the store until the round is committed.
 async fn fetch(
     drive: &Drive<'_>,
     round: &mut RoundState,
     (client, member): (&ClientId, &Member),
     adapter: Payload,
+    sizes: RangeInclusive<u64>,
     reported: bool,
 ) -> Result<Result<Adapter, String>, Stop> {
     let (digest, size) = match adapter {
         Payload::Message { data, .. } => return Ok(Ok(Adapter::Held(data))),
         Payload::Blob { digest, size } => (digest, size),
     };
-    let wanted = drive.model.layout.bytes();
-    if size != wanted {
-        return Ok(Err(format!("the adapter has {size} bytes, this model's have {wanted}")));
+    if !sizes.contains(&size) {
+        let (least, most) = sizes.into_inner();
+        return Ok(Err(match least == most {
+            true => format!("the adapter has {size} bytes, this model's have {most}"),
+            false => format!("the sum has {size} bytes, one of this model's adapters has {least} to {most}"),
+        }));
     }
     let key = UploadKey { run: &drive.record.run, round: member.round, client };
     let get = async |file| drive.bus.get_upload(key, &digest, size, file).await;

@@ -71,22 +71,7 @@ pub(crate) async fn to_the_end(shop: &Workshop, run: &RunId) -> Result<(), Stop>
 }
 
 async fn rounds(shop: &Workshop, record: &mut OwnedRecord, events: &EventLog) -> Result<(), Stop> {
-    let Workshop { bus, spool, secret } = shop;
-    let model = Model::load(bus, &record.manifest).await?;
-    let mut drive = Drive {
-        bus,
-        events,
-        clients: bus.clients().await?,
-        reports: bus.round_reports().await?,
-        updates: bus.updates(&record.run).await?,
-        strategy: of_spec(&record.spec.strategy).into(),
-        record,
-        model,
-        spool,
-        secret,
-        adapter: OnceCell::new(),
-        evaluations: BTreeSet::new(),
-    };
+    let mut drive = Drive::start(shop, record, events).await?;
     let mut phase = takeover::phase(&drive).await?;
     loop {
         phase = match phase {
@@ -115,7 +100,30 @@ async fn fail(bus: &Bus, record: &mut OwnedRecord, events: &EventLog, reason: St
     Ok(())
 }
 
-impl Drive<'_> {
+impl<'a> Drive<'a> {
+    /// What the phases need for a run.
+    pub async fn start(
+        Workshop { bus, spool, secret }: &'a Workshop,
+        record: &'a mut OwnedRecord,
+        events: &'a EventLog,
+    ) -> Result<Self, Stop> {
+        let model = Model::load(bus, &record.manifest).await?;
+        Ok(Self {
+            bus,
+            events,
+            clients: bus.clients().await?,
+            reports: bus.round_reports().await?,
+            updates: bus.updates(&record.run).await?,
+            strategy: of_spec(&record.spec.strategy).into(),
+            record,
+            model,
+            spool,
+            secret,
+            adapter: OnceCell::new(),
+            evaluations: BTreeSet::new(),
+        })
+    }
+
     /// A task on the present global adapter.
     pub async fn task(
         &self,

@@ -40,6 +40,8 @@ pub(crate) struct Accepted {
     pub weight: u64,
     pub loss: f64,
     pub seconds: f64,
+    /// Updates in it, if it is a sum; else 0.
+    pub updates: u64,
 }
 
 /// What a client of the round was asked.
@@ -55,6 +57,8 @@ pub(crate) struct Member {
     pub adapter: Digest,
     /// When nobody waits for it any more.
     pub deadline_ms: u64,
+    /// Whether it is an edge, and answers with a sum.
+    pub aggregates: bool,
 }
 
 /// Key of a round's report.
@@ -244,6 +248,7 @@ impl RoundState {
             bytes_down: self.ledger.of_client(client, Direction::Down),
             loss: None,
             train_seconds: 0.0,
+            updates: 0,
         };
         match self.answers.get(client) {
             None => {}
@@ -261,6 +266,7 @@ impl RoundState {
                 report.examples = accepted.examples;
                 report.loss = Some(accepted.loss);
                 report.train_seconds = accepted.seconds;
+                report.updates = accepted.updates;
             }
         }
         report
@@ -280,12 +286,14 @@ fn members(record: &RunRecord, open: &OpenRound) -> BTreeMap<ClientId, Member> {
             examples: open.examples.get(at).copied().unwrap_or(0),
             adapter: record.adapter,
             deadline_ms: deadline_ms(open, &record.spec),
+            aggregates: open.edges.contains(client),
         };
         (client.clone(), member)
     });
     let carried = record.carried.iter().map(|carried| {
         let Carried { client, round, epoch, examples, adapter, deadline_ms } = carried.clone();
-        (client, Member { round, epoch, examples, adapter, deadline_ms })
+        // Sums are for synchronous rounds.
+        (client, Member { round, epoch, examples, adapter, deadline_ms, aggregates: false })
     });
     sampled.chain(carried).collect()
 }

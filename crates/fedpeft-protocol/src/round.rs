@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ClientId, Digest, Epoch, Round, RunId, bounds,
-    run::{PrivacyState, StabilitySpec, TrainingSpec},
+    run::{PrivacyState, RunSpec, StabilitySpec, TrainingSpec},
 };
 
 /// What a client should do now.
@@ -59,6 +59,14 @@ pub enum Work {
     },
     /// Measure loss and accuracy on the client's held-out examples.
     Evaluate,
+    /// Have the clients behind this one train it, and return the sum of their updates: for an edge, that is a client with
+    /// [`crate::presence::Capabilities::aggregates`].
+    Aggregate {
+        /// The run, as the edge's own clients should see it.
+        spec: Box<RunSpec>,
+        /// Most examples that the sum may weigh: what the edge declared.
+        examples: u64,
+    },
 }
 
 impl Work {
@@ -67,6 +75,7 @@ impl Work {
         match self {
             Self::Train { .. } => "train",
             Self::Evaluate => "evaluate",
+            Self::Aggregate { .. } => "aggregate",
         }
     }
 }
@@ -177,6 +186,19 @@ pub enum Outcome {
         /// Seconds spent.
         seconds: f64,
     },
+    /// An edge's clients trained the adapter.
+    Aggregated {
+        /// Updates in the sum.
+        updates: u64,
+        /// Their examples: the weight of the sum.
+        examples: u64,
+        /// Mean of their training losses, weighted by examples.
+        loss: f64,
+        /// The longest time any of them trained, in seconds.
+        seconds: f64,
+        /// The sum, see `Accumulator::write_partial` of `fedpeft-strategy`.
+        sum: Payload,
+    },
     /// The client could not do it; the round need not wait.
     Failed {
         /// One line: what failed.
@@ -190,6 +212,7 @@ impl Outcome {
         match self {
             Self::Trained { .. } => "trained",
             Self::Evaluated { .. } => "evaluated",
+            Self::Aggregated { .. } => "aggregated",
             Self::Failed { .. } => "failed",
         }
     }
@@ -323,6 +346,13 @@ pub struct ClientReport {
     pub loss: Option<f64>,
     /// Seconds it trained.
     pub train_seconds: f64,
+    /// Updates in the sum that it sent, if it is an edge; 0 for a client that sent an update of its own.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub updates: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Bytes of one direction and kind.

@@ -81,11 +81,19 @@ async fn send(
 
 async fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Result<Task, Stop> {
     let spec = &drive.record.spec;
-    let work = Work::Train {
-        training: spec.training.clone(),
-        seed: spec.seed,
-        rounds: spec.rounds,
-        stability: spec.stability.clone(),
+    let work = match round.members.get(client) {
+        Some(member) if member.aggregates => {
+            let mut spec = Box::new(spec.clone());
+            // They name those who work for us, not for the edge.
+            spec.eligibility.clients.clear();
+            Work::Aggregate { spec, examples: member.examples }
+        }
+        _ => Work::Train {
+            training: spec.training.clone(),
+            seed: spec.seed,
+            rounds: spec.rounds,
+            stability: spec.stability.clone(),
+        },
     };
     drive.task(round.open.round, round.open.epoch, client, work, round.deadline_ms(spec)).await
 }

@@ -60,7 +60,7 @@ fn value() -> impl Strategy<Value = f32> {
 }
 
 fn updates() -> impl Strategy<Value = Updates> {
-    (1usize..600).prop_flat_map(|values| {
+    (1usize..300).prop_flat_map(|values| {
         let weight = prop_oneof![4 => 1u64..5000, 1 => Just(1), 1 => Just(MAX_WEIGHT)];
         proptest::collection::vec((proptest::collection::vec(value(), values), weight), 1..10)
     })
