@@ -16,7 +16,13 @@ fn start(workspace: &Workspace, nats: &NatsServer, name: &str, label: &str, argu
 }
 
 /// Two clients at an edge that works for `root`.
-fn edge(workspace: &Workspace, nats: &NatsServer, root: &NatsServer, name: &str, first: &str) -> [Running; 2] {
+fn edge(
+    workspace: &Workspace,
+    nats: &NatsServer,
+    root: &NatsServer,
+    name: &str,
+    first: &str,
+) -> [Running; 2] {
     let (upstream, data, cache) =
         (root.url(), workspace.path("run.toml"), workspace.path(&format!("cache-{name}")));
     let client = ["--upstream-client", name, "--edge-min-clients", "2", "--edge-quorum", "2"];
@@ -62,7 +68,10 @@ async fn real_training_in_a_tree_gives_the_bytes_of_a_flat_run() {
     assert_eq!(tree["adapter_sha256"], flat["adapter_sha256"]);
     for (tree, flat) in tree["rounds"].as_array().unwrap().iter().zip(flat["rounds"].as_array().unwrap()) {
         assert_eq!(tree["adapter"], flat["adapter"]);
-        assert_eq!((&tree["clients"][0]["client"], &tree["clients"][0]["updates"]), (&json!("east"), &json!(2)));
+        assert_eq!(
+            (&tree["clients"][0]["client"], &tree["clients"][0]["updates"]),
+            (&json!("east"), &json!(2))
+        );
     }
     let verified = json_of(on(&root, &["run", "verify", "r", "--json"]));
     assert_eq!((&verified["updates"], &verified["aggregated_again"]), (&json!(6), &json!(3)));

@@ -23,6 +23,7 @@
 mod admit;
 mod api;
 mod checkpoint;
+mod counted;
 mod drive;
 mod edge;
 mod events;

@@ -163,6 +163,7 @@ mod tests {
             round: 0,
             adapter: Digest::of("adapter 0"),
             moments: None,
+            control: None,
             privacy: None,
             open: None,
             upstream: None,
@@ -187,6 +188,7 @@ mod tests {
                 bytes_down: 1,
                 loss: Some(1.0),
                 train_seconds: 1.0,
+                personal: None,
                 updates: 0,
             };
             let mut report = RoundReport {

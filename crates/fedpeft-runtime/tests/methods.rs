@@ -47,8 +47,9 @@ fn train(trainer: &mut Trainer, examples: &InMemory) -> (f64, Vec<f32>) {
     let spec =
         TrainingSpec { local_epochs: 6, batch_size: 8, learning_rate: 0.02, optimizer, ..Default::default() };
     let seed = OrderSeed { run: 1, round: 1, client: "c" };
-    let trained =
-        trainer.train(LocalTraining { spec: &spec, seed, rounds: 1 }, examples, &mut || true).unwrap();
+    let trained = trainer
+        .train(LocalTraining { spec: &spec, seed, rounds: 1, correction: None }, examples, &mut || true)
+        .unwrap();
     let mut adapter = Vec::new();
     trainer.adapter_into(&mut adapter).unwrap();
     (trained.loss, adapter)
@@ -56,6 +57,10 @@ fn train(trainer: &mut Trainer, examples: &InMemory) -> (f64, Vec<f32>) {
 
 fn dropping() -> Peft {
     Method::Lora(Lora { rank: 4, dropout: 0.3, ..Lora::default() }).into()
+}
+
+fn frozen() -> Peft {
+    Method::Lora(Lora { rank: 4, freeze_a: true, ..Lora::default() }).into()
 }
 
 fn methods() -> impl Iterator<Item = Peft> {
@@ -72,7 +77,7 @@ fn methods() -> impl Iterator<Item = Peft> {
         "ia3",
         "lora+bias",
     ];
-    named.map(|name| name.parse::<Peft>().unwrap()).into_iter().chain([dropping()])
+    named.map(|name| name.parse::<Peft>().unwrap()).into_iter().chain([dropping(), frozen()])
 }
 
 #[test]
@@ -135,7 +140,9 @@ fn adamw_and_dropout_learn_on_cuda() {
     let before = trainer.evaluate(&examples, &mut || true).unwrap();
     let spec = TrainingSpec { local_epochs: 12, batch_size: 8, learning_rate: 5e-3, ..Default::default() };
     let seed = OrderSeed { run: 1, round: 1, client: "c" };
-    trainer.train(LocalTraining { spec: &spec, seed, rounds: 1 }, &examples, &mut || true).unwrap();
+    trainer
+        .train(LocalTraining { spec: &spec, seed, rounds: 1, correction: None }, &examples, &mut || true)
+        .unwrap();
     let after = trainer.evaluate(&examples, &mut || true).unwrap();
     assert!(after.loss < 0.8 * before.loss, "{} after {}", after.loss, before.loss);
 }
@@ -198,7 +205,7 @@ fn resumed_trainings_give_the_bits_of_straight_ones(device: Device) {
     for optimizer in [sgd, OptimizerSpec::default()] {
         let spec =
             TrainingSpec { local_epochs: 2, batch_size: 5, accumulate: 2, optimizer, ..Default::default() };
-        let training = LocalTraining { spec: &spec, seed, rounds: 1 };
+        let training = LocalTraining { spec: &spec, seed, rounds: 1, correction: None };
         let values = |trainer: &Trainer| {
             let mut values = Vec::new();
             trainer.adapter_into(&mut values).unwrap();

@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Parser, ValueEnum, ValueHint};
 use fedpeft_data::DataSpec;
-use fedpeft_runtime::Device;
+use fedpeft_runtime::{Device, Runtime};
 use fedpeft_service::{Common, CommonArgs};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -61,7 +61,8 @@ pub struct Args {
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<PathBuf>,
     /// Folder for checkpoints of trainings in progress, kept so that a worker that is killed or stopped goes on
-    /// where it was [default: beside --cache, named <cache>-state]
+    /// where it was, and for the tensors that a run keeps at its clients (training.local), in files that `fedpeft
+    /// export --local` reads [default: beside --cache, named <cache>-state]
     #[arg(long, env = "FEDPEFT_STATE", value_name = "DIR", value_hint = ValueHint::DirPath)]
     #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<PathBuf>,
@@ -70,6 +71,10 @@ pub struct Args {
     #[arg(long, env = "FEDPEFT_CHECKPOINT_SECONDS", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     checkpoint_seconds: Option<u32>,
+    /// Days after which what clients kept of a run that goes on no more is forgotten; 0 means never [default: 90]
+    #[arg(long, env = "FEDPEFT_MEMORY_DAYS", value_name = "DAYS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_days: Option<u32>,
     /// Largest checkpoint, in MiB; each client has one at most [default: 4096]
     #[arg(long, env = "FEDPEFT_STATE_MIB", value_name = "MIB")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,11 +104,30 @@ pub struct Args {
     #[arg(long, env = "FEDPEFT_WORKER", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<String>,
+    /// Load ONNX Runtime, settle the device, print both as JSON, and end: what `fedpeft doctor` asks
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) check: bool,
     /// Seconds that the task in progress may take after SIGTERM before it is kept and handed back; the worker ends
     /// at most ten seconds later. A second signal ends it at once [default: 20]
     #[arg(long, env = "FEDPEFT_DRAIN_SECONDS", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     drain_seconds: Option<u32>,
+}
+
+impl Args {
+    /// What `--check` finds, where that is asked for: the library in use and the device that the options lead to, as one
+    /// line of JSON, or why there is none.
+    pub fn check(&self) -> Option<Result<String, String>> {
+        self.check.then(|| {
+            let device = self.device.as_deref().unwrap_or("auto").parse::<Device>();
+            let device = device.map_err(|error| error.to_string())?;
+            let runtime = Runtime::load(self.ort_lib.as_deref()).map_err(|error| error.to_string())?;
+            let chosen = runtime.choose(device).map_err(|error| error.to_string())?;
+            let found = serde_json::json!({"library": runtime.library(), "device": chosen.to_string()});
+            Ok(found.to_string())
+        })
+    }
 }
 
 impl AsRef<CommonArgs> for Args {
@@ -148,6 +172,9 @@ pub struct Config {
     /// Seconds between checkpoints; 0 means none.
     #[serde(default = "checkpoint_seconds")]
     pub checkpoint_seconds: u32,
+    /// Days that what clients keep of runs is kept; 0 means for ever.
+    #[serde(default = "memory_days")]
+    pub memory_days: u32,
     /// MiB of the largest checkpoint.
     #[serde(default = "state_mib")]
     pub state_mib: u32,
@@ -186,6 +213,10 @@ fn prefix() -> String {
 
 fn checkpoint_seconds() -> u32 {
     30
+}
+
+fn memory_days() -> u32 {
+    90
 }
 
 fn state_mib() -> u32 {

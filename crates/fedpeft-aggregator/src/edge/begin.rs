@@ -119,6 +119,7 @@ fn fresh(task: &Task, spec: &RunSpec) -> RunRecord {
         round: 0,
         adapter: task.adapter.digest(),
         moments: None,
+        control: None,
         privacy: None,
         open: None,
         upstream: Some(upstream(task)),

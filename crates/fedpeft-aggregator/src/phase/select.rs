@@ -143,9 +143,12 @@ async fn enough_clients(drive: &Drive<'_>) -> Result<(Trainers, Instant), Stop> 
 
 /// Present clients that may be sampled.
 pub(crate) async fn trainers(drive: &Drive<'_>) -> Result<Trainers, Stop> {
-    let (rules, rule) = (&drive.record.spec.eligibility, drive.rule()?);
+    let (spec, rule) = (&drive.record.spec, drive.rule()?);
+    // What is known of each client goes beyond its share of the sum.
+    let merges = rule.merges() && !spec.has_memory() && !spec.is_personal();
     let eligible = drive.present().await?.into_iter().filter(|presence| {
-        let checked = rules.check(presence).and_then(|()| takes(rule, &presence.capabilities));
+        let checked =
+            spec.eligibility.check(presence).and_then(|()| takes(rule, merges, &presence.capabilities));
         checked
             .inspect_err(|reason| {
                 tracing::debug!(run = %drive.record.run, client = %presence.client, reason, "not eligible");
@@ -159,11 +162,11 @@ pub(crate) async fn trainers(drive: &Drive<'_>) -> Result<Trainers, Stop> {
     Ok(trainers.collect())
 }
 
-/// Whether a round of this rule can use what a client offers.
-fn takes(rule: Rule, capabilities: &Capabilities) -> Result<(), String> {
+/// Whether a round of this rule, and of clients whose updates may be merged, can use what a client offers.
+fn takes(rule: Rule, merges: bool, capabilities: &Capabilities) -> Result<(), String> {
     let Capabilities { examples, aggregates, .. } = *capabilities;
     match aggregates {
-        true if !rule.merges() => Err("it is an edge, and the aggregation needs every single update".into()),
+        true if !merges => Err("it is an edge, and the run needs every single update".into()),
         true => (1..=MAX_UPDATES * MAX_WEIGHT)
             .contains(&examples)
             .then_some(())

@@ -6,6 +6,7 @@ mod api;
 mod edges;
 mod federation;
 mod gigabyte;
+mod keeping;
 mod large;
 mod modes;
 mod owners;

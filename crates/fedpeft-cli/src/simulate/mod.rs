@@ -15,7 +15,7 @@ mod memory;
 mod model;
 mod outcome;
 mod plan;
-mod programs;
+pub mod programs;
 mod store;
 mod supervisor;
 
@@ -25,7 +25,10 @@ use anyhow::{Context as _, Result, bail};
 use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_bus::BusConfig;
 use fedpeft_data::Federation;
-use fedpeft_protocol::{RunId, run::RunView};
+use fedpeft_protocol::{
+    RunId,
+    run::{RunView, StrategySpec},
+};
 
 use crate::{
     config::{Config, DataOverrides, Document, RunOverrides, SimulationOverrides},
@@ -98,8 +101,22 @@ impl Args {
                  data.clients (--clients)"
             );
         }
+        let run = &config.run;
+        if run.is_personal() && run.evaluation.every > 0 && config.data.client_holdout.is_none() {
+            bail!(
+                "clients evaluate their own models in this run, on examples that they hold back: set \
+                 data.client_holdout (--client-holdout 0.2), or run.evaluation.every to 0"
+            );
+        }
+        if let StrategySpec::Scaffold { population, .. } = &mut config.run.strategy {
+            population.get_or_insert(clients);
+        }
         // All clients are there before the run is submitted, so that a cohort depends on the seed alone; from
         // then on a round may start without those that left.
+        if let Some(privacy) = &mut config.run.privacy {
+            // All of them are here, and all may be sampled.
+            privacy.population.get_or_insert(config.data.clients);
+        }
         config.run.min_clients.get_or_insert(config.run.quorum());
         Ok(config)
     }
