@@ -76,7 +76,7 @@ pub(crate) async fn to_the_end(shop: &Workshop, run: &RunId) -> Result<(), Stop>
 }
 
 async fn rounds(shop: &Workshop, record: &mut OwnedRecord, events: &EventLog) -> Result<(), Stop> {
-    let mut drive = Drive::start(shop, record, events).await?;
+    let mut drive = Box::pin(Drive::start(shop, record, events)).await?;
     let mut phase = takeover::phase(&drive).await?;
     loop {
         phase = match phase {

@@ -135,7 +135,7 @@ async fn gather(
 ) -> Result<(), Stop> {
     let fetched = begin::mirror(edge, task).await?;
     let events = EventLog::start(&edge.shop.bus, &record.run, record.epoch);
-    let mut drive = Drive::start(&edge.shop, record, &events).await?;
+    let mut drive = Box::pin(Drive::start(&edge.shop, record, &events)).await?;
     takeover::forget_counted(&drive).await?;
     if drive.record.round == 0 && drive.record.open.is_none() {
         events.emit(model::status_event(drive.record, Some(&drive.model)));

@@ -185,7 +185,7 @@ impl Federation {
     /// An aggregator that draws noise and samples by this secret.
     pub async fn aggregator_with(&self, secret: NoiseSecret) -> Service {
         let options = Options { noise_secret: Some(secret), ..Options::default() };
-        self.start_service(&self.nats.bus().await, options).await
+        Box::pin(self.start_service(&self.nats.bus().await, options)).await
     }
 
     /// An edge on this broker: client `name` at `upstream`.
@@ -208,7 +208,7 @@ impl Federation {
     }
 
     async fn start_service(&self, bus: &Bus, options: Options) -> Service {
-        let aggregator = Aggregator::start(bus, options).await.unwrap();
+        let aggregator = Box::pin(Aggregator::start(bus, options)).await.unwrap();
         let shutdown = CancellationToken::new();
         let task = tokio::spawn({
             let shutdown = shutdown.clone();
