@@ -4,6 +4,7 @@
 
 mod dashboards;
 mod doctor;
+mod experiment;
 mod export;
 mod failures;
 mod inputs;

@@ -128,6 +128,16 @@ impl Document {
         Ok(document)
     }
 
+    /// A table that something else than a file holds, called `name` in errors; its relative paths start at `folder`.
+    pub fn of_table(name: String, folder: &Path, table: Table) -> Self {
+        Self { name, folder: folder.to_owned(), table }
+    }
+
+    /// The same file as if it lay in `folder`.
+    pub fn in_folder(self, folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), ..self }
+    }
+
     /// A file without a line: everything comes from flags.
     pub fn empty() -> Self {
         Self { name: "the command line".to_owned(), folder: PathBuf::new(), table: Table::new() }
