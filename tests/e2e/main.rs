@@ -16,4 +16,5 @@ mod services;
 mod simulate;
 mod stability;
 mod support;
+mod tree;
 mod verified;

@@ -216,6 +216,7 @@ mod tests {
             loss: None,
             train_seconds: 0.5,
             personal: None,
+            updates: 0,
         };
         RoundReport {
             round: 1,

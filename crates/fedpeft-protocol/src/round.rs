@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ClientId, Digest, Epoch, Round, RunId, bounds,
-    run::{PrivacyState, StabilitySpec, TrainingSpec},
+    run::{PrivacyState, RunSpec, StabilitySpec, TrainingSpec},
 };
 
 /// What a client should do now.
@@ -65,6 +65,14 @@ pub enum Work {
     },
     /// Measure loss and accuracy on the client's held-out examples.
     Evaluate,
+    /// Have the clients behind this one train it, and return the sum of their updates: for an edge, that is a client with
+    /// [`crate::presence::Capabilities::aggregates`].
+    Aggregate {
+        /// The run, as the edge's own clients should see it.
+        spec: Box<RunSpec>,
+        /// Most examples that the sum may weigh: what the edge declared.
+        examples: u64,
+    },
 }
 
 /// What a client needs to know that keeps something between the rounds of a run: local tensors, or a control variate.
@@ -85,6 +93,7 @@ impl Work {
         match self {
             Self::Train { .. } => "train",
             Self::Evaluate => "evaluate",
+            Self::Aggregate { .. } => "aggregate",
         }
     }
 }
@@ -94,7 +103,7 @@ impl Task {
     pub fn payloads(&self) -> impl Iterator<Item = &Payload> {
         let control = match &self.work {
             Work::Train { memory: Some(memory), .. } => memory.control.as_ref(),
-            Work::Train { .. } | Work::Evaluate => None,
+            Work::Train { .. } | Work::Evaluate | Work::Aggregate { .. } => None,
         };
         [Some(&self.adapter), control].into_iter().flatten()
     }
@@ -182,6 +191,7 @@ impl Update {
     pub fn payloads(&self) -> impl Iterator<Item = &Payload> {
         let payloads = match &self.outcome {
             Outcome::Trained { adapter, control, .. } => [Some(adapter), control.as_ref()],
+            Outcome::Aggregated { sum, .. } => [Some(sum), None],
             Outcome::Evaluated { .. } | Outcome::Failed { .. } => [None, None],
         };
         payloads.into_iter().flatten()
@@ -223,6 +233,19 @@ pub enum Outcome {
         /// Seconds spent.
         seconds: f64,
     },
+    /// An edge's clients trained the adapter.
+    Aggregated {
+        /// Updates in the sum.
+        updates: u64,
+        /// Their examples: the weight of the sum.
+        examples: u64,
+        /// Mean of their training losses, weighted by examples.
+        loss: f64,
+        /// The longest time any of them trained, in seconds.
+        seconds: f64,
+        /// The sum, see `Accumulator::write_partial` of `fedpeft-strategy`.
+        sum: Payload,
+    },
     /// The client could not do it; the round need not wait.
     Failed {
         /// One line: what failed.
@@ -248,6 +271,7 @@ impl Outcome {
         match self {
             Self::Trained { .. } => "trained",
             Self::Evaluated { .. } => "evaluated",
+            Self::Aggregated { .. } => "aggregated",
             Self::Failed { .. } => "failed",
         }
     }
@@ -384,6 +408,13 @@ pub struct ClientReport {
     /// What its own model came to, where the run asks for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub personal: Option<Personal>,
+    /// Updates in the sum that it sent, if it is an edge; 0 for a client that sent an update of its own.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub updates: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Bytes of one direction and kind.

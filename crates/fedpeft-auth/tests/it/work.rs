@@ -47,6 +47,7 @@ pub fn presence(client: &str) -> Presence {
     let capabilities = Capabilities {
         trains: true,
         evaluates: false,
+        aggregates: false,
         examples: 1,
         device: "cpu".into(),
         free_memory_mib: None,
