@@ -154,6 +154,7 @@ pub fn write(path: &Path) {
         opset: fedpeft_onnx::OPSET,
         files: Files {
             training: file("training_model.onnx"),
+            dp_training: None,
             eval: file("eval_model.onnx"),
             optimizer_sgd: file("optimizer_sgd.onnx"),
             optimizer_adamw: file("optimizer_adamw.onnx"),

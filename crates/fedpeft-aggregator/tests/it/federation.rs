@@ -138,6 +138,7 @@ impl Federation {
                 training: file("training.onnx", b"t"),
                 eval: file("eval.onnx", b"e"),
                 optimizer_sgd: file("sgd.onnx", b"s"),
+                dp_training: None,
                 optimizer_adamw: file("adamw.onnx", b"a"),
                 checkpoint: file("checkpoint.safetensors", &checkpoint),
                 backbone: file("backbone.bin", b"b"),
