@@ -8,11 +8,11 @@ use fedpeft_protocol::{
     round::{ByteKind, Direction, Outcome, Payload, Transfer, Update},
     subject,
 };
-use fedpeft_strategy::{Accumulator, SpoolError, Weight};
+use fedpeft_strategy::{SpoolError, Weight};
 
 use crate::{
     drive::Drive,
-    round::{Accepted, Answer, Member, RoundState},
+    round::{Accepted, Answer, Member, RoundState, Updates},
     spool::Adapter,
     stop::Stop,
 };
@@ -66,7 +66,7 @@ pub(crate) async fn admit(
             if let Err(reason) = plausible(examples, member.examples, loss, seconds) {
                 return Ok(Err(Refusal::Answer(reason)));
             }
-            let weight = match drive.weight(examples, round.open.round - member.round) {
+            let weight = match round.rule().weight(examples, round.open.round - member.round) {
                 Ok(weight) => weight,
                 Err(error) => return Ok(Err(Refusal::Answer(error.to_string()))),
             };
@@ -76,7 +76,7 @@ pub(crate) async fn admit(
                 Ok(adapter) => adapter,
                 Err(reason) => return Ok(Err(Refusal::Answer(reason))),
             };
-            if let Err(reason) = add(drive, round, member, adapter, digest, weight).await? {
+            if let Err(reason) = add(drive, round, (&client, member), adapter, digest, weight).await? {
                 return Ok(Err(Refusal::Answer(reason)));
             }
             let (update, weight) = (update.task, weight.get());
@@ -179,25 +179,27 @@ async fn fetch(
 async fn add(
     drive: &Drive<'_>,
     round: &mut RoundState,
-    member: &Member,
+    (client, member): (&ClientId, &Member),
     adapter: Adapter,
     digest: Digest,
     weight: Weight,
 ) -> Result<Result<(), String>, Stop> {
     let spec = &drive.record.spec;
-    let bound = match spec.max_update_norm {
-        Some(norm) => Some((norm, drive.global(&member.adapter).await?)),
-        None => None,
+    let (bound, rule) = (spec.max_update_norm, round.rule());
+    let base = match bound.is_some() || rule.reads_base() {
+        true => drive.global(&member.adapter).await?,
+        false => Adapter::none(),
     };
     let (kept, started) = (spec.keep_updates.then(|| adapter.clone()), Instant::now());
-    let checked_and_added = move |sum: &mut Accumulator| -> Result<Result<(), String>, SpoolError> {
+    let (spool, name) = (drive.spool.clone(), client.to_string());
+    let checked_and_added = move |updates: &mut Updates| -> Result<Result<(), String>, SpoolError> {
         // What was spooled was verified while it was fetched.
         if let Adapter::Held(bytes) = &adapter
             && Digest::of(bytes) != digest
         {
             return Ok(Err(format!("the adapter's digest is {}, not {digest}", Digest::of(bytes))));
         }
-        if let Some((norm, base)) = bound {
+        if let Some(norm) = bound {
             let distance = adapter.distance(&base)?;
             // NaN passes here, and is refused by name below.
             if distance > norm {
@@ -206,12 +208,17 @@ async fn add(
                 )));
             }
         }
-        match adapter.add_to(sum, weight) {
-            Err(SpoolError::Accumulate(error)) => Ok(Err(error.to_string())),
-            added => added.map(Ok),
+        match adapter.add_to(&mut updates.fold, &base, weight) {
+            Err(SpoolError::Accumulate(error)) => return Ok(Err(error.to_string())),
+            added => added?,
         }
+        if rule.keeps() {
+            let copy = updates.heap.append(&adapter, || spool.growing())?;
+            updates.fold.keep(&name, copy, weight);
+        }
+        Ok(Ok(()))
     };
-    let added = round.with_sum(checked_and_added).await?.map_err(|error| drive.broken(error))?;
+    let added = round.with_updates(checked_and_added).await?.map_err(|error| drive.broken(error))?;
     round.folding += started.elapsed();
     if let (Ok(()), Some(adapter)) = (&added, kept) {
         drive.store(&adapter).await?;

@@ -16,11 +16,12 @@ use fedpeft_protocol::{
     run::{RunRecord, RunSpec, RunStatus, RunView},
 };
 use fedpeft_service::now_ms;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::spawn_blocking};
 
 use crate::{
     events,
     model::{self, Model, ModelError},
+    privacy,
     record::given_up,
     spool::Spool,
 };
@@ -69,6 +70,9 @@ impl Api {
             Some(run) => run,
             None => made_up_name()?,
         };
+        let asked = spec.clone();
+        let privacy = spawn_blocking(move || privacy::begin(&asked)).await.map_err(ApiError::internal)?;
+        let privacy = privacy.map_err(ApiError::bad_request)?;
         let version = model::resolve(&self.bus, &spec.model).await?;
         let model = Model::load(&self.bus, &version.manifest).await?;
         let adapter = model.initial_adapter(&self.bus, &self.spool).await?.store(&self.bus).await?;
@@ -82,6 +86,7 @@ impl Api {
             round: 0,
             adapter,
             moments: None,
+            privacy,
             open: None,
             carried: Vec::new(),
             epoch: 0,

@@ -3,27 +3,37 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use fedpeft_bus::{Bus, BusError, Measured, Records, Stale, Updates};
+use fedpeft_privacy::NoiseSecret;
 use fedpeft_protocol::{
     ClientId, Digest, Epoch, PROTOCOL_VERSION, Round, RunId,
     event::EventKind,
     presence::Presence,
     round::{Payload, RoundReport, Task, Work},
-    run::{ModeSpec, RunStatus},
+    run::RunStatus,
     subject,
 };
 use fedpeft_service::now_ms;
-use fedpeft_strategy::{AccumulateError, SpoolError, Strategy, Weight, buffered, of_spec};
+use fedpeft_strategy::{Rule, SpoolError, Strategy, of_spec};
 use tokio::sync::OnceCell;
 
 use crate::{
     events::EventLog,
     model::{self, Model},
     phase::{Phase, broadcast, collect, commit, complete, evaluate, select},
+    privacy,
     record::OwnedRecord,
     spool::{Adapter, Spool, Target},
     stop::Stop,
     takeover,
 };
+
+/// What all runs of this process share.
+#[derive(Clone)]
+pub(crate) struct Workshop {
+    pub bus: Bus,
+    pub spool: Spool,
+    pub secret: NoiseSecret,
+}
 
 /// What the phases work with.
 pub(crate) struct Drive<'a> {
@@ -36,6 +46,8 @@ pub(crate) struct Drive<'a> {
     pub model: Model,
     pub strategy: Arc<dyn Strategy>,
     pub spool: &'a Spool,
+    /// What the noise and the samples of private rounds are drawn by.
+    pub secret: &'a NoiseSecret,
     /// The present global adapter, once somebody needed it.
     pub adapter: OnceCell<Adapter>,
     /// Names of the last round's evaluation tasks, whose answers are read apart from the updates.
@@ -43,11 +55,12 @@ pub(crate) struct Drive<'a> {
 }
 
 /// Drives a run until it ends, or until it may or can not be driven any more.
-pub(crate) async fn to_the_end(bus: &Bus, spool: &Spool, run: &RunId) -> Result<(), Stop> {
+pub(crate) async fn to_the_end(shop: &Workshop, run: &RunId) -> Result<(), Stop> {
+    let bus = &shop.bus;
     let Some(mut record) = OwnedRecord::take(bus, run).await? else { return Ok(()) };
     tracing::info!(%run, epoch = record.epoch, round = record.round, "driving run");
     let events = EventLog::start(bus, run, record.epoch);
-    let ended = match Box::pin(rounds(bus, spool, &mut record, &events)).await {
+    let ended = match Box::pin(rounds(shop, &mut record, &events)).await {
         Err(Stop::Failed(reason)) => fail(bus, &mut record, &events, reason).await,
         other => other,
     };
@@ -57,7 +70,8 @@ pub(crate) async fn to_the_end(bus: &Bus, spool: &Spool, run: &RunId) -> Result<
     ended
 }
 
-async fn rounds(bus: &Bus, spool: &Spool, record: &mut OwnedRecord, events: &EventLog) -> Result<(), Stop> {
+async fn rounds(shop: &Workshop, record: &mut OwnedRecord, events: &EventLog) -> Result<(), Stop> {
+    let Workshop { bus, spool, secret } = shop;
     let model = Model::load(bus, &record.manifest).await?;
     let mut drive = Drive {
         bus,
@@ -69,6 +83,7 @@ async fn rounds(bus: &Bus, spool: &Spool, record: &mut OwnedRecord, events: &Eve
         record,
         model,
         spool,
+        secret,
         adapter: OnceCell::new(),
         evaluations: BTreeSet::new(),
     };
@@ -182,12 +197,12 @@ impl Drive<'_> {
         Ok(valid.map(|entry| entry.value).collect())
     }
 
-    /// The weight of an update in the sum.
-    pub fn weight(&self, examples: u64, staleness: Round) -> Result<Weight, AccumulateError> {
-        match &self.record.spec.mode {
-            ModeSpec::Synchronous => self.strategy.weight(examples),
-            ModeSpec::Buffered { staleness: spec, .. } => buffered::weight(examples, spec.factor(staleness)),
-        }
+    /// What the open round, or the next one, does with updates.
+    pub fn rule(&self) -> Result<Rule, Stop> {
+        let privacy = self.record.privacy.as_ref();
+        let private = privacy.map(|state| privacy::of_updates(&self.record.spec, state)).transpose();
+        let private = private.map_err(|error| Stop::Failed(error.to_string()))?;
+        Ok(Rule::of_spec(&self.record.spec, private.as_ref()))
     }
 
     /// A global adapter of this run: the present one, or one of the past.

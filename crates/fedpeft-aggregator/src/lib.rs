@@ -27,6 +27,7 @@ mod lease;
 mod ledger;
 mod model;
 mod phase;
+mod privacy;
 mod record;
 mod retention;
 mod round;
@@ -36,4 +37,4 @@ mod supervisor;
 mod sweep;
 mod takeover;
 
-pub use supervisor::Aggregator;
+pub use supervisor::{Aggregator, Options, StartError};

@@ -14,9 +14,9 @@ use fedpeft_protocol::{
     run::{Carried, ModeSpec, OpenRound, RunRecord, RunSpec},
 };
 use fedpeft_service::now_ms;
-use fedpeft_strategy::Accumulator;
+use fedpeft_strategy::{Fold, Rule};
 
-use crate::{drive::Drive, ledger::Ledger, stop::Stop};
+use crate::{drive::Drive, ledger::Ledger, spool::Heap, stop::Stop};
 
 /// A client's answer to its task. The first one counts.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,13 +90,22 @@ pub(crate) struct RoundState {
     pub last_taken: Instant,
     /// Time spent adding updates.
     pub folding: Duration,
-    sum: Arc<Mutex<Accumulator>>,
+    rule: Rule,
+    updates: Arc<Mutex<Updates>>,
+}
+
+/// The accepted updates, as far as they are not yet an adapter.
+pub(crate) struct Updates {
+    pub fold: Fold,
+    /// Those that the fold keeps.
+    pub heap: Heap,
 }
 
 impl RoundState {
     /// A round without answers.
     pub async fn new(drive: &Drive<'_>, open: OpenRound, started: Instant) -> Result<Self, Stop> {
-        let sum = Accumulator::new(drive.model.layout.clone()).map_err(|e| Stop::Failed(e.to_string()))?;
+        let rule = drive.rule()?;
+        let fold = Fold::new(rule, drive.model.layout.clone()).map_err(|e| Stop::Failed(e.to_string()))?;
         let report = drive.reports.get(&report_key(&drive.record.run, open.round)).await?;
         Ok(Self {
             members: members(drive.record, &open),
@@ -112,7 +121,8 @@ impl RoundState {
             sent: started,
             last_taken: started,
             folding: Duration::ZERO,
-            sum: Arc::new(Mutex::new(sum)),
+            rule,
+            updates: Arc::new(Mutex::new(Updates { fold, heap: Heap::default() })),
         })
     }
 
@@ -128,7 +138,8 @@ impl RoundState {
 
     /// Whether the round has the updates that close it.
     pub fn is_full(&self, spec: &RunSpec) -> bool {
-        self.accepted().count() >= spec.target() as usize
+        // A sample of any size is full when all of it has answered.
+        !spec.is_poisson() && self.accepted().count() >= spec.target() as usize
     }
 
     /// Clients whose updates still count in the next round.
@@ -163,15 +174,20 @@ impl RoundState {
         })
     }
 
-    /// Runs `work` on the sum, on a thread that may be busy for a while.
-    pub async fn with_sum<T: Send + 'static>(
+    /// What it does with updates.
+    pub fn rule(&self) -> Rule {
+        self.rule
+    }
+
+    /// Runs `work` on the updates, on a thread that may be busy for a while.
+    pub async fn with_updates<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Accumulator) -> T + Send + 'static,
+        work: impl FnOnce(&mut Updates) -> T + Send + 'static,
     ) -> Result<T, Stop> {
-        let sum = self.sum.clone();
-        // A lock is poisoned by a panic only, after which the task has failed and the sum is not used.
+        let updates = self.updates.clone();
+        // A lock is poisoned by a panic only, after which the task has failed and the updates are not used.
         let working = tokio::task::spawn_blocking(move || {
-            work(&mut sum.lock().unwrap_or_else(PoisonError::into_inner))
+            work(&mut updates.lock().unwrap_or_else(PoisonError::into_inner))
         });
         working.await.map_err(|error| Stop::Failed(format!("summing updates broke off: {error}")))
     }
@@ -208,6 +224,7 @@ impl RoundState {
             bytes_down: self.ledger.total(Direction::Down),
             bytes_by_kind: self.ledger.by_kind(),
             clients: clients.collect(),
+            privacy: None,
             seconds: self.seconds,
             previous: before.adapter,
             adapter,

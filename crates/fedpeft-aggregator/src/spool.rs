@@ -6,7 +6,7 @@
 
 use std::{
     fs::File,
-    io::{self, Cursor, Write},
+    io::{self, Cursor, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use fedpeft_bus::{Bus, BusError, Measured};
 use fedpeft_protocol::Digest;
-use fedpeft_strategy::{Accumulator, Spool as Readable, SpoolError, Weight, distance, distance_spooled};
+use fedpeft_strategy::{Fold, Spool as Readable, SpoolError, Weight, distance, distance_spooled};
 
 /// An encoded adapter.
 #[derive(Debug, Clone)]
@@ -31,19 +31,19 @@ impl Adapter {
         Self::Held(Bytes::new())
     }
 
-    /// Its bytes, from the first on.
-    pub fn reader(&self) -> Box<dyn Readable + '_> {
+    /// Its bytes, from the first on. Several may read at once.
+    pub fn reader(&self) -> Box<dyn Readable + Send> {
         match self {
-            Self::Held(bytes) => Box::new(Cursor::new(bytes)),
-            Self::Spooled(file) => Box::new(&**file),
+            Self::Held(bytes) => Box::new(Cursor::new(bytes.clone())),
+            Self::Spooled(file) => Box::new(Part { file: file.clone(), start: 0, end: None, at: 0 }),
         }
     }
 
-    /// Adds it to `sum`.
-    pub fn add_to(&self, sum: &mut Accumulator, weight: Weight) -> Result<(), SpoolError> {
+    /// Adds it to `fold`; `base` is the adapter that it began with, where the fold reads it.
+    pub fn add_to(&self, fold: &mut Fold, base: &Self, weight: Weight) -> Result<(), SpoolError> {
         match self {
-            Self::Held(bytes) => Ok(sum.add(bytes, weight)?),
-            Self::Spooled(file) => sum.add_spooled(&mut &**file, weight),
+            Self::Held(bytes) => fold.add_held(bytes, &mut *base.reader(), weight),
+            Self::Spooled(_) => fold.add(&mut *self.reader(), &mut *base.reader(), weight),
         }
     }
 
@@ -61,6 +61,81 @@ impl Adapter {
             (Self::Held(adapter), Self::Held(base)) => Ok(distance(adapter, base)),
             _ => distance_spooled(&mut *self.reader(), &mut *base.reader()),
         }
+    }
+}
+
+/// A part of a file, read without moving the position that the file itself has.
+#[derive(Debug)]
+struct Part {
+    file: Arc<File>,
+    start: u64,
+    /// That of the file where there is none.
+    end: Option<u64>,
+    at: u64,
+}
+
+impl Part {
+    fn length(&self) -> io::Result<u64> {
+        self.end.map_or_else(|| Ok(self.file.metadata()?.len()), Ok).map(|end| end.saturating_sub(self.start))
+    }
+}
+
+impl Read for Part {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.length()?.saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let wanted = bytes.len().min(left);
+        let read = read_at(&self.file, &mut bytes[..wanted], self.start + self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+impl Seek for Part {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => self.length()?.checked_add_signed(by),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, bytes, at)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, bytes, at)
+}
+
+/// The adapters of a round that are kept until it closes, one after the other in one file.
+#[derive(Debug, Default)]
+pub(crate) struct Heap {
+    file: Option<Arc<File>>,
+    length: u64,
+}
+
+impl Heap {
+    /// Appends an adapter; what is returned reads it. `room` makes the file.
+    pub fn append(
+        &mut self,
+        adapter: &Adapter,
+        room: impl FnOnce() -> io::Result<File>,
+    ) -> io::Result<Box<dyn Readable + Send>> {
+        let file = match &self.file {
+            Some(file) => file.clone(),
+            None => self.file.insert(Arc::new(room()?)).clone(),
+        };
+        // What an append that failed has left is written over.
+        (&*file).seek(SeekFrom::Start(self.length))?;
+        let start = self.length;
+        let end = start + io::copy(&mut adapter.reader(), &mut &*file)?;
+        self.length = end;
+        Ok(Box::new(Part { file, start, end: Some(end), at: 0 }))
     }
 }
 
@@ -134,6 +209,11 @@ impl Spool {
         made.map_err(|source| self.unusable(source))
     }
 
+    /// An empty file that grows.
+    pub fn growing(&self) -> io::Result<File> {
+        tempfile::tempfile_in(&self.folder)
+    }
+
     /// A file of `size` bytes that `fetch` wrote.
     pub async fn fetched(
         &self,
@@ -179,6 +259,24 @@ mod tests {
         let spool = Spool::new("/nonexistent/folder".into());
         let text = spool.file(10).unwrap_err().to_string();
         assert!(text.contains("/nonexistent/folder") && text.contains("--spool"), "{text}");
+    }
+
+    #[test]
+    fn kept_adapters_are_read_apart() {
+        let spool = Spool::new(std::env::temp_dir());
+        let mut heap = Heap::default();
+        let adapters =
+            [&b"first"[..], b"the second", b""].map(|bytes| Adapter::Held(Bytes::from_static(bytes)));
+        let mut kept = adapters.map(|adapter| heap.append(&adapter, || spool.growing()).unwrap());
+        for (kept, wanted) in kept.iter_mut().zip(["first", "the second", ""]).rev() {
+            assert_eq!(kept.seek(SeekFrom::End(0)).unwrap(), wanted.len() as u64);
+            for _ in 0..2 {
+                kept.rewind().unwrap();
+                let mut read = String::new();
+                kept.read_to_string(&mut read).unwrap();
+                assert_eq!(read, wanted);
+            }
+        }
     }
 
     #[cfg(target_os = "linux")]

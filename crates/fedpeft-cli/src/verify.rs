@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, io::Cursor};
 
 use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
 use fedpeft_artifacts::manifest::Manifest;
 use fedpeft_bus::Bus;
 use fedpeft_codec::Layout;
@@ -13,9 +14,9 @@ use fedpeft_protocol::{
     Digest,
     ledger::{self, Checked},
     round::{ClientOutcome, RoundReport},
-    run::{ModeSpec, RunView},
+    run::RunView,
 };
-use fedpeft_strategy::{Accumulator, Kept, Spool, Weight, buffered, of_spec};
+use fedpeft_strategy::{Closing, Fold, Kept, Rule, Spool, Weight, of_spec};
 use serde::Serialize;
 
 use crate::view::{Sink, View};
@@ -102,34 +103,43 @@ async fn aggregate(
         let (bytes, _) = blob.with_context(|| format!("{what} of round {} cannot be read", report.round))?;
         anyhow::Ok(bytes)
     };
-    let mut sum = Accumulator::new(layout.clone())?;
-    let (mut examples, mut bases) = (0, BTreeMap::<Digest, u64>::new());
+    let spec = &view.record.spec;
+    let rule = Rule::of_spec(spec, None);
+    let mut fold = Fold::new(rule, layout.clone())?;
+    let (mut examples, mut bases) = (Vec::new(), BTreeMap::<Digest, u64>::new());
     for client in &report.clients {
         let ClientOutcome::Accepted { digest, weight, staleness, .. } = client.outcome else { continue };
-        sum.add(&fetch(&digest, &format!("the update of {}", client.client)).await?, Weight::new(weight)?)?;
-        examples += client.examples;
-        if !view.record.spec.mode.is_synchronous() {
-            let began = report.round.saturating_sub(staleness);
-            let base = view.rounds.iter().find(|earlier| earlier.round == began).map(|r| r.previous);
-            *bases.entry(base.with_context(|| format!("round {began} has no report"))?).or_default() +=
-                weight;
+        let began = report.round.saturating_sub(staleness);
+        let base = view.rounds.iter().find(|earlier| earlier.round == began).map(|r| r.previous);
+        let base = base.with_context(|| format!("round {began} has no report"))?;
+        let held = match rule.reads_base() {
+            true => fetch(&base, "the adapter that an update began with").await?,
+            false => Bytes::new(),
+        };
+        let (update, weight) =
+            (fetch(&digest, &format!("the update of {}", client.client)).await?, Weight::new(weight)?);
+        fold.add_held(&update, &mut Cursor::new(held), weight)?;
+        fold.keep(client.client.as_str(), Box::new(Cursor::new(update)), weight);
+        examples.push(client.examples);
+        *bases.entry(base).or_default() += weight.get();
+    }
+    if rule.subtracts_bases() {
+        // As the aggregator does: each base once.
+        for (base, weight) in bases {
+            let base = fetch(&base, "an adapter that updates began with").await?;
+            fold.subtract(&mut Cursor::new(base), weight)?;
         }
     }
-    // As the aggregator does: each base once.
-    for (base, weight) in bases {
-        sum.subtract(&fetch(&base, "an adapter that updates began with").await?, weight)?;
-    }
-    let mut global = Cursor::new(fetch(&report.previous, "the adapter before it").await?);
-    let mut next = Vec::new();
-    match view.record.spec.mode {
-        ModeSpec::Synchronous => {
-            let (mut before, mut after) = (kept.take().map(Cursor::new), Vec::new());
-            let state =
-                Kept { before: before.as_mut().map(|cursor| cursor as &mut dyn Spool), after: &mut after };
-            of_spec(&view.record.spec.strategy).next(&mut global, state, &sum, &mut next)?;
-            *kept = Some(after);
-        }
-        ModeSpec::Buffered { .. } => buffered::next(&mut global, &sum, examples, &mut next)?,
-    }
+    let global = fetch(&report.previous, "the adapter before it").await?;
+    let (mut before, mut after, mut next) = (kept.take().map(Cursor::new), Vec::new(), Vec::new());
+    let state = Kept { before: before.as_mut().map(|cursor| cursor as &mut dyn Spool), after: &mut after };
+    let closing = Closing {
+        global: &mut Cursor::new(global.clone()),
+        examples: &examples,
+        // Private runs keep no updates.
+        noise: &mut |_| (),
+    };
+    of_spec(&spec.strategy).next(&mut Cursor::new(global), state, &mut fold.close(closing), &mut next)?;
+    *kept = Some(after);
     Ok(next)
 }

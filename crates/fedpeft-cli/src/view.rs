@@ -236,6 +236,7 @@ mod tests {
                 ),
                 client("b", ClientOutcome::Dropped),
             ],
+            privacy: None,
             seconds: PhaseSeconds { total: 1.5, ..Default::default() },
             previous: Digest::of("p"),
             adapter: Digest::of("y"),

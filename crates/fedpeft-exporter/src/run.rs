@@ -6,6 +6,7 @@ use fedpeft_protocol::{
     ClientId, Round,
     event::EventKind,
     round::{ByteKind, BytesByKind, ClientOutcome, Direction, PhaseSeconds, RoundReport},
+    run::PrivacyState,
 };
 
 /// Bytes by direction and kind.
@@ -33,6 +34,7 @@ pub(crate) struct Run {
     pub loss: Option<f64>,
     pub accuracy: Option<f64>,
     pub train_loss: Option<f64>,
+    pub privacy: Option<PrivacyState>,
     pub outcomes: BTreeMap<&'static str, u64>,
     pub seconds: PhaseSeconds,
     pub accepted: u64,
@@ -97,6 +99,7 @@ impl Run {
         self.rounds_closed += 1;
         self.open_round = None;
         self.train_loss = Some(report.train_loss);
+        self.privacy = report.privacy;
         let bytes = parse(&report.bytes_by_kind);
         for (key, count) in &bytes {
             let total = self.bytes.entry(*key).or_default();

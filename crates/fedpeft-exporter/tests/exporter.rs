@@ -9,6 +9,7 @@ use fedpeft_protocol::{
     ClientId, Digest, PROTOCOL_VERSION, RunId,
     event::{Event, EventKind},
     round::{ClientOutcome, ClientReport, PhaseSeconds, RoundReport},
+    run::PrivacyState,
     run::RunStatus,
 };
 use fedpeft_testkit::{NatsServer, locate_binary};
@@ -70,6 +71,11 @@ fn report(round: u32, accuracy: Option<f64>) -> RoundReport {
             ),
             one("b", ClientOutcome::Dropped),
         ],
+        privacy: Some(PrivacyState {
+            noise_multiplier: 1.0,
+            clip_norm: 0.5,
+            epsilon: 0.25 * f64::from(round),
+        }),
         seconds: PhaseSeconds { train: 1.5, total: 2.0, ..Default::default() },
         previous: Digest::of("p"),
         adapter: Digest::of(b"g"),
@@ -166,6 +172,7 @@ async fn a_scripted_run_gives_exactly_these_metrics_and_a_replay_the_same() {
             "fedpeft_loss{run=\"r\"} 0.25",
             "fedpeft_accuracy{run=\"r\"} 0.75",
             "fedpeft_train_loss{run=\"r\"} 0.25",
+            "fedpeft_privacy_clip_norm{run=\"r\"} 0.5",
             "fedpeft_cohort_clients{outcome=\"accepted\",run=\"r\"} 1",
             "fedpeft_cohort_clients{outcome=\"dropped\",run=\"r\"} 1",
             "fedpeft_cohort_clients{outcome=\"failed\",run=\"r\"} 0",

@@ -1,5 +1,5 @@
-//! Accounting of differential privacy for the Gaussian mechanism on samples: what rounds of clipped and noised updates
-//! cost, and how much noise a budget asks for.
+//! Differential privacy by the Gaussian mechanism on samples: what rounds of clipped and noised updates cost, how much
+//! noise a budget asks for, and that noise ([`noise`]), with a clipping norm that follows the updates ([`adaptive`]).
 //!
 //! A [`Mechanism`] is one release: a sample of clients (or examples), the sum of their clipped contributions, and
 //! Gaussian noise of standard deviation `noise multiplier x clipping norm` on it. [`epsilon`] says what a number of
@@ -15,11 +15,15 @@
 //! that is replaced by another, for [`Sampling::FixedSize`]. These are different promises: an epsilon of the one is
 //! not comparable with an epsilon of the other.
 
+pub mod adaptive;
 mod budget;
 mod mechanism;
+pub mod noise;
 pub mod prv;
 pub mod rdp;
 mod special;
 
+pub use adaptive::{AdaptiveClip, AdaptiveError};
 pub use budget::{Accountant, delta, epsilon, noise_multiplier};
 pub use mechanism::{Mechanism, PrivacyError, Sampling};
+pub use noise::{NoiseError, NoiseSecret, NoiseStream};

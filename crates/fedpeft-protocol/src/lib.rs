@@ -5,6 +5,7 @@
 //! what a stranger may send us, so every identifier is validated when it is built and every decode is
 //! bounded and typed.
 
+mod aggregation;
 pub mod api;
 mod bounds;
 pub mod digest;
@@ -15,6 +16,7 @@ pub mod ledger;
 mod mode;
 pub mod model;
 pub mod presence;
+mod privacy;
 pub mod round;
 pub mod run;
 mod schedule;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ClientId, Digest, Epoch, Round, RunId, bounds,
-    run::{StabilitySpec, TrainingSpec},
+    run::{PrivacyState, StabilitySpec, TrainingSpec},
 };
 
 /// What a client should do now.
@@ -366,6 +366,9 @@ pub struct RoundReport {
     pub bytes_by_kind: BytesByKind,
     /// The cohort, sorted by name.
     pub clients: Vec<ClientReport>,
+    /// What the round did for privacy and what is spent after it, where the run promises any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<PrivacyState>,
     /// Where the time went.
     pub seconds: PhaseSeconds,
     /// Digest of the global adapter before the round.

@@ -7,8 +7,10 @@ use crate::{ClientId, Digest, Epoch, ModelName, Round, RunId, round::RoundReport
 
 use crate::validate::{at_least_one, check, not_negative, positive};
 pub use crate::{
+    aggregation::AggregationSpec,
     eligibility::Eligibility,
     mode::{ModeSpec, StalenessSpec},
+    privacy::{AccountantSpec, AdaptiveSpec, PrivacySpec, PrivacyState, SamplingSpec},
     schedule::{ScheduleSpec, Span, Warmup},
     stability::{DelaySpec, StabilitySpec},
     strategy::StrategySpec,
@@ -61,9 +63,15 @@ pub struct RunSpec {
     /// What every client does with its task.
     #[serde(default)]
     pub training: TrainingSpec,
-    /// How updates become the next global adapter.
+    /// What the updates of a round come to.
+    #[serde(default, skip_serializing_if = "AggregationSpec::is_mean")]
+    pub aggregation: AggregationSpec,
+    /// The step that the server makes towards it: the next global adapter.
     #[serde(default)]
     pub strategy: StrategySpec,
+    /// Differential privacy of the clients. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<PrivacySpec>,
     /// When the global adapter is evaluated.
     #[serde(default)]
     pub evaluation: EvaluationSpec,
@@ -98,15 +106,32 @@ impl RunSpec {
             keep_updates: false,
             stability: None,
             training: TrainingSpec::default(),
+            aggregation: AggregationSpec::default(),
             strategy: StrategySpec::default(),
+            privacy: None,
             evaluation: EvaluationSpec::default(),
             seed: 0,
         }
     }
 
-    /// Updates without which a round fails.
+    /// Updates without which a round fails: none where samples are of any size, and an empty one is noise like any other.
     pub fn quorum(&self) -> u32 {
-        self.quorum.unwrap_or(self.target().div_ceil(2)).max(1)
+        if self.is_poisson() {
+            return self.quorum.unwrap_or(0);
+        }
+        let least = self.aggregation.least_updates();
+        self.quorum.unwrap_or(self.target().div_ceil(2).max(least)).max(1)
+    }
+
+    /// Whether a round's cohort is of any size.
+    pub fn is_poisson(&self) -> bool {
+        self.privacy.as_ref().is_some_and(|privacy| privacy.sampling == SamplingSpec::Poisson)
+    }
+
+    /// Clients that cohorts are sampled from: as many as have to be present.
+    pub fn population(&self) -> u32 {
+        let private = self.privacy.as_ref().and_then(|privacy| privacy.population);
+        private.unwrap_or(self.min_clients.unwrap_or(self.cohort))
     }
 
     /// Updates that close a round.
@@ -125,7 +150,8 @@ impl RunSpec {
 
     /// Clients that must be present before a round starts.
     pub fn min_clients(&self) -> u32 {
-        self.min_clients.unwrap_or(self.cohort)
+        let least = self.min_clients.unwrap_or(self.cohort);
+        if self.privacy.is_some() { least.max(self.population()) } else { least }
     }
 
     /// Checks every number, naming the field and the cure.
@@ -149,18 +175,30 @@ impl RunSpec {
         })?;
         self.eligibility.validate()?;
         self.mode.validate(self.cohort)?;
+        self.aggregation.validate(&self.training)?;
         self.strategy.validate()?;
         self.max_update_norm.map_or(Ok(()), |norm| positive("max_update_norm", norm))?;
         self.stability.as_ref().map_or(Ok(()), StabilitySpec::validate)?;
         let (quorum, target) = (self.quorum(), self.target());
         let buffered = !self.mode.is_synchronous();
         let of = if buffered { "buffer" } else { "cohort" };
+        let least = self.aggregation.least_updates();
+        check("aggregation", least <= target, || {
+            format!("needs {least} updates, a round has {target}: raise the {of}")
+        })?;
         check("quorum", quorum <= target, || {
             format!("is {quorum}, more than the {of} of {target}: lower it")
         })?;
         check("strategy", !buffered || self.strategy == StrategySpec::Fedavg, || {
             "of buffered rounds must be fedavg: they make steps of their own".to_owned()
         })?;
+        check("aggregation", !buffered || self.aggregation.is_mean(), || {
+            "of buffered rounds must be mean: they weigh updates by their staleness".to_owned()
+        })?;
+        check("quorum", self.aggregation.is_mean() || quorum >= least, || {
+            format!("is {quorum}, the aggregation needs at least {least} updates: raise it")
+        })?;
+        self.privacy.as_ref().map_or(Ok(()), |privacy| self.validate_private(privacy))?;
         check("over_selection", !buffered || self.over_selection == 0.0, || {
             "is for synchronous rounds: buffered ones have cohort and buffer".to_owned()
         })?;
@@ -170,6 +208,24 @@ impl RunSpec {
             return Err(InvalidSpec::new("min_clients", message));
         }
         Ok(())
+    }
+
+    /// Checks what goes with differential privacy.
+    fn validate_private(&self, privacy: &PrivacySpec) -> Result<(), InvalidSpec> {
+        privacy.validate(self.sampled(), self.population())?;
+        check("privacy", self.mode.is_synchronous(), || {
+            "is for synchronous rounds: buffered ones have no sample that could be accounted for".to_owned()
+        })?;
+        check("privacy", self.aggregation.is_mean(), || {
+            "clips and weighs updates itself: leave out [run.aggregation]".to_owned()
+        })?;
+        check("privacy", !self.keep_updates, || {
+            "and keep_updates contradict each other: kept updates can be read without noise".to_owned()
+        })?;
+        let is_poisson = privacy.sampling == SamplingSpec::Poisson;
+        check("over_selection", !is_poisson || self.over_selection == 0.0, || {
+            "is for samples of a fixed size: with privacy.sampling = \"poisson\" raise the cohort".to_owned()
+        })
     }
 }
 
@@ -257,6 +313,9 @@ pub struct RunRecord {
     /// Blob of what the strategy keeps between rounds, where it keeps anything and a round is committed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moments: Option<Digest>,
+    /// Where the privacy of the run stands, where it promises any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<PrivacyState>,
     /// The round that is open, if one is.
     pub open: Option<OpenRound>,
     /// Of buffered rounds: clients that train since an earlier round and whose updates still count, by name.

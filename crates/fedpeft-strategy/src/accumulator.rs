@@ -21,7 +21,7 @@ mod spooled;
 use bytes::Bytes;
 use fedpeft_codec::{CodecError, Layout};
 
-pub use spooled::{Spool, SpoolError};
+pub use spooled::{Spool, SpoolError, check_update};
 
 /// Largest magnitude of an adapter value: the next power of two above what half precision can hold.
 pub const MAX_MAGNITUDE: f32 = 65_536.0;
@@ -34,7 +34,7 @@ const HIGH_SCALE: f64 = (1u64 << 7) as f64;
 const LOW_SCALE: f64 = (1u64 << 47) as f64;
 /// Added to an `f64` of magnitude below 2^51 it leaves the nearest integer in the low bits of the mantissa:
 /// a conversion to `i64` that every vector unit can do.
-const MAGIC: f64 = 6_755_399_441_055_744.0;
+pub(crate) const MAGIC: f64 = 6_755_399_441_055_744.0;
 
 /// The weight of one update: its examples, 1 to [`MAX_WEIGHT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,6 +90,45 @@ pub enum AccumulateError {
         "the server's step gives a value of {0}, more than {MAX_MAGNITUDE}: lower strategy.learning_rate"
     )]
     Diverged(String),
+    /// Too few updates for a robust rule.
+    #[error("{rule} needs {least} updates and got {updates}: raise the quorum")]
+    Few {
+        /// The rule.
+        rule: &'static str,
+        /// Fewest it works with.
+        least: u32,
+        /// Updates there are.
+        updates: usize,
+    },
+    /// Too many updates for a robust rule.
+    #[error("{rule} takes at most {most} updates and got {updates}: lower the size of the cohort")]
+    Many {
+        /// The rule.
+        rule: &'static str,
+        /// Most it works with.
+        most: u32,
+        /// Updates there are.
+        updates: usize,
+    },
+    /// A clipping norm.
+    #[error("the clipping norm is {0}: it is between 1e-9 and 1e9")]
+    Clip(String),
+    /// A noise multiplier.
+    #[error("the noise multiplier is {0}: a clipped sum takes 2^-10 and above")]
+    Noise(String),
+    /// Noise that makes the grid of a clipped sum too coarse for its number of values.
+    #[error(
+        "a noise multiplier of {noise} is too much for {values} values, which take up to {most}: train a smaller \
+         adapter, or take fewer rounds or a larger budget"
+    )]
+    Coarse {
+        /// The multiplier.
+        noise: String,
+        /// Values of the adapter.
+        values: usize,
+        /// Largest multiplier for that many.
+        most: String,
+    },
     /// Two sums over different adapters.
     #[error("sums of different adapter layouts cannot be merged")]
     Layout,
@@ -200,26 +239,16 @@ impl Accumulator {
         pulp::Arch::new().dispatch(|| divide(&self.high, &self.low, divisor, encoded.as_chunks_mut::<4>().0));
         Ok(encoded.into())
     }
-
-    /// `adapter` moved by the sum over `divisor`, encoded.
-    pub fn step(&self, adapter: &[u8], divisor: f64) -> Result<Bytes, AccumulateError> {
-        self.usable()?;
-        check(adapter, &self.layout)?;
-        let mut encoded = adapter.to_vec();
-        pulp::Arch::new()
-            .dispatch(|| advance(&self.high, &self.low, divisor, encoded.as_chunks_mut::<4>().0));
-        Ok(encoded.into())
-    }
 }
 
-fn zeros(values: usize) -> Result<Vec<i64>, AccumulateError> {
+pub(crate) fn zeros(values: usize) -> Result<Vec<i64>, AccumulateError> {
     let mut zeros = Vec::new();
     zeros.try_reserve_exact(values).map_err(|_| AccumulateError::Memory(values))?;
     zeros.resize(values, 0);
     Ok(zeros)
 }
 
-fn within_bound(updates: u64) -> Result<u64, AccumulateError> {
+pub(crate) fn within_bound(updates: u64) -> Result<u64, AccumulateError> {
     if updates <= MAX_UPDATES { Ok(updates) } else { Err(AccumulateError::Updates(updates)) }
 }
 
@@ -233,7 +262,7 @@ fn check(adapter: &[u8], layout: &Layout) -> Result<(), AccumulateError> {
 }
 
 /// Checks the values from `first` on in one vectorised pass; the culprit is searched only if there is one.
-fn check_values(first: usize, values: &[[u8; 4]], layout: &Layout) -> Result<(), AccumulateError> {
+pub(crate) fn check_values(first: usize, values: &[[u8; 4]], layout: &Layout) -> Result<(), AccumulateError> {
     if pulp::Arch::new().dispatch(|| largest_magnitude(values)) <= MAX_MAGNITUDE.to_bits() {
         return Ok(());
     }
@@ -252,7 +281,7 @@ fn check_values(first: usize, values: &[[u8; 4]], layout: &Layout) -> Result<(),
 /// The largest magnitude as bits: without their sign, floats order as integers do, and infinities and NaN
 /// lie above all finite values.
 #[inline(always)]
-fn largest_magnitude(values: &[[u8; 4]]) -> u32 {
+pub(crate) fn largest_magnitude(values: &[[u8; 4]]) -> u32 {
     values.iter().fold(0, |largest, b| largest.max(u32::from_le_bytes(*b) & 0x7fff_ffff))
 }
 
@@ -270,7 +299,7 @@ fn add_products(high: &mut [i64], low: &mut [i64], values: &[[u8; 4]], scaled_we
 
 /// The integer that adding [`MAGIC`] left in the mantissa.
 #[inline(always)]
-fn integer(shifted: f64) -> i64 {
+pub(crate) fn integer(shifted: f64) -> i64 {
     shifted.to_bits().wrapping_sub(MAGIC.to_bits()).cast_signed()
 }
 
@@ -285,14 +314,6 @@ fn add_integers(sum: &mut [i64], terms: &[i64]) {
 fn divide(high: &[i64], low: &[i64], divisor: f64, means: &mut [[u8; 4]]) {
     for ((high, low), mean) in high.iter().zip(low).zip(means) {
         *mean = ((total(*high, *low) / divisor) as f32).to_le_bytes();
-    }
-}
-
-#[inline(always)]
-fn advance(high: &[i64], low: &[i64], divisor: f64, values: &mut [[u8; 4]]) {
-    for ((high, low), value) in high.iter().zip(low).zip(values) {
-        let moved = f64::from(f32::from_le_bytes(*value)) + total(*high, *low) / divisor;
-        *value = (moved as f32).to_le_bytes();
     }
 }
 

@@ -11,9 +11,7 @@
 //! once with the weight of all updates that began with it, and exactly: only one base at a time is in memory, and no
 //! order changes a byte.
 
-use std::io::Write;
-
-use crate::accumulator::{AccumulateError, Accumulator, MAX_WEIGHT, Spool, SpoolError, Weight};
+use crate::accumulator::{AccumulateError, MAX_WEIGHT, Weight};
 
 /// Weights are multiples of 1/64 of an example, so that staleness can make them smaller.
 pub const UNIT: u64 = 64;
@@ -31,22 +29,16 @@ pub fn weight(examples: u64, factor: f64) -> Result<Weight, AccumulateError> {
     Weight::new(weight.max(1))
 }
 
-/// Writes the next global adapter, encoded: `global` moved by what is in `sum` once the bases are subtracted.
-/// `examples` is the sum of the updates' examples.
-pub fn next(
-    global: &mut dyn Spool,
-    sum: &Accumulator,
-    examples: u64,
-    out: &mut dyn Write,
-) -> Result<(), SpoolError> {
-    sum.step_into(global, (examples * UNIT) as f64, out)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
 
     use super::*;
+    use crate::{
+        accumulator::Accumulator,
+        mean::Moved,
+        strategy::{FedAvg, Kept, Strategy as _},
+    };
     use fedpeft_codec::{Layout, TensorSpec, decode, encode};
     use proptest::prelude::*;
 
@@ -55,8 +47,10 @@ mod tests {
     }
 
     fn moved(global: &[u8], sum: &Accumulator, examples: u64) -> Vec<u8> {
+        let mut mean = Moved { base: &mut Cursor::new(global), sum, divisor: (examples * UNIT) as f64 };
         let mut moved = Vec::new();
-        next(&mut Cursor::new(global), sum, examples, &mut moved).unwrap();
+        let kept = Kept { before: None, after: &mut std::io::sink() };
+        FedAvg.next(&mut std::io::empty(), kept, &mut mean, &mut moved).unwrap();
         moved
     }
 

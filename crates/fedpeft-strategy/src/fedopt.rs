@@ -16,8 +16,9 @@
 use std::io::{Read as _, Seek as _, Write};
 
 use crate::{
-    accumulator::{AccumulateError, Accumulator, MAX_MAGNITUDE, Spool, SpoolError, Weight},
-    strategy::{Kept, Strategy},
+    accumulator::{Spool, SpoolError},
+    mean::Mean,
+    strategy::{Kept, Strategy, check_range},
 };
 
 /// A server optimizer.
@@ -94,10 +95,6 @@ impl Strategy for FedOpt {
         }
     }
 
-    fn weight(&self, examples: u64) -> Result<Weight, AccumulateError> {
-        Weight::new(examples)
-    }
-
     fn reads_global(&self) -> bool {
         true
     }
@@ -111,7 +108,7 @@ impl Strategy for FedOpt {
         &self,
         global: &mut dyn Spool,
         kept: Kept<'_>,
-        sum: &Accumulator,
+        mean: &mut dyn Mean,
         out: &mut dyn Write,
     ) -> Result<(), SpoolError> {
         let (count, initial) = (self.kept(), [0.0, (self.constants.tau * self.constants.tau) as f32]);
@@ -121,7 +118,7 @@ impl Strategy for FedOpt {
             before.rewind()?;
         }
         let (mut values, mut moments) = (Vec::new(), Vec::new());
-        sum.each_mean(|means| {
+        mean.each(&mut |means| {
             values.resize(means.len() * 4, 0);
             global.read_exact(&mut values)?;
             moments.resize(means.len() * 4 * count, 0);
@@ -134,21 +131,14 @@ impl Strategy for FedOpt {
                 .0
                 .iter_mut()
                 .zip(moments.as_chunks_mut::<4>().0.chunks_mut(count));
-            // The culprit, if any: infinities and NaN lie above all finite values in the order of totals.
-            let mut largest = 0.0f32;
             for ((value, kept), mean) in cells.zip(means) {
                 let mut state = [0.0; 2];
                 state.iter_mut().zip(&*kept).for_each(|(state, bytes)| *state = f32::from_le_bytes(*bytes));
                 let (next, state) = self.step(f32::from_le_bytes(*value), *mean, state);
                 *value = next.to_le_bytes();
                 kept.iter_mut().zip(state).for_each(|(bytes, state)| *bytes = state.to_le_bytes());
-                if next.abs().total_cmp(&largest).is_gt() {
-                    largest = next.abs();
-                }
             }
-            if largest.total_cmp(&MAX_MAGNITUDE).is_gt() {
-                return Err(AccumulateError::Diverged(largest.to_string()).into());
-            }
+            check_range(values.as_chunks::<4>().0)?;
             after.write_all(&moments)?;
             Ok(out.write_all(&values)?)
         })
@@ -170,7 +160,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::strategy::{Strategy, of_spec};
+    use crate::{
+        accumulator::{Accumulator, Weight},
+        strategy::{Strategy, of_spec},
+    };
 
     fn layout(values: usize) -> Layout {
         Layout::new(vec![TensorSpec { name: "bias".into(), shape: vec![values as u64] }]).unwrap()
@@ -194,14 +187,14 @@ mod tests {
             .iter()
             .map(|mean| {
                 let mut sum = Accumulator::new(layout.clone()).unwrap();
-                sum.add(&encode(mean), strategy.weight(3).unwrap()).unwrap();
+                sum.add(&encode(mean), Weight::new(3).unwrap()).unwrap();
                 let (mut next, mut after) = (Vec::new(), Vec::new());
                 let mut before = kept.take().map(Cursor::new);
                 let state = Kept {
                     before: before.as_mut().map(|cursor| cursor as &mut dyn Spool),
                     after: &mut after,
                 };
-                strategy.next(&mut Cursor::new(&global), state, &sum, &mut next).unwrap();
+                strategy.next(&mut Cursor::new(&global), state, &mut &sum, &mut next).unwrap();
                 assert_eq!(after.len(), next.len() * strategy.kept());
                 (global, kept) = (next, Some(after));
                 decode(&global, &layout).unwrap()
@@ -245,11 +238,11 @@ mod tests {
     fn a_step_that_leaves_the_range_is_an_error() {
         let strategy = of_spec(&StrategySpec::Fedavgm { learning_rate: 1e9, momentum: 0.9 });
         let mut sum = Accumulator::new(layout(1)).unwrap();
-        sum.add(&encode(&[2.0]), strategy.weight(1).unwrap()).unwrap();
+        sum.add(&encode(&[2.0]), Weight::new(1).unwrap()).unwrap();
         let mut after = Vec::new();
         let kept = Kept { before: None, after: &mut after };
         let failed =
-            strategy.next(&mut Cursor::new(encode(&[1.0])), kept, &sum, &mut Vec::new()).unwrap_err();
+            strategy.next(&mut Cursor::new(encode(&[1.0])), kept, &mut &sum, &mut Vec::new()).unwrap_err();
         assert!(failed.to_string().contains("learning_rate"), "{failed}");
     }
 
@@ -265,11 +258,11 @@ mod tests {
                 let next = |updates: &mut dyn Iterator<Item = &(Vec<f32>, u64)>| {
                     let mut sum = Accumulator::new(layout(5)).unwrap();
                     for (values, examples) in updates {
-                        sum.add(&encode(values), strategy.weight(*examples).unwrap()).unwrap();
+                        sum.add(&encode(values), Weight::new(*examples).unwrap()).unwrap();
                     }
                     let (mut next, mut after) = (Vec::new(), Vec::new());
                     let kept = Kept { before: None, after: &mut after };
-                    strategy.next(&mut Cursor::new(encode(&global)), kept, &sum, &mut next).unwrap();
+                    strategy.next(&mut Cursor::new(encode(&global)), kept, &mut &sum, &mut next).unwrap();
                     (next, after)
                 };
                 prop_assert_eq!(next(&mut updates.iter()), next(&mut updates.iter().rev()));

@@ -5,7 +5,7 @@ use std::io;
 use crate::accumulator::Spool;
 
 /// Independent sums, so that they can be added in vectors; their number is fixed, and with it every result.
-const LANES: usize = 8;
+pub(crate) const LANES: usize = 8;
 
 /// Bytes read at once; a multiple of the lanes.
 const CHUNK: usize = 1 << 18;
@@ -33,7 +33,7 @@ pub fn distance_spooled(adapter: &mut dyn Spool, base: &mut dyn Spool) -> io::Re
 }
 
 /// Reads until `chunk` is full or nothing is left.
-fn fill(from: &mut dyn Spool, chunk: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn fill(from: &mut dyn Spool, chunk: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < chunk.len() {
         match from.read(&mut chunk[filled..]) {
@@ -46,16 +46,37 @@ fn fill(from: &mut dyn Spool, chunk: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-fn add_squares(sums: &mut [f64; LANES], adapter: &[u8], base: &[u8]) {
+pub(crate) fn add_squares(sums: &mut [f64; LANES], adapter: &[u8], base: &[u8]) {
     let (adapter, base) = (adapter.as_chunks::<4>().0, base.as_chunks::<4>().0);
-    pulp::Arch::new().dispatch(|| {
-        for (values, bases) in adapter.chunks(LANES).zip(base.chunks(LANES)) {
-            for ((sum, value), base) in sums.iter_mut().zip(values).zip(bases) {
-                let difference = f64::from(f32::from_le_bytes(*value)) - f64::from(f32::from_le_bytes(*base));
-                *sum += difference * difference;
-            }
+    pulp::Arch::new().dispatch(|| add_squared_differences(sums, adapter, base));
+}
+
+/// Adds to each lane the squared differences of its values, in their order.
+#[inline(always)]
+fn add_squared_differences(sums: &mut [f64; LANES], left: &[[u8; 4]], right: &[[u8; 4]]) {
+    let ((left, left_rest), (right, right_rest)) = (left.as_chunks::<LANES>(), right.as_chunks::<LANES>());
+    for (left, right) in left.iter().zip(right) {
+        for lane in 0..LANES {
+            sums[lane] += squared_difference(left[lane], right[lane]);
         }
-    });
+    }
+    for ((sum, left), right) in sums.iter_mut().zip(left_rest).zip(right_rest) {
+        *sum += squared_difference(*left, *right);
+    }
+}
+
+#[inline(always)]
+fn squared_difference(left: [u8; 4], right: [u8; 4]) -> f64 {
+    let difference = f64::from(f32::from_le_bytes(left)) - f64::from(f32::from_le_bytes(right));
+    difference * difference
+}
+
+/// The squared L2 distance of two runs of values.
+#[inline(always)]
+pub(crate) fn squared_distance(left: &[[u8; 4]], right: &[[u8; 4]]) -> f64 {
+    let mut sums = [0.0; LANES];
+    add_squared_differences(&mut sums, left, right);
+    sums.iter().sum()
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
-//! What becomes of a round's updates.
+//! The server's step towards what the updates of a round come to.
 
 use std::io::Write;
 
 use fedpeft_protocol::run::StrategySpec;
 
 use crate::{
-    accumulator::{AccumulateError, Accumulator, Spool, SpoolError, Weight},
+    accumulator::{AccumulateError, MAX_MAGNITUDE, Spool, SpoolError, largest_magnitude},
     fedopt::{Constants, FedOpt, Rule},
+    mean::Mean,
 };
 
 /// What a strategy keeps between rounds.
@@ -17,13 +18,10 @@ pub struct Kept<'a> {
     pub after: &'a mut dyn Write,
 }
 
-/// How updates are weighed and how their sum becomes the next global adapter.
+/// How what the updates come to becomes the next global adapter.
 pub trait Strategy: Send + Sync {
     /// One word for logs.
     fn name(&self) -> &'static str;
-
-    /// The weight of an update that was trained on `examples` examples.
-    fn weight(&self, examples: u64) -> Result<Weight, AccumulateError>;
 
     /// Whether [`Self::next`] reads the present global adapter. If not, it need not be at hand.
     fn reads_global(&self) -> bool;
@@ -33,12 +31,15 @@ pub trait Strategy: Send + Sync {
         0
     }
 
-    /// Writes the next global adapter, encoded, made of the present one and the sum of the accepted updates.
+    /// Writes the next global adapter, encoded, made of the present one and the mean of the accepted updates.
+    ///
+    /// # Errors
+    /// What cannot be read or written, or a step that leaves the range of adapter values.
     fn next(
         &self,
         global: &mut dyn Spool,
         kept: Kept<'_>,
-        sum: &Accumulator,
+        mean: &mut dyn Mean,
         out: &mut dyn Write,
     ) -> Result<(), SpoolError>;
 }
@@ -52,10 +53,6 @@ impl Strategy for FedAvg {
         "fedavg"
     }
 
-    fn weight(&self, examples: u64) -> Result<Weight, AccumulateError> {
-        Weight::new(examples)
-    }
-
     fn reads_global(&self) -> bool {
         false
     }
@@ -64,10 +61,27 @@ impl Strategy for FedAvg {
         &self,
         _global: &mut dyn Spool,
         _kept: Kept<'_>,
-        sum: &Accumulator,
+        mean: &mut dyn Mean,
         out: &mut dyn Write,
     ) -> Result<(), SpoolError> {
-        sum.mean_into(out)
+        let mut bytes = Vec::new();
+        mean.each(&mut |means| {
+            bytes.resize(means.len() * size_of::<f32>(), 0);
+            let values = bytes.as_chunks_mut::<4>().0;
+            values.iter_mut().zip(means).for_each(|(value, mean)| *value = (*mean as f32).to_le_bytes());
+            check_range(values)?;
+            Ok(out.write_all(&bytes)?)
+        })
+    }
+}
+
+/// Refuses values that no client would take.
+pub(crate) fn check_range(values: &[[u8; 4]]) -> Result<(), AccumulateError> {
+    let largest = f32::from_bits(largest_magnitude(values));
+    // Not a number is not at most anything.
+    match largest <= MAX_MAGNITUDE {
+        true => Ok(()),
+        false => Err(AccumulateError::Diverged(largest.to_string())),
     }
 }
 
@@ -94,6 +108,7 @@ pub fn of_spec(spec: &StrategySpec) -> Box<dyn Strategy> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::accumulator::{Accumulator, Weight};
     use fedpeft_codec::{Layout, TensorSpec, encode};
 
     #[test]
@@ -102,11 +117,11 @@ mod tests {
         let strategy = of_spec(&StrategySpec::Fedavg);
         let mut sum = Accumulator::new(layout).unwrap();
         for (values, examples) in [([1.0, -2.0], 1), ([4.0, 1.0], 2)] {
-            sum.add(&encode(&values), strategy.weight(examples).unwrap()).unwrap();
+            sum.add(&encode(&values), Weight::new(examples).unwrap()).unwrap();
         }
         let mut next = Vec::new();
         let kept = Kept { before: None, after: &mut std::io::sink() };
-        strategy.next(&mut std::io::empty(), kept, &sum, &mut next).unwrap();
+        strategy.next(&mut std::io::empty(), kept, &mut &sum, &mut next).unwrap();
         assert_eq!(next, encode(&[3.0, 0.0]));
         assert_eq!(strategy.name(), "fedavg");
     }

@@ -9,15 +9,15 @@
 use std::{collections::BTreeMap, io::Write, time::Instant};
 
 use fedpeft_bus::Stale;
-use fedpeft_protocol::{Digest, RunId};
-use fedpeft_strategy::{Accumulator, Kept, Spool as Readable, SpoolError, buffered};
-use tokio::sync::OnceCell;
+use fedpeft_protocol::{Digest, Round, RunId, run::PrivacyState};
+use fedpeft_strategy::{Closing, Kept, Spool as Readable, SpoolError};
+use tokio::{sync::OnceCell, task::spawn_blocking};
 
 use super::{Phase, evaluate::Committed};
 use crate::{
     drive::Drive,
-    retention,
-    round::{RoundState, report_key},
+    privacy, retention,
+    round::{RoundState, Updates, report_key},
     spool::{Adapter, Target},
     stop::Stop,
 };
@@ -25,8 +25,7 @@ use crate::{
 pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Result<Phase, Stop> {
     let started = Instant::now();
     let is_synchronous = drive.record.spec.mode.is_synchronous();
-    let next = if is_synchronous { mean(drive, &round).await? } else { moved(drive, &round).await? };
-    let Next { adapter: next, moments } = next;
+    let Next { adapter: next, moments, unclipped } = next(drive, &round).await?;
     let digest = drive.store(&next).await?;
     let moments = match &moments {
         Some(moments) => Some(drive.store(moments).await?),
@@ -37,6 +36,14 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     round.seconds.total = round.started.elapsed().as_secs_f64();
     let carried = round.carried(&drive.record.spec);
     let mut report = round.report(drive.record, &carried, digest);
+    let spent = spent(drive, report.round).await?;
+    report.privacy = spent;
+    let privacy = match spent {
+        Some(spent) => {
+            Some(PrivacyState { clip_norm: privacy::next_clip_norm(drive, &round, unclipped)?, ..spent })
+        }
+        None => None,
+    };
     // What comes after these marks is no longer the business of this round.
     let (tasks, updates) = (drive.bus.task_mark().await?, drive.bus.update_mark().await?);
     // The report goes first, so that a committed round always has one. Its revision was read when the round
@@ -52,6 +59,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
             record.round = report.round;
             record.adapter = digest;
             record.moments = moments;
+            record.privacy = privacy;
             record.ledger = report.ledger;
             record.open = None;
             record.carried = carried;
@@ -94,12 +102,15 @@ struct Next {
     adapter: Adapter,
     /// What the strategy keeps for the next round.
     moments: Option<Adapter>,
+    /// Updates that were not clipped.
+    unclipped: u64,
 }
 
-/// The next global adapter of a synchronous round, as the run's strategy says.
-async fn mean(drive: &Drive<'_>, round: &RoundState) -> Result<Next, Stop> {
+/// The next global adapter: the strategy's step towards what the updates come to.
+async fn next(drive: &Drive<'_>, round: &RoundState) -> Result<Next, Stop> {
+    subtract_bases(drive, round).await?;
     let strategy = drive.strategy.clone();
-    let present = match strategy.reads_global() {
+    let present = match strategy.reads_global() || round.rule().reads_global() {
         true => drive.global(&drive.record.adapter).await?,
         false => Adapter::none(),
     };
@@ -110,18 +121,57 @@ async fn mean(drive: &Drive<'_>, round: &RoundState) -> Result<Next, Stop> {
     let mut adapter = drive.target(drive.model.layout.bytes())?;
     let mut moments = (strategy.kept() > 0).then(|| drive.target(moments_size(drive))).transpose()?;
     let tag = tag(&drive.record.run);
-    let work = move |sum: &mut Accumulator| -> Result<Next, SpoolError> {
+    let examples: Vec<u64> = round.accepted().map(|accepted| accepted.examples).collect();
+    let mut noise = privacy::stream(drive, round, "sum");
+    let work = move |Updates { fold, .. }: &mut Updates| -> Result<Next, SpoolError> {
+        let unclipped = fold.unclipped();
         let mut before = before.as_ref().map(Adapter::reader);
         let mut nothing = std::io::sink();
         let after: &mut dyn Write = moments.as_mut().map_or(&mut nothing, |target| target);
         let kept = Kept { before: before.as_deref_mut().map(|reader| reader as &mut dyn Readable), after };
-        strategy.next(&mut *present.reader(), kept, sum, &mut adapter)?;
+        let closing = Closing {
+            global: &mut *present.reader(),
+            examples: &examples,
+            noise: &mut |values| noise.fill(values),
+        };
+        strategy.next(&mut *present.reader(), kept, &mut fold.close(closing), &mut adapter)?;
         if let Some(moments) = &mut moments {
             moments.write_all(&tag)?;
         }
-        Ok(Next { adapter: adapter.done(), moments: moments.map(Target::done) })
+        Ok(Next { adapter: adapter.done(), moments: moments.map(Target::done), unclipped })
     };
-    round.with_sum(work).await?.map_err(|error| drive.broken(error))
+    round.with_updates(work).await?.map_err(|error| drive.broken(error))
+}
+
+/// Takes the adapters that updates began with out of their sum, one by one, where it is a sum of differences.
+async fn subtract_bases(drive: &Drive<'_>, round: &RoundState) -> Result<(), Stop> {
+    if !round.rule().subtracts_bases() {
+        return Ok(());
+    }
+    let mut bases = BTreeMap::<Digest, u64>::new();
+    for (client, accepted) in round.accepted_by() {
+        if let Some(member) = round.members.get(client) {
+            *bases.entry(member.adapter).or_default() += accepted.weight;
+        }
+    }
+    for (base, weight) in bases {
+        let base = drive.global(&base).await?;
+        let subtracted = move |Updates { fold, .. }: &mut Updates| fold.subtract(&mut *base.reader(), weight);
+        round.with_updates(subtracted).await?.map_err(|error| drive.broken(error))?;
+    }
+    Ok(())
+}
+
+/// What the round did for privacy, with what is spent after it.
+async fn spent(drive: &Drive<'_>, round: Round) -> Result<Option<PrivacyState>, Stop> {
+    let (Some(state), Some(spec)) = (drive.record.privacy, drive.record.spec.privacy.clone()) else {
+        return Ok(None);
+    };
+    let run = drive.record.spec.clone();
+    let accounting = spawn_blocking(move || privacy::within_budget(&run, &spec, &state, round));
+    let epsilon = accounting.await.map_err(|error| Stop::Failed(format!("accounting broke off: {error}")))?;
+    let epsilon = epsilon.map_err(|error| Stop::Failed(error.to_string()))?;
+    Ok(Some(PrivacyState { epsilon, ..state }))
 }
 
 /// Bytes of what a strategy keeps, and of its tag.
@@ -143,36 +193,4 @@ async fn forget_moments(drive: &Drive<'_>, moments: &Digest) {
     if let Err(error) = drive.bus.delete_blob(moments).await {
         tracing::warn!(run = %drive.record.run, %error, "moments of the round before not deleted");
     }
-}
-
-/// The next global adapter of a buffered round. Its updates may have begun with different adapters, which are taken
-/// out of the sum one by one.
-async fn moved(drive: &Drive<'_>, round: &RoundState) -> Result<Next, Stop> {
-    let mut bases = BTreeMap::<Digest, u64>::new();
-    for (client, accepted) in round.accepted_by() {
-        if let Some(member) = round.members.get(client) {
-            *bases.entry(member.adapter).or_default() += accepted.weight;
-        }
-    }
-    for (base, weight) in bases {
-        let base = drive.global(&base).await?;
-        let subtracted = move |sum: &mut Accumulator| sum.subtract_spooled(&mut *base.reader(), weight);
-        round.with_sum(subtracted).await?.map_err(|error| drive.broken(error))?;
-    }
-    let examples = round.accepted().map(|accepted| accepted.examples).sum();
-    let present = drive.global(&drive.record.adapter).await?;
-    written(drive, round, move |sum, out| buffered::next(&mut *present.reader(), sum, examples, out)).await
-}
-
-/// What `write` makes of the sum.
-async fn written(
-    drive: &Drive<'_>,
-    round: &RoundState,
-    write: impl FnOnce(&Accumulator, &mut dyn Write) -> Result<(), SpoolError> + Send + 'static,
-) -> Result<Next, Stop> {
-    let mut adapter = drive.target(drive.model.layout.bytes())?;
-    let work = move |sum: &mut Accumulator| {
-        write(sum, &mut adapter).map(|()| Next { adapter: adapter.done(), moments: None })
-    };
-    round.with_sum(work).await?.map_err(|error| drive.broken(error))
 }

@@ -21,7 +21,7 @@ use fedpeft_strategy::cohort;
 use tokio::time::sleep;
 
 use super::Phase;
-use crate::{drive::Drive, model, round::RoundState, stop::Stop};
+use crate::{drive::Drive, model, privacy, round::RoundState, stop::Stop};
 
 /// Draws of availability before everybody is taken: a participation that small has no other end.
 const DRAWS: u64 = 1000;
@@ -61,6 +61,15 @@ pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<Phase, Stop> {
 /// The clients that begin in this round. Those carried over from earlier ones go on, and are not asked again.
 fn sampled(drive: &Drive<'_>, present: &BTreeMap<ClientId, u64>, round: Round) -> Vec<ClientId> {
     let (spec, carried) = (&drive.record.spec, &drive.record.carried);
+    if let Some(privacy) = &spec.privacy {
+        // Of all clients, whether they are available or not: what is accounted for is the sample.
+        let drawn = privacy::sampled(drive, privacy, &present.keys().collect::<Vec<_>>(), round);
+        let Some(stability) = &spec.stability else { return drawn };
+        let seed = stability.seed.unwrap_or(spec.seed);
+        let is_available =
+            |client: &ClientId| fedpeft_stability::is_available(stability, seed, round, client);
+        return drawn.into_iter().filter(is_available).collect();
+    }
     let training = |client: &ClientId| carried.iter().any(|carried| carried.client == *client);
     let busy = carried.iter().filter(|carried| present.contains_key(&carried.client)).count();
     let free: Vec<&ClientId> = present.keys().filter(|client| !training(client)).collect();
@@ -123,5 +132,6 @@ async fn trainers(drive: &Drive<'_>) -> Result<BTreeMap<ClientId, u64>, Stop> {
         }
     });
     let declared = eligible.map(|presence| (presence.client, presence.capabilities.examples));
-    Ok(declared.filter(|(_, examples)| drive.weight(*examples, 0).is_ok()).collect())
+    let rule = drive.rule()?;
+    Ok(declared.filter(|(_, examples)| rule.weight(*examples, 0).is_ok()).collect())
 }

@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
-use fedpeft_aggregator::Aggregator;
+use fedpeft_aggregator::{Aggregator, Options};
 use fedpeft_artifacts::manifest::{
     BackboneSpec, ElementType, FORMAT_VERSION, FileRef, Files, InputSource, InputSpec, Manifest, TaskSpec,
 };
 use fedpeft_bus::{Bus, BusError, Stored, Tasks, UploadKey};
 use fedpeft_codec::{Layout, TensorSpec, decode, encode};
+use fedpeft_privacy::NoiseSecret;
 use fedpeft_protocol::{
     ClientId, Digest, ModelName, PROTOCOL_VERSION, Round, RunId,
     api::{CreateRun, RunRequest},
@@ -170,7 +171,17 @@ impl Federation {
 
     /// An aggregator on this connection, with this spool folder.
     pub async fn aggregator_on(&self, bus: &Bus, spool: Option<PathBuf>) -> Service {
-        let aggregator = Aggregator::start(bus, spool).await.unwrap();
+        self.start_service(bus, Options { spool, ..Options::default() }).await
+    }
+
+    /// An aggregator that draws noise and samples by this secret.
+    pub async fn aggregator_with(&self, secret: NoiseSecret) -> Service {
+        let options = Options { noise_secret: Some(secret), ..Options::default() };
+        self.start_service(&self.nats.bus().await, options).await
+    }
+
+    async fn start_service(&self, bus: &Bus, options: Options) -> Service {
+        let aggregator = Aggregator::start(bus, options).await.unwrap();
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(aggregator.run(shutdown.clone()));
         Service { task, shutdown }

@@ -9,5 +9,6 @@ mod large;
 mod modes;
 mod owners;
 mod rounds;
+mod rules;
 mod trouble;
 mod updates;

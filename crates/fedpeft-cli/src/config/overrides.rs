@@ -8,7 +8,9 @@ use toml::{Table, Value};
 
 use super::{
     Document, EvaluateOn,
+    aggregation::AggregationOverrides,
     method::MethodArgs,
+    privacy::PrivacyOverrides,
     rounds::{RoundOverrides, StabilityOverrides},
     strategy::StrategyOverrides,
     task::TaskArgs,
@@ -148,6 +150,10 @@ pub struct RunOverrides {
     #[command(flatten)]
     strategy: StrategyOverrides,
     #[command(flatten)]
+    aggregation: AggregationOverrides,
+    #[command(flatten)]
+    privacy: PrivacyOverrides,
+    #[command(flatten)]
     closing: RoundOverrides,
     #[command(flatten)]
     stability: StabilityOverrides,
@@ -165,6 +171,8 @@ impl RunOverrides {
         }
         self.training.apply(document)?;
         self.strategy.apply(document)?;
+        self.aggregation.apply(document)?;
+        self.privacy.apply(document)?;
         self.closing.apply(document)?;
         self.stability.apply(document)?;
         let given = document.get("model.method").cloned().map(Value::try_into).transpose();

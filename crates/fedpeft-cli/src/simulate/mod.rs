@@ -100,6 +100,10 @@ impl Args {
         }
         // All clients are there before the run is submitted, so that a cohort depends on the seed alone; from
         // then on a round may start without those that left.
+        if let Some(privacy) = &mut config.run.privacy {
+            // All of them are here, and all may be sampled.
+            privacy.population.get_or_insert(config.data.clients);
+        }
         config.run.min_clients.get_or_insert(config.run.quorum());
         Ok(config)
     }

@@ -1,12 +1,14 @@
 //! Adapters that are too large to be held in memory beside the sum: read and written in chunks.
 
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
 
 use fedpeft_codec::{CodecError, Layout};
 
+use crate::mean::{CHUNK_VALUES, EachChunk};
+
 use super::{
-    AccumulateError, Accumulator, HIGH_SCALE, MAX_WEIGHT, Weight, add_products, advance, check_values,
-    divide, total, within_bound,
+    AccumulateError, Accumulator, HIGH_SCALE, MAX_WEIGHT, Weight, add_products, check_values, total,
+    within_bound,
 };
 
 /// Bytes read or written at once.
@@ -51,7 +53,7 @@ impl Accumulator {
             return Err(AccumulateError::Spoilt.into());
         }
         let updates = within_bound(self.updates + weights.len() as u64)?;
-        check_spooled(adapter, &self.layout)?;
+        check_update(adapter, &self.layout)?;
         self.spoilt = true;
         each_chunk(adapter, self.high.len(), |first, values| {
             let last = first + values.len();
@@ -66,28 +68,11 @@ impl Accumulator {
         Ok(())
     }
 
-    /// Writes the weighted mean, encoded, in chunks.
-    pub fn mean_into(&self, out: &mut dyn Write) -> Result<(), SpoolError> {
+    /// The sum over `divisor`, in chunks: exact sums divided in `f64`.
+    pub(crate) fn each_over(&self, divisor: f64, each: EachChunk<'_>) -> Result<(), SpoolError> {
         self.usable()?;
-        let divisor = self.weight as f64;
-        let mut chunk = vec![0; CHUNK.min(self.high.len() * 4)];
-        for (high, low) in self.high.chunks(CHUNK / 4).zip(self.low.chunks(CHUNK / 4)) {
-            let bytes = &mut chunk[..high.len() * 4];
-            pulp::Arch::new().dispatch(|| divide(high, low, divisor, bytes.as_chunks_mut::<4>().0));
-            out.write_all(bytes)?;
-        }
-        Ok(())
-    }
-
-    /// The weighted mean, in chunks of exact sums divided in `f64`.
-    pub fn each_mean(
-        &self,
-        mut each: impl FnMut(&[f64]) -> Result<(), SpoolError>,
-    ) -> Result<(), SpoolError> {
-        self.usable()?;
-        let divisor = self.weight as f64;
-        let mut means = vec![0.0; (CHUNK / 8).min(self.high.len())];
-        for (high, low) in self.high.chunks(CHUNK / 8).zip(self.low.chunks(CHUNK / 8)) {
+        let mut means = vec![0.0; CHUNK_VALUES.min(self.high.len())];
+        for (high, low) in self.high.chunks(CHUNK_VALUES).zip(self.low.chunks(CHUNK_VALUES)) {
             let means = &mut means[..high.len()];
             for (mean, (high, low)) in means.iter_mut().zip(high.iter().zip(low)) {
                 *mean = total(*high, *low) / divisor;
@@ -96,30 +81,11 @@ impl Accumulator {
         }
         Ok(())
     }
-
-    /// Writes `adapter` moved by the sum over `divisor`, encoded, in chunks.
-    pub fn step_into(
-        &self,
-        adapter: &mut dyn Spool,
-        divisor: f64,
-        out: &mut dyn Write,
-    ) -> Result<(), SpoolError> {
-        self.usable()?;
-        check_spooled(adapter, &self.layout)?;
-        let mut moved = Vec::new();
-        each_chunk(adapter, self.high.len(), |first, values| {
-            let last = first + values.len();
-            let (high, low) = (&self.high[first..last], &self.low[first..last]);
-            moved.clear();
-            moved.extend_from_slice(values);
-            pulp::Arch::new().dispatch(|| advance(high, low, divisor, &mut moved));
-            Ok(out.write_all(moved.as_flattened())?)
-        })
-    }
 }
 
-/// Checks length, finiteness and magnitude.
-fn check_spooled(adapter: &mut dyn Spool, layout: &Layout) -> Result<(), SpoolError> {
+/// Checks length, finiteness and magnitude of an adapter that is kept for later, as [`Accumulator::add_spooled`] does
+/// before it adds.
+pub fn check_update(adapter: &mut dyn Spool, layout: &Layout) -> Result<(), SpoolError> {
     let got = adapter.seek(io::SeekFrom::End(0))?;
     let values = layout.values();
     if got != layout.bytes() {
@@ -155,6 +121,7 @@ mod tests {
     use fedpeft_codec::{TensorSpec, encode};
 
     use super::{super::MAX_MAGNITUDE, *};
+    use crate::strategy::{FedAvg, Kept, Strategy as _};
 
     /// Two and a half chunks.
     const VALUES: usize = CHUNK / 4 * 5 / 2;
@@ -179,7 +146,8 @@ mod tests {
         }
         assert_eq!(held, spooled);
         let mut written = Vec::new();
-        spooled.mean_into(&mut written).unwrap();
+        let kept = Kept { before: None, after: &mut io::sink() };
+        FedAvg.next(&mut io::empty(), kept, &mut &spooled, &mut written).unwrap();
         assert_eq!(written, held.mean().unwrap());
 
         // More than fits one part.
@@ -187,9 +155,6 @@ mod tests {
         held.subtract(&base, weight).unwrap();
         spooled.subtract_spooled(&mut Cursor::new(&base), weight).unwrap();
         assert_eq!(held, spooled);
-        written.clear();
-        spooled.step_into(&mut Cursor::new(&base), 40.0, &mut written).unwrap();
-        assert_eq!(written, held.step(&base, 40.0).unwrap());
     }
 
     #[test]
