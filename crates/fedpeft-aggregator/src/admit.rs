@@ -62,8 +62,9 @@ pub(crate) async fn admit(
         Outcome::Evaluated { .. } => {
             Ok(Err(Refusal::Answer("the task was to train, the update is an evaluation".into())))
         }
-        Outcome::Trained { examples, loss, seconds, adapter, .. } => {
-            if let Err(reason) = plausible(examples, member.examples, loss, seconds) {
+        Outcome::Trained { examples, loss, seconds, adapter, epsilon, .. } => {
+            let declared = plausible(examples, member.examples, loss, seconds);
+            if let Err(reason) = declared.and_then(|()| plausible_epsilon(epsilon)) {
                 return Ok(Err(Refusal::Answer(reason)));
             }
             let weight = match round.rule().weight(examples, round.open.round - member.round) {
@@ -80,7 +81,15 @@ pub(crate) async fn admit(
                 return Ok(Err(Refusal::Answer(reason)));
             }
             let (update, weight) = (update.task, weight.get());
-            Ok(Ok(Some(Answer::Accepted(Accepted { update, digest, examples, weight, loss, seconds }))))
+            Ok(Ok(Some(Answer::Accepted(Accepted {
+                update,
+                digest,
+                examples,
+                weight,
+                loss,
+                seconds,
+                epsilon,
+            }))))
         }
     }
 }
@@ -122,6 +131,15 @@ fn repetition(answer: &Answer, update: &Update) -> Result<Option<Answer>, Refusa
     match (answer, payload_of(update)) {
         (Answer::Accepted(accepted), Some(payload)) if payload.digest() == accepted.digest => Ok(None),
         _ => Err(Refusal::Stray("the client has already answered this round".into())),
+    }
+}
+
+fn plausible_epsilon(epsilon: Option<f64>) -> Result<(), String> {
+    match epsilon {
+        Some(epsilon) if !(epsilon.is_finite() && epsilon >= 0.0) => {
+            Err(format!("the update claims that its training costs an epsilon of {epsilon}"))
+        }
+        _ => Ok(()),
     }
 }
 

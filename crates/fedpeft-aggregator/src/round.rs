@@ -40,6 +40,8 @@ pub(crate) struct Accepted {
     pub weight: u64,
     pub loss: f64,
     pub seconds: f64,
+    /// What the client says that its examples have cost, where it trains with DP-SGD and withholds its loss.
+    pub epsilon: Option<f64>,
 }
 
 /// What a client of the round was asked.
@@ -244,6 +246,7 @@ impl RoundState {
             bytes_down: self.ledger.of_client(client, Direction::Down),
             loss: None,
             train_seconds: 0.0,
+            epsilon: None,
         };
         match self.answers.get(client) {
             None => {}
@@ -259,7 +262,8 @@ impl RoundState {
                     staleness: self.staleness(client),
                 };
                 report.examples = accepted.examples;
-                report.loss = Some(accepted.loss);
+                report.loss = accepted.epsilon.is_none().then_some(accepted.loss);
+                report.epsilon = accepted.epsilon;
                 report.train_seconds = accepted.seconds;
             }
         }

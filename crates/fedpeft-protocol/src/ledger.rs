@@ -184,6 +184,7 @@ mod tests {
                 bytes_down: 1,
                 loss: Some(1.0),
                 train_seconds: 1.0,
+                epsilon: None,
             };
             let mut report = RoundReport {
                 round,

@@ -126,6 +126,7 @@ mod tests {
                 loss: 1.5,
                 seconds: 2.5,
                 adapter: Payload::inline(vec![1, 2, 3]),
+                epsilon: None,
             },
             fetched: vec![],
         }

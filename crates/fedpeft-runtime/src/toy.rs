@@ -200,6 +200,7 @@ pub fn built(path: &Path) -> ArtifactFolder {
     let classes = CLASSES as u32;
     let options = BuildOptions {
         inputs: vec![input],
+        dp_sgd: true,
         ..BuildOptions::image_classification(model, "features", 0, classes, Method::Full)
     };
     build(&options, &path.join("artifacts")).unwrap();

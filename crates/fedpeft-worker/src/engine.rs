@@ -20,6 +20,7 @@ use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 use crate::{
     examples::{ClientExamples, tokenizer},
     keep::{self, Keep},
+    spending::{Spending, SpendingError},
 };
 
 /// What the thread is given.
@@ -31,6 +32,8 @@ pub(crate) struct Job {
     pub work: EngineWork,
     /// Where training is kept meanwhile; nowhere where there is no such place.
     pub keep: Option<Keep>,
+    /// What the client's examples have cost, where training is private.
+    pub spending: Option<Spending>,
     /// Asked before every step, with the steps done and the steps in all; evaluation has none.
     pub next: Box<dyn FnMut(u64, u64) -> Next + Send>,
 }
@@ -60,6 +63,8 @@ pub(crate) enum Done {
         adapter: Vec<f32>,
         /// What an earlier attempt, which this one went on from, had fetched.
         fetched: Vec<Transfer>,
+        /// What the client's examples have cost so far, where training is private.
+        epsilon: Option<f64>,
     },
     Evaluated(Evaluated),
 }
@@ -71,6 +76,8 @@ pub(crate) enum EngineError {
     Runtime(#[from] RuntimeError),
     #[error("the data does not fit the model: {0}")]
     Data(String),
+    #[error(transparent)]
+    Spending(#[from] SpendingError),
     #[error("the computing thread has ended")]
     Gone,
 }
@@ -190,11 +197,24 @@ impl Thread {
             EngineWork::Train { training, seed, round, rounds } => {
                 let seed = OrderSeed { run: seed, round, client: job.client.as_str() };
                 let local = LocalTraining { spec: &training, seed, rounds };
-                let (keep, next) = (job.keep.as_ref(), &mut *job.next);
-                let (result, fetched) = keep::train(trainer, local, &job.adapter, examples, keep, next)?;
+                let (mut spending, mut refused) = (job.spending, None);
+                let mut next = |steps, planned| match spending.as_mut().map(|s| s.before(steps, planned)) {
+                    Some(Err(error)) => {
+                        refused = Some(error);
+                        Next::Stop
+                    }
+                    _ => (job.next)(steps, planned),
+                };
+                let keep = job.keep.as_ref();
+                let trained = keep::train(trainer, local, &job.adapter, examples, keep, &mut next);
+                if let Some(error) = refused {
+                    return Err(error.into());
+                }
+                let (result, fetched) = trained?;
+                let epsilon = spending.as_ref().map(Spending::epsilon).transpose()?;
                 let mut adapter = Vec::new();
                 trainer.adapter_into(&mut adapter)?;
-                Ok(Done::Trained { result, adapter, fetched })
+                Ok(Done::Trained { result, adapter, fetched, epsilon })
             }
             EngineWork::Evaluate => {
                 trainer.set_adapter(&job.adapter)?;

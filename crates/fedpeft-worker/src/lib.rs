@@ -19,6 +19,7 @@ mod retry;
 mod roster;
 mod seen;
 mod serve;
+mod spending;
 mod state;
 mod task;
 

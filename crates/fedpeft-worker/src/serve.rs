@@ -44,6 +44,7 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
             cache,
             engine,
             keeping,
+            state: config.state()?,
             shutdown: context.shutdown.clone(),
             abort: abort.clone(),
             computing: Semaphore::new(AT_ONCE),

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -31,6 +32,7 @@ use crate::{
     keep::Keep,
     retry::retrying,
     roster::{Hosted, Role},
+    spending::Spending,
     state::{self, Checkpoint, StateFolder},
 };
 
@@ -103,6 +105,8 @@ pub(crate) struct Workshop {
     pub engine: Engine,
     /// None where nothing is kept.
     pub keeping: Option<Keeping>,
+    /// Folder of what must be kept: what private training has cost.
+    pub state: PathBuf,
     /// Begin nothing new.
     pub shutdown: CancellationToken,
     /// Stop what is in progress.
@@ -161,9 +165,9 @@ impl Workshop {
         fetched: &mut Vec<Transfer>,
     ) -> Result<Outcome, Failure> {
         let (done, computes) = self.computed(assignment, held.keep.as_ref(), fetched).await?;
-        let (result, adapter, layout) = match done {
+        let (result, adapter, layout, epsilon) = match done {
             Finished::Evaluated(outcome) => return Ok(outcome),
-            Finished::Trained { result, adapter, layout } => (result, adapter, layout),
+            Finished::Trained { result, adapter, layout, epsilon } => (result, adapter, layout, epsilon),
         };
         held.saving = held.keep.as_ref().map(|keep| save(keep, result, adapter.clone(), fetched.clone()));
         let mut computes = Some(computes);
@@ -178,7 +182,9 @@ impl Workshop {
         fedpeft_codec::validate(&bytes, &layout).map_err(Failure::new)?;
         let adapter = self.payload(assignment, bytes, fetched).await?;
         let Trained { examples, steps, loss, seconds } = result;
-        Ok(Outcome::Trained { examples, steps, loss, seconds, adapter })
+        // A loss has no noise: it stays here where the adapter's training is private.
+        let loss = if epsilon.is_some() { 0.0 } else { loss };
+        Ok(Outcome::Trained { examples, steps, loss, seconds, adapter, epsilon })
     }
 
     /// What the task comes to, through simulated crashes, with the right to compute.
@@ -244,13 +250,14 @@ impl Workshop {
             });
             let keep = keep.map(|keep| Keep { fetched: fetched.to_vec(), ..keep.clone() });
             let (client, data) = (client.id.clone(), client.data.clone());
-            Job { folder, adapter, client, data, work: work.clone(), keep, next }
+            let spending = self.spending(assignment)?;
+            Ok(Job { folder, adapter, client, data, work: work.clone(), keep, spending, next })
         };
-        let mut done = turn.run(job(folder, adapter.clone(), fetched)).await;
+        let mut done = turn.run(job(folder, adapter.clone(), fetched)?).await;
         if let Err(EngineError::Runtime(RuntimeError::Artifacts(error))) = &done {
             tracing::warn!(%error, "cached artifacts are damaged, fetching them again");
             let folder = self.pull(assignment, true, fetched).await?;
-            done = turn.run(job(folder, adapter, fetched)).await;
+            done = turn.run(job(folder, adapter, fetched)?).await;
         }
         drop(turn);
         match done {
@@ -260,9 +267,13 @@ impl Workshop {
                 accuracy: result.accuracy,
                 seconds: result.seconds,
             })),
-            Ok(Done::Trained { result, adapter, fetched: earlier }) => {
+            Ok(Done::Trained { result, adapter, fetched: earlier, epsilon }) => {
                 fetched.splice(0..0, earlier);
-                Ok(Finished::Trained { result, adapter: Arc::new(adapter), layout })
+                if let Some(epsilon) = epsilon {
+                    let (client, run) = (&client.id, &task.run);
+                    tracing::info!(%client, %run, round = task.round, epsilon, "spent on the client's examples");
+                }
+                Ok(Finished::Trained { result, adapter: Arc::new(adapter), layout, epsilon })
             }
             Err(EngineError::Runtime(RuntimeError::Stopped)) if self.abort.is_cancelled() => {
                 Err(Failure::HandBack)
@@ -270,6 +281,17 @@ impl Workshop {
             Err(EngineError::Runtime(RuntimeError::Stopped)) => Err(Failure::Late),
             Err(error) => Err(Failure::new(error)),
         }
+    }
+
+    /// The client's account, where the task is private training.
+    fn spending(
+        &self,
+        Assignment { client, task, .. }: &Assignment<'_>,
+    ) -> Result<Option<Spending>, Failure> {
+        let Work::Train { training, .. } = &task.work else { return Ok(None) };
+        let Some(dp_sgd) = training.dp_sgd else { return Ok(None) };
+        let (account, examples) = ((&client.id, &task.run), client.data.len());
+        Spending::open(&self.state, account, training, dp_sgd, examples).map(Some).map_err(Failure::new)
     }
 
     /// The artifact folder of a task; `verify` hashes what is cached.
@@ -358,7 +380,7 @@ impl Workshop {
 
 /// What computing came to.
 enum Finished {
-    Trained { result: Trained, adapter: Arc<Vec<f32>>, layout: Layout },
+    Trained { result: Trained, adapter: Arc<Vec<f32>>, layout: Layout, epsilon: Option<f64> },
     Evaluated(Outcome),
 }
 

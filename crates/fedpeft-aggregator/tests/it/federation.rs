@@ -388,7 +388,7 @@ impl Player {
 
     pub fn update_with(&self, task: &Task, examples: u64, adapter: Payload) -> Update {
         let loss = 1.0 / f64::from(task.round) + examples as f64 / 1000.0;
-        let outcome = Outcome::Trained { examples, steps: 3, loss, seconds: 0.25, adapter };
+        let outcome = Outcome::Trained { examples, steps: 3, loss, seconds: 0.25, adapter, epsilon: None };
         self.outcome(task, outcome)
     }
 
