@@ -135,11 +135,8 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
         let mut trainer = Trainer::new(&runtime, artifacts, options)?;
         trainer.set_adapter(&start)?;
         // A rate of almost nothing: the values must not wander while they are timed.
-        let training = TrainingSpec {
-            learning_rate: 1e-12,
-            batch_size: settings.batch as u32,
-            ..Default::default()
-        };
+        let training =
+            TrainingSpec { learning_rate: 1e-12, batch_size: settings.batch as u32, ..Default::default() };
         let work = match timed {
             Timed::Forward => Work::Forward,
             Timed::Gradients => Work::Gradients,
@@ -147,13 +144,8 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
             // Batches of a fixed size, to be compared.
             Timed::Round { private: true } => {
                 let sampling = ExampleSampling::Shuffle;
-                let dp_sgd = DpSgdSpec {
-                    clip_norm: 1.0,
-                    noise_multiplier: 1.0,
-                    sampling,
-                    delta: 1e-5,
-                    epsilon: None,
-                };
+                let dp_sgd =
+                    DpSgdSpec { clip_norm: 1.0, noise_multiplier: 1.0, sampling, delta: 1e-5, epsilon: None };
                 Work::Round(Box::new(TrainingSpec { dp_sgd: Some(dp_sgd), ..training }))
             }
             Timed::Step => Work::Step(Box::new(trainer.optimizer(&training)?)),

@@ -24,7 +24,8 @@ impl Frame {
     }
 
     fn of(shape: &[Extent], outer: i64) -> Option<Self> {
-        let (axis, size) = (batch_axis(shape)?, shape[batch_axis(shape)?].factor);
+        let axis = batch_axis(shape)?;
+        let size = shape[axis].factor;
         let whole = outer > 0 && size % outer == 0;
         whole.then(|| Self {
             before: shape[..axis].to_vec(),
@@ -40,7 +41,7 @@ impl Frame {
         self.before.len()
     }
 
-    /// Size of the axis behind that of the batch, of rows `[outer N inner, C]`.
+    /// Whether these are rows `[outer N inner, C]`.
     pub fn is_rows(&self) -> bool {
         self.before.is_empty() && self.after.len() == 1
     }

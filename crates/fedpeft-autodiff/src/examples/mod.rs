@@ -17,6 +17,8 @@
 mod clip;
 mod copies;
 mod frame;
+mod shadows;
+mod shared;
 
 use std::collections::{BTreeMap, BTreeSet};
 

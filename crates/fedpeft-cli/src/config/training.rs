@@ -142,7 +142,9 @@ impl TrainingOverrides {
                 document.set(&format!("run.training.{key}"), value)?;
             }
         }
-        set(document, "run.training.dp_sgd.sampling", self.dp_sgd_sampling.map(word))?;
+        if let Some(sampling) = self.dp_sgd_sampling {
+            document.set("run.training.dp_sgd.sampling", word(sampling))?;
+        }
         self.apply_schedule(document)?;
         self.apply_optimizer(document)
     }
@@ -239,6 +241,20 @@ mod tests {
         assert_eq!((got.optimizer, got.clip_norm, got.proximal_mu), (sgd, Some(1.0), 0.01));
         let got = training(SGD, &["--optimizer=adamw"]).unwrap();
         assert_eq!(got.optimizer, OptimizerSpec::default());
+    }
+
+    #[test]
+    fn private_training_is_asked_for_by_flags_or_by_the_file() {
+        let flags =
+            ["--dp-sgd-clip=1", "--dp-sgd-noise=1.1", "--dp-sgd-sampling=shuffle", "--dp-sgd-epsilon=8"];
+        let got = training("", &flags).unwrap().dp_sgd.unwrap();
+        assert_eq!((got.clip_norm, got.noise_multiplier, got.epsilon), (1.0, 1.1, Some(8.0)));
+        assert_eq!((got.sampling, got.delta), (fedpeft_protocol::run::ExampleSampling::Shuffle, 1e-5));
+        let file = "training = { dp_sgd = { clip_norm = 2.0, noise_multiplier = 1.0 } }";
+        let got = training(file, &["--dp-sgd-delta=1e-6"]).unwrap().dp_sgd.unwrap();
+        assert_eq!((got.clip_norm, got.delta), (2.0, 1e-6));
+        assert!(error("", &["--dp-sgd-clip=1"]).contains("noise_multiplier"));
+        assert!(error(file, &["--clip-norm=1"]).contains("cannot be used with dp_sgd"));
     }
 
     #[test]
