@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
 
 mod dashboards;
+mod doctor;
 mod export;
 mod failures;
 mod inputs;

@@ -21,11 +21,18 @@ pub fn manifests() -> Result<()> {
         return Ok(());
     }
     let folder = root().join("target/manifests");
-    let (tools, python) = (folder.join("tools"), folder.join("tools/bin/python"));
+    let tools = folder.join("tools");
+    let python = || {
+        let mut python = Command::new("python3");
+        python.env("PYTHONPATH", &tools);
+        python
+    };
     fs::create_dir_all(&folder)?;
-    if !answers(Command::new(&python).args(["-c", "import kubernetes_validate"])) {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&tools))?;
-        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", VALIDATOR]))?;
+    if !answers(python().args(["-c", "import kubernetes_validate"])) {
+        run(python()
+            .args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"])
+            .arg(&tools)
+            .arg(VALIDATOR))?;
     }
     for overlay in OVERLAYS {
         let built = folder.join(format!("{overlay}.yaml"));
@@ -36,7 +43,8 @@ pub fn manifests() -> Result<()> {
             .stdout(file))?;
         for version in VERSIONS {
             // What is well goes to standard output, a line for each resource.
-            let mut validate = Command::new(tools.join("bin/kubernetes-validate"));
+            let mut validate = python();
+            validate.arg(tools.join("bin/kubernetes-validate"));
             validate.args(["--strict", "--quiet", "-k", version]).arg(&built).stdout(Stdio::null());
             if run(&mut validate).is_err() {
                 bail!("overlay {overlay} is not valid for Kubernetes {version}");
