@@ -90,7 +90,7 @@ impl Subject {
             Work::Round(spec) => {
                 let seed = OrderSeed { run: 1, round: 1, client: "c" };
                 let training = LocalTraining { spec, seed, rounds: 1 };
-                drop(self.trainer.train(training, images, &mut || true)?);
+                self.trainer.train(training, images, &mut || true)?;
             }
             Work::Step(optimizer) => drop(self.trainer.train_step(optimizer, images, &indices)?),
         }
