@@ -75,6 +75,7 @@ pub(crate) async fn admit(
                 seconds,
                 personal: None,
                 updates,
+                epsilon: None,
             };
             let added = sum::admit(drive, round, (&client, member), &claimed, sum, reported).await?;
             Ok(added.map(|()| Some(Answer::Accepted(claimed))).map_err(Refusal::Answer))
@@ -82,9 +83,10 @@ pub(crate) async fn admit(
         Outcome::Trained { .. } if member.aggregates => {
             Ok(Err(Refusal::Answer("the task was to aggregate, the update is a training".into())))
         }
-        Outcome::Trained { examples, loss, seconds, adapter, personal, control, .. } => {
+        Outcome::Trained { examples, loss, seconds, adapter, personal, control, epsilon, .. } => {
             let figures = plausible(examples, member.examples, loss, seconds)
-                .and_then(|()| personal.map_or(Ok(()), |own| plausible_own(own, member.examples)));
+                .and_then(|()| personal.map_or(Ok(()), |own| plausible_own(own, member.examples)))
+                .and_then(|()| plausible_epsilon(epsilon));
             if let Err(reason) = figures {
                 return Ok(Err(Refusal::Answer(reason)));
             }
@@ -121,6 +123,7 @@ pub(crate) async fn admit(
                 seconds,
                 personal,
                 updates: 0,
+                epsilon,
             }))))
         }
     }
@@ -173,6 +176,15 @@ fn repetition(answer: &Answer, update: &Update) -> Result<Option<Answer>, Refusa
     match (answer, update.payloads().next()) {
         (Answer::Accepted(accepted), Some(payload)) if payload.digest() == accepted.digest => Ok(None),
         _ => Err(Refusal::Stray("the client has already answered this round".into())),
+    }
+}
+
+fn plausible_epsilon(epsilon: Option<f64>) -> Result<(), String> {
+    match epsilon {
+        Some(epsilon) if !(epsilon.is_finite() && epsilon >= 0.0) => {
+            Err(format!("the update claims that its training costs an epsilon of {epsilon}"))
+        }
+        _ => Ok(()),
     }
 }
 

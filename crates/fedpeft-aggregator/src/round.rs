@@ -44,6 +44,8 @@ pub(crate) struct Accepted {
     pub personal: Option<Personal>,
     /// Updates in it, if it is a sum; else 0.
     pub updates: u64,
+    /// What the client says that its examples have cost, where it trains with DP-SGD and withholds its loss.
+    pub epsilon: Option<f64>,
 }
 
 /// What a client of the round was asked.
@@ -270,6 +272,7 @@ impl RoundState {
             train_seconds: 0.0,
             personal: None,
             updates: 0,
+            epsilon: None,
         };
         match self.answers.get(client) {
             None => {}
@@ -285,7 +288,8 @@ impl RoundState {
                     staleness: self.staleness(client),
                 };
                 report.examples = accepted.examples;
-                report.loss = Some(accepted.loss);
+                report.loss = accepted.epsilon.is_none().then_some(accepted.loss);
+                report.epsilon = accepted.epsilon;
                 report.train_seconds = accepted.seconds;
                 report.personal = accepted.personal;
                 report.updates = accepted.updates;

@@ -217,6 +217,7 @@ mod tests {
             train_seconds: 0.5,
             personal: None,
             updates: 0,
+            epsilon: None,
         };
         RoundReport {
             round: 1,

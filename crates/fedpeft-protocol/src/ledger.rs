@@ -190,6 +190,7 @@ mod tests {
                 train_seconds: 1.0,
                 personal: None,
                 updates: 0,
+                epsilon: None,
             };
             let mut report = RoundReport {
                 round,

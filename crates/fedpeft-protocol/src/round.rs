@@ -208,7 +208,8 @@ pub enum Outcome {
         examples: u64,
         /// Optimizer steps taken.
         steps: u64,
-        /// Mean training loss over the last local epoch.
+        /// Mean training loss over the last local epoch; 0 where `epsilon` is told, for a loss would tell of the
+        /// examples without noise.
         loss: f64,
         /// Seconds spent training.
         seconds: f64,
@@ -220,6 +221,10 @@ pub enum Outcome {
         /// What the client's control variate changed by, where the strategy is SCAFFOLD: encoded as the adapter is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         control: Option<Payload>,
+        /// What the client's examples have cost so far in this run, at the delta of its `dp_sgd`, as the client counts;
+        /// none where training is not private.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        epsilon: Option<f64>,
     },
     /// The adapter was evaluated.
     Evaluated {
@@ -401,7 +406,7 @@ pub struct ClientReport {
     pub bytes_up: u64,
     /// Bytes to the client.
     pub bytes_down: u64,
-    /// Mean training loss over its last local epoch.
+    /// Mean training loss over its last local epoch; none where it is withheld, see `epsilon`.
     pub loss: Option<f64>,
     /// Seconds it trained.
     pub train_seconds: f64,
@@ -411,6 +416,9 @@ pub struct ClientReport {
     /// Updates in the sum that it sent, if it is an edge; 0 for a client that sent an update of its own.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub updates: u64,
+    /// What its examples have cost so far in this run where it trains with `dp_sgd`, as it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epsilon: Option<f64>,
 }
 
 fn is_zero(count: &u64) -> bool {
@@ -449,7 +457,7 @@ pub struct RoundReport {
     pub loss: Option<f64>,
     /// Held-out accuracy, 0 to 1, likewise; none where the task has none, as in regression.
     pub accuracy: Option<f64>,
-    /// Mean of the accepted clients' training losses, weighted by examples.
+    /// Mean of the accepted clients' training losses, weighted by examples; 0 where they withhold them (`dp_sgd`).
     pub train_loss: f64,
     /// Bytes from all clients of the cohort.
     pub bytes_up: u64,

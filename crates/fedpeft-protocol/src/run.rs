@@ -11,6 +11,7 @@ use crate::{
 use crate::validate::{at_least_one, check, not_negative, positive};
 pub use crate::{
     aggregation::AggregationSpec,
+    dp_sgd::{DpSgdSpec, ExampleSampling},
     eligibility::Eligibility,
     mode::{ModeSpec, StalenessSpec},
     privacy::{AccountantSpec, AdaptiveSpec, PrivacySpec, PrivacyState, SamplingSpec},

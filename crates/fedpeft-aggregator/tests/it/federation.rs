@@ -145,6 +145,7 @@ impl Federation {
                 training: file("training.onnx", b"t"),
                 eval: file("eval.onnx", b"e"),
                 optimizer_sgd: file("sgd.onnx", b"s"),
+                dp_training: None,
                 optimizer_adamw: file("adamw.onnx", b"a"),
                 checkpoint: file("checkpoint.safetensors", &checkpoint),
                 backbone: file("backbone.bin", b"b"),
@@ -440,6 +441,7 @@ impl Player {
             adapter,
             personal: None,
             control: None,
+            epsilon: None,
         };
         self.outcome(task, outcome)
     }

@@ -39,6 +39,7 @@ pub fn update(byte: u8) -> Update {
         adapter,
         personal: None,
         control: None,
+        epsilon: None,
     };
     Update { version: PROTOCOL_VERSION, epoch: 1, task: "t".into(), outcome, fetched: vec![] }
 }

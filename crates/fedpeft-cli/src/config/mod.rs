@@ -152,8 +152,11 @@ impl Document {
     pub fn config(mut self, assets: Option<&Path>) -> Result<Config> {
         self.refuse_unknown_sections()?;
         let data = self.data_section(assets)?;
-        let model = self.model_section(&data, assets)?;
+        let mut model = self.model_section(&data, assets)?;
         let run = self.run_section(&model)?;
+        if let Source::Build(build) = &mut model.source {
+            build.dp_sgd |= run.training.dp_sgd.is_some();
+        }
         let simulate = self.section::<Simulation>("simulate")?;
         if simulate.workers == Some(0) || simulate.threads == Some(0) {
             bail!("{}: [simulate] workers and threads must be at least 1", self.name);
