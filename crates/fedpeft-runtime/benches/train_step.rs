@@ -89,7 +89,7 @@ impl Subject {
             Work::Gradients => drop(self.trainer.gradients(images, &indices)?),
             Work::Round(spec) => {
                 let seed = OrderSeed { run: 1, round: 1, client: "c" };
-                let training = LocalTraining { spec, seed, rounds: 1 };
+                let training = LocalTraining { spec, seed, rounds: 1, correction: None };
                 self.trainer.train(training, images, &mut || true)?;
             }
             Work::Step(optimizer) => drop(self.trainer.train_step(optimizer, images, &indices)?),
