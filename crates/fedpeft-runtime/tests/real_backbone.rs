@@ -160,7 +160,7 @@ fn clipped_sums_are_those_of_a_loop_over_the_examples() {
         let spec = TrainingSpec { dp_sgd: Some(dp_sgd), ..plain.clone() };
         let seed = OrderSeed { run: 1, round: 1, client: "c" };
         trainer.set_adapter(&before).unwrap();
-        let training = LocalTraining { spec: &spec, seed, rounds: 1 };
+        let training = LocalTraining { spec: &spec, seed, rounds: 1, correction: None };
         trainer.train(training, &examples(), &mut || true).unwrap();
         let got = moved(&trainer);
         let share = |n: usize| (clip_norm / lengths[n]).min(1.0) / BATCH as f64;

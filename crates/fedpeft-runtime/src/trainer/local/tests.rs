@@ -287,7 +287,7 @@ impl Subject {
         stop: u64,
     ) -> (Result<Trained, RuntimeError>, Vec<f32>, Option<Snapshot>) {
         self.trainer.set_adapter(&self.start).unwrap();
-        let training = LocalTraining { spec, seed: SEED, rounds: 1 };
+        let training = LocalTraining { spec, seed: SEED, rounds: 1, correction: None };
         let (draws, mut last) = (Some(Draws::known(seed)), None);
         let trained =
             self.trainer.train_drawing(training, draws, snapshot, &self.examples, &mut |standing| {
@@ -387,7 +387,7 @@ fn artifacts_that_cannot_clip_are_named() {
     let options = SessionOptions { device: Device::Cpu, threads: 1, ..Default::default() };
     let mut trainer = Trainer::new(&toy::runtime(), folder, options).unwrap();
     let spec = TrainingSpec { dp_sgd: dp_sgd(1.0, 1.0, ExampleSampling::Poisson), ..spec() };
-    let training = LocalTraining { spec: &spec, seed: SEED, rounds: 1 };
+    let training = LocalTraining { spec: &spec, seed: SEED, rounds: 1, correction: None };
     let error = trainer.train(training, &toy::examples(9), &mut || true).unwrap_err();
     assert!(matches!(error, RuntimeError::NoClipping) && error.to_string().contains("--dp-sgd"), "{error}");
 }
