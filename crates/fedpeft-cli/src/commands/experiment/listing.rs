@@ -9,7 +9,13 @@ use crate::output;
 
 impl Args {
     /// What there is to do.
-    pub(super) fn list(&self, grid: &Grid, trials: &[Trial], estimates: &[Estimate], jobs: usize) -> Result<()> {
+    pub(super) fn list(
+        &self,
+        grid: &Grid,
+        trials: &[Trial],
+        estimates: &[Estimate],
+        jobs: usize,
+    ) -> Result<()> {
         let folder = Folder::view(&self.folder());
         let statuses = trials.iter().map(|trial| folder.status(trial)).collect::<Result<Vec<_>, _>>()?;
         let finished = estimates.iter().zip(&statuses).filter_map(|(estimate, status)| match status {
