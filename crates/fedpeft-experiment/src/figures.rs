@@ -62,7 +62,8 @@ pub fn figures(grid: &Grid, summary: &Summary) -> Result<Vec<Figure>, Experiment
     let mut figures = Vec::new();
     for plot in &plots {
         for (name, chart) in (Planner { grid, summary, plot }).charts() {
-            let title = format!("{} by {}: {}", chart.y_label, plot.x, chart.title);
+            let panel = if chart.title.is_empty() { String::new() } else { format!(", {}", chart.title) };
+            let title = format!("{} by {}{panel}", chart.y_label, plot.x);
             figures.push(Figure { svg: chart.draw(&name)?, title, name });
         }
     }

@@ -120,7 +120,7 @@ impl Folder {
         Ok(path)
     }
 
-    /// An experiment that was killed could not end its simulations.
+    /// An experiment that was killed could not end its simulations, and may have left a finished one's folder.
     fn end_leftovers(&self) -> Result<(), ExperimentError> {
         let work = self.path.join("work");
         let entries = fs::read_dir(&work).map_err(ExperimentError::file(&work))?;
@@ -129,6 +129,11 @@ impl Folder {
             let pid = fs::read_to_string(place.join("pid")).ok().and_then(|text| text.trim().parse().ok());
             if let Some(pid) = pid {
                 end(pid, &place)?;
+            }
+            // It was killed between putting a report in its place and clearing up.
+            let id = place.file_name().unwrap_or_default().to_string_lossy();
+            if self.path.join("trials").join(format!("{id}.json")).is_file() {
+                fs::remove_dir_all(&place).map_err(ExperimentError::file(&place))?;
             }
         }
         Ok(())
@@ -277,6 +282,10 @@ mod tests {
         fs::write(place.report(), report(&[0.5])).unwrap();
         place.settle(Ok(())).unwrap();
         assert!(status() == "finished" && !place.work.exists());
+        fs::create_dir(&place.work).unwrap();
+        drop(folder);
+        let folder = Folder::open(&home.path().join("deep")).unwrap();
+        assert!(!place.work.exists(), "a killed experiment's rest must go");
         assert_eq!(folder.machine(), Machine::this());
     }
 

@@ -27,6 +27,16 @@ impl Spread {
         Some(Self { mean, sd, n })
     }
 
+    /// `0.712 ± 0.013`, `42.3` or `512`: three digits or so, whatever the size.
+    pub fn short(&self) -> String {
+        self.show(match self.mean.abs() {
+            small if small < 1.0 => 3,
+            small if small < 10.0 => 2,
+            small if small < 100.0 => 1,
+            _ => 0,
+        })
+    }
+
     /// `0.712 ± 0.013`, with so many digits.
     pub fn show(&self, digits: usize) -> String {
         let Self { mean, sd, .. } = self;
@@ -48,6 +58,8 @@ mod tests {
         assert!((spread.sd.unwrap() - 1.290_994_448_735_805_6).abs() < 1e-15);
         assert_eq!(spread.show(2), "2.50 ± 1.29");
         assert_eq!(Spread::of([0.7125]).unwrap().show(3), "0.713");
+        let short = [0.2443, 2.4432, 24.4321, 244.321].map(|value| Spread::of([value]).unwrap().short());
+        assert_eq!(short, ["0.244", "2.44", "24.4", "244"]);
         assert_eq!(Spread::of([]), None);
     }
 }

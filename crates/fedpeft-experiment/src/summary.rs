@@ -179,9 +179,9 @@ impl Group {
     pub fn show_mib_to(&self, target: usize) -> String {
         match self.mib_to.get(target) {
             Some(Some(spread)) if spread.n < self.finished => {
-                format!("{} ({} of {})", spread.show(1), spread.n, self.finished)
+                format!("{} ({} of {})", spread.short(), spread.n, self.finished)
             }
-            Some(Some(spread)) => spread.show(1),
+            Some(Some(spread)) => spread.short(),
             _ if self.finished == 0 => String::new(),
             _ => "not reached".to_owned(),
         }

@@ -40,7 +40,7 @@ impl Table {
                 None => String::new(),
                 up => format!("{}, {}", number(up), number(group.kib_down)),
             });
-            row.push(show(group.mib, 1));
+            row.push(group.mib.map(|mib| mib.short()).unwrap_or_default());
             row.extend((0..summary.targets.len()).map(|target| group.show_mib_to(target)));
             if private {
                 row.push(show(group.epsilon, 2));

@@ -68,7 +68,8 @@ pub fn run(args: &Args) -> Result<()> {
     let grid = Grid::read(&args.grid)?;
     let grid = if args.quick { grid.quick()? } else { grid };
     let trials = grid.trials()?;
-    let base = args.grid.parent().unwrap_or(Path::new(""));
+    // The folder of a bare name is written as no name at all.
+    let base = args.grid.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let shapes = trials.iter().map(|trial| args.shape(&grid, trial, base)).collect::<Result<Vec<_>>>()?;
     let estimates: Vec<Estimate> =
         trials.iter().zip(&shapes).map(|(trial, shape)| shape.estimate(trial, &grid.estimate)).collect();
