@@ -3,6 +3,7 @@
 //! Secrets are made anew for each session, live in memory and are wiped when the client is dropped. A client that
 //! restarts has dropped out of the round.
 
+mod checks;
 mod refusal;
 
 use std::collections::HashSet;
@@ -13,6 +14,7 @@ use rand::CryptoRng;
 use x25519_dalek::{PublicKey, SharedSecret, StaticSecret};
 use zeroize::Zeroizing;
 
+use checks::pieces;
 pub use refusal::Refusal;
 
 use crate::{
@@ -44,9 +46,17 @@ pub struct Client {
 /// What was said so far. Nothing is taken back: who asks for another version of it is refused.
 pub(crate) enum Progress {
     Advertised,
-    Shared { advertised: Members, peers: Vec<Neighbour>, own: Shares },
-    Masked { sharers: Members, held: Vec<(Member, Shares)> },
-    Confirmed { sharers: Members, held: Vec<(Member, Shares)>, survivors: Members },
+    Shared {
+        advertised: Members,
+        peers: Vec<Neighbour>,
+        own: Shares,
+    },
+    Masked {
+        sharers: Members,
+        held: Vec<(Member, Shares)>,
+        /// Who is in the sum, once that is signed.
+        signed: Option<Members>,
+    },
 }
 
 /// Another holder that sent keys.
@@ -185,7 +195,7 @@ impl Client {
             words.mask(key, *sign)?;
         }
         held.sort_unstable_by_key(|(member, _)| *member);
-        self.progress = Progress::Masked { sharers: members.clone(), held };
+        self.progress = Progress::Masked { sharers: members.clone(), held, signed: None };
         Ok(MaskedUpdate { session: *self.session.id(), from: self.me, words })
     }
 
@@ -196,25 +206,20 @@ impl Client {
     /// [`Refusal`]; the client is as it was.
     pub fn confirm(&mut self, request: &Request<'_>) -> Result<Message<'static>, Refusal> {
         let Ask::Confirm { members } = &request.ask else { return Err(self.unexpected(Stage::Confirm)) };
-        self.check(request)?;
-        match &mut self.progress {
-            Progress::Masked { sharers, .. } => {
-                let sharers = sharers.clone();
-                self.neighbours(members, Some(&sharers))?;
-            }
-            Progress::Confirmed { survivors, .. } if survivors == members => {}
-            Progress::Confirmed { .. } => return Err(Refusal::OtherSurvivors),
-            _ => return Err(self.unexpected(Stage::Confirm)),
-        }
-        if let Progress::Masked { sharers, held } = &mut self.progress {
-            let (sharers, held) = (std::mem::replace(sharers, Members::none(0)), std::mem::take(held));
-            self.progress = Progress::Confirmed { sharers, held, survivors: members.clone() };
-        }
-        let Progress::Confirmed { sharers, survivors, .. } = &self.progress else {
+        let Progress::Masked { sharers, signed, .. } = &self.progress else {
             return Err(self.unexpected(Stage::Confirm));
         };
-        let text = survivors_text(&self.session, sharers, survivors);
-        Ok(self.message(Answer::Confirmed(sign(&self.identity, &text))))
+        self.check(request)?;
+        match signed {
+            None => self.neighbours(members, Some(sharers)).map(|_| ())?,
+            Some(signed) if signed == members => {}
+            Some(_) => return Err(Refusal::OtherSurvivors),
+        }
+        let signature = sign(&self.identity, &survivors_text(&self.session, sharers, members));
+        if let Progress::Masked { signed, .. } = &mut self.progress {
+            *signed = Some(members.clone());
+        }
+        Ok(self.message(Answer::Confirmed(signature)))
     }
 
     /// [`Stage::Unmask`]: for each member whose holder this one is, one share: of the seed of its own mask if it is in the
@@ -224,8 +229,10 @@ impl Client {
     /// # Errors
     /// [`Refusal`]; the client is as it was.
     pub fn unmask(&self, request: &Request<'_>) -> Result<Message<'static>, Refusal> {
-        let (Progress::Confirmed { sharers, held, survivors }, Ask::Unmask { members, signatures }) =
-            (&self.progress, &request.ask)
+        let (
+            Progress::Masked { sharers, held, signed: Some(survivors) },
+            Ask::Unmask { members, signatures },
+        ) = (&self.progress, &request.ask)
         else {
             return Err(self.unexpected(Stage::Unmask));
         };
@@ -255,67 +262,9 @@ impl Client {
     fn message(&self, answer: Answer<'static>) -> Message<'static> {
         Message { version: VERSION, session: *self.session.id(), from: self.me, answer }
     }
-
-    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
-        if request.session == *self.session.id() && request.version == VERSION {
-            Ok(())
-        } else {
-            Err(Refusal::Session)
-        }
-    }
-
-    /// The neighbours among `members`, who must be a safe number, have this member among them and nobody who was not
-    /// there `before`.
-    fn neighbours(&self, members: &Members, before: Option<&Members>) -> Result<Vec<Member>, Refusal> {
-        if !members.fits(self.session.size()) || !members.contains(self.me) {
-            return Err(Refusal::LeftOut);
-        }
-        if let Some(before) = before.filter(|before| !members.within(before)) {
-            return Err(Refusal::NotThere { client: self.first_outside(members, before) });
-        }
-        let (have, need) = (members.len(), self.session.quorum());
-        if have < need {
-            return Err(Refusal::Quorum { have, need });
-        }
-        let neighbours: Vec<_> = self.others(members).collect();
-        self.enough_holders(neighbours.len() + 1)?;
-        Ok(neighbours)
-    }
-
-    fn others<'a>(&'a self, members: &'a Members) -> impl Iterator<Item = Member> + 'a {
-        self.holders.iter().copied().filter(|holder| *holder != self.me && members.contains(*holder))
-    }
-
-    fn enough_holders(&self, have: usize) -> Result<(), Refusal> {
-        let need = self.session.threshold();
-        if have < need { Err(Refusal::Holders { have, need }) } else { Ok(()) }
-    }
-
-    fn first_outside(&self, members: &Members, before: &Members) -> String {
-        let first = members.iter().find(|member| !before.contains(*member));
-        first.map_or_else(String::new, |member| self.session.name(member))
-    }
-
-    fn unexpected(&self, asked: Stage) -> Refusal {
-        let expects = match self.progress {
-            Progress::Advertised => Stage::Share,
-            Progress::Shared { .. } => Stage::Mask,
-            Progress::Masked { .. } => Stage::Confirm,
-            Progress::Confirmed { .. } => Stage::Unmask,
-        };
-        Refusal::Stage { asked, expects }
-    }
 }
 
 /// Of two members, the one that comes first adds their mask.
 pub(crate) fn pair_sign(me: Member, other: Member) -> Sign {
     if me < other { Sign::Add } else { Sign::Subtract }
-}
-
-/// `bytes` as `count` pieces of `SIZE` bytes.
-fn pieces<const SIZE: usize>(bytes: &[u8], count: usize) -> Result<&[[u8; SIZE]], Refusal> {
-    match bytes.as_chunks::<SIZE>() {
-        (pieces, []) if pieces.len() == count => Ok(pieces),
-        _ => Err(Refusal::Length { got: bytes.len(), expected: count * SIZE }),
-    }
 }

@@ -1,6 +1,6 @@
 //! Why a client does not do what a server asks.
 
-use crate::{keys::CryptoError, message::Stage, params::MAX_COHORT};
+use crate::{keys::CryptoError, message::Stage};
 
 /// Why a client does not do what a server asks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,9 +32,7 @@ pub enum Refusal {
     SameKeys(String),
     #[error("what came from client {client:?} was tampered with, or it deceives: {error}")]
     Peer { client: String, error: CryptoError },
-    #[error(
-        "{got} bytes, where the members named need {expected}; a cohort has {MAX_COHORT} members at most"
-    )]
+    #[error("{got} bytes, where the members named need {expected}")]
     Length { got: usize, expected: usize },
     #[error(
         "an update of {values} values, where the round has {expected}: encode it with the round's encoding"
