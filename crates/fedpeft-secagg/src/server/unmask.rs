@@ -18,8 +18,8 @@ use crate::{
 };
 
 impl Server {
-    /// The sum of the updates of all who sent one, computed by as many as `threads` threads, each of which needs a vector of the
-    /// update's size. The same bytes, whoever dropped out later and whichever holders gave shares.
+    /// The sum of the updates of all who sent one, computed by as many as `threads` threads, each of which needs a vector of
+    /// the update's size. The same bytes, whoever dropped out later and whichever holders gave shares.
     ///
     /// # Errors
     /// [`ServerError::Open`] before all stages are closed; [`ServerError::BelowThreshold`] if too few holders of somebody's
@@ -33,27 +33,25 @@ impl Server {
         // Where in an answer the share of whom is.
         let order: HashMap<_, _> =
             self.set(Stage::Unmask).iter().map(|holder| (holder, self.held_by(holder))).collect();
-        let part = |sharers: &[Member]| {
+        let part = &|sharers: &[Member], mut words: Words| {
             let mut unmasking =
                 Unmasking { server: self, order: &order, combiner: Combiner::new(Vec::new()) };
-            let mut words = Words::zeros(self.sum.bits(), self.sum.len());
             sharers.iter().try_for_each(|member| unmasking.unmask(*member, &mut words)).map(|()| words)
         };
-        let parts: Vec<_> = thread::scope(|scope| {
-            let size = sharers.len().div_ceil(threads.get()).max(1);
-            let running: Vec<_> = sharers.chunks(size).map(|sharers| scope.spawn(|| part(sharers))).collect();
-            // A thread that panicked is a defect that the caller should see.
-            running
-                .into_iter()
-                .map(|part| part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
-        });
-        let mut words = self.sum.clone();
-        for part in parts {
-            words.add(&part?);
-        }
-        words.reduce();
-        Ok(Sum { encoding: self.session.params().encoding, words })
+        let size = sharers.len().div_ceil(threads.get()).max(1);
+        let (own, others) = sharers.split_at(size.min(sharers.len()));
+        thread::scope(|scope| {
+            let zeros = || Words::zeros(self.sum.bits(), self.sum.len());
+            let others: Vec<_> =
+                others.chunks(size).map(|sharers| scope.spawn(move || part(sharers, zeros()))).collect();
+            let mut words = part(own, self.sum.clone())?;
+            for other in others {
+                // A thread that panicked is a defect that the caller should see.
+                words.add(&other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+            }
+            words.reduce();
+            Ok(Sum { encoding: self.session.params().encoding, words })
+        })
     }
 
     /// Whose shares `holder` gives, in the order of its answer.
