@@ -61,7 +61,7 @@ fn masks(criterion: &mut Criterion) {
         let session = session(precision);
         let bits = session.params().encoding.bits;
         group.bench_function(BenchmarkId::new("encode", bits), |bench| {
-            bench.iter(|| encode(&session, black_box(&update)))
+            bench.iter(|| encode(&session, black_box(&update)));
         });
         group.bench_function(BenchmarkId::new("mask", bits), |bench| {
             let setup = || {

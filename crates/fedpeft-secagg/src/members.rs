@@ -61,7 +61,7 @@ impl Members {
     /// Whether this is a set of members of a cohort of `cohort`: a remote sender may claim anything.
     pub fn fits(&self, cohort: usize) -> bool {
         self.bits.len() == cohort.div_ceil(8)
-            && self.bits.last().is_none_or(|last| cohort % 8 == 0 || last >> (cohort % 8) == 0)
+            && self.bits.last().is_none_or(|last| cohort.is_multiple_of(8) || last >> (cohort % 8) == 0)
     }
 
     /// The bitmap.

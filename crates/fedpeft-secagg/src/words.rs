@@ -133,7 +133,7 @@ impl Words {
 /// A machine word.
 trait Lane: Pod + Into<u64> {
     fn of(word: u64) -> Self;
-    fn from_stream(self) -> Self;
+    fn of_stream(self) -> Self;
     fn plus(self, other: Self) -> Self;
     fn minus(self, other: Self) -> Self;
 }
@@ -144,7 +144,7 @@ macro_rules! lane {
             fn of(word: u64) -> Self {
                 word as Self
             }
-            fn from_stream(self) -> Self {
+            fn of_stream(self) -> Self {
                 Self::from_le(self)
             }
             fn plus(self, other: Self) -> Self {
@@ -171,10 +171,10 @@ fn mask<L: Lane>(words: &mut [L], key: &StreamKey, sign: Sign) -> Result<(), Cry
         cipher.try_write_keystream(bytemuck::cast_slice_mut(stream)).map_err(|_| CryptoError::Stream)?;
         match sign {
             Sign::Add => {
-                piece.iter_mut().zip(stream).for_each(|(word, mask)| *word = word.plus(mask.from_stream()))
+                piece.iter_mut().zip(stream).for_each(|(word, mask)| *word = word.plus(mask.of_stream()));
             }
             Sign::Subtract => {
-                piece.iter_mut().zip(stream).for_each(|(word, mask)| *word = word.minus(mask.from_stream()));
+                piece.iter_mut().zip(stream).for_each(|(word, mask)| *word = word.minus(mask.of_stream()));
             }
         }
     }
@@ -193,7 +193,7 @@ fn add<L: Lane>(words: &mut [L], others: &[L]) {
 fn pack<L: Lane>(words: &[L], bits: u8) -> Vec<u8> {
     let mut packed = Vec::with_capacity(Words::packed_len(bits, words.len()));
     let whole = usize::from(bits / 8);
-    if bits % 8 == 0 {
+    if bits.is_multiple_of(8) {
         words.iter().for_each(|word| packed.extend_from_slice(&(*word).into().to_le_bytes()[..whole]));
         return packed;
     }
@@ -215,7 +215,7 @@ fn pack<L: Lane>(words: &[L], bits: u8) -> Vec<u8> {
 }
 
 fn add_packed<L: Lane>(words: &mut [L], packed: &[u8], bits: u8) {
-    if bits % 8 == 0 {
+    if bits.is_multiple_of(8) {
         let size = usize::from(bits / 8);
         for (word, bytes) in words.iter_mut().zip(packed.chunks_exact(size)) {
             let mut le = [0; 8];
