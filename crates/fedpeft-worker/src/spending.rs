@@ -249,7 +249,7 @@ mod tests {
         let mut spending = open(folder.path(), "a", spec(shuffle, None)).unwrap();
         (0..=20).for_each(|step| spending.before(step, 20).unwrap());
         assert_eq!(counted(folder.path(), "a", shuffle), 2);
-        let want = expected(Sampling::FixedSize { rate: 1.0 }, 2, Accountant::Rdp);
+        let want = expected(Sampling::FixedSize { rate: 1.0 }, 2, Accountant::Prv);
         assert!((spending.epsilon().unwrap() / want - 1.0).abs() < 1e-9);
         let poisson = expected(Sampling::Poisson { rate: 0.1 }, 20, Accountant::Prv);
         assert!(want > poisson, "{want} {poisson}");

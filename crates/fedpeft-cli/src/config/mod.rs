@@ -343,6 +343,9 @@ mod tests {
             "soft_deadline_seconds",
             "max_update_norm",
             "eligibility",
+            "client_holdout",
+            "personal",
+            "local",
         ];
         let is_default = |line: &str| match line.split_once(" = ") {
             None => line.starts_with('['),
