@@ -4,13 +4,17 @@
 
 mod dashboards;
 mod doctor;
+mod experiment;
 mod export;
 mod failures;
 mod inputs;
 mod kubernetes;
+mod personal;
+mod scaffold;
 mod secured;
 mod services;
 mod simulate;
 mod stability;
 mod support;
+mod tree;
 mod verified;

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Largest cohort: its report must fit a message.
-const MAX_COHORT: u32 = 2048;
+pub(crate) const MAX_COHORT: u32 = 2048;
 /// Longest deadline: thirty days.
 const MAX_DEADLINE_SECONDS: f64 = 30.0 * 24.0 * 3600.0;
 /// The owner of a run writes a few times per round; losing to it so often in a row means something else.
@@ -74,8 +74,12 @@ impl Api {
         let privacy = spawn_blocking(move || privacy::begin(&asked)).await.map_err(ApiError::internal)?;
         let privacy = privacy.map_err(ApiError::bad_request)?;
         let version = model::resolve(&self.bus, &spec.model).await?;
-        let model = Model::load(&self.bus, &version.manifest).await?;
+        let model = Model::load(&self.bus, &version.manifest, &spec).await?;
         let adapter = model.initial_adapter(&self.bus, &self.spool).await?.store(&self.bus).await?;
+        let control = match spec.scaffold_population() {
+            Some(_) => Some(model.zeros(&self.bus, &self.spool)?.store(&self.bus).await?),
+            None => None,
+        };
         let now = now_ms();
         let record = RunRecord {
             version: PROTOCOL_VERSION,
@@ -86,8 +90,10 @@ impl Api {
             round: 0,
             adapter,
             moments: None,
+            control,
             privacy,
             open: None,
+            upstream: None,
             carried: Vec::new(),
             epoch: 0,
             ledger: ledger::empty(),
@@ -175,7 +181,7 @@ impl Api {
     async fn announce(&self, record: RunRecord) -> Result<RunRecord, ApiError> {
         tracing::info!(run = %record.run, status = record.status.word(), "run changed on request");
         self.changed.notify_one();
-        let model = Model::load(&self.bus, &record.manifest).await.ok();
+        let model = Model::load(&self.bus, &record.manifest, &record.spec).await.ok();
         events::publish_one(&self.bus, &record.run, model::status_event(&record, model.as_ref())).await;
         Ok(record)
     }
@@ -190,7 +196,9 @@ impl From<ModelError> for ApiError {
     fn from(error: ModelError) -> Self {
         match error {
             ModelError::NotPublished(_) => Self::not_found(error),
-            ModelError::Manifest { .. } | ModelError::Checkpoint { .. } => Self::bad_request(error),
+            ModelError::Manifest { .. } | ModelError::Checkpoint { .. } | ModelError::Scope(_) => {
+                Self::bad_request(error)
+            }
             ModelError::Bus(error) => error.into(),
             ModelError::Spool(_) | ModelError::BrokenOff(_) => Self::internal(error),
         }

@@ -15,13 +15,17 @@
 //! updates, which keeps a round's updates until the round is committed. A process holds nothing that it could
 //! not rebuild from them, and continues a run wherever its last owner left it.
 //!
+//! An aggregator may itself be a client of another one: see [`EdgeOptions`].
+//!
 //! Any number of aggregators may run. Each run has one owner, who holds its lease and writes under the
 //! fencing token it drew when it took the run; an owner that lost either stops at once.
 
 mod admit;
 mod api;
 mod checkpoint;
+mod counted;
 mod drive;
+mod edge;
 mod events;
 mod lease;
 mod ledger;
@@ -37,4 +41,5 @@ mod supervisor;
 mod sweep;
 mod takeover;
 
+pub use edge::{EdgeOptions, EdgeRounds};
 pub use supervisor::{Aggregator, Options, StartError};

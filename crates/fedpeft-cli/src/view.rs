@@ -215,6 +215,9 @@ mod tests {
             bytes_down: 500,
             loss: None,
             train_seconds: 0.5,
+            personal: None,
+            updates: 0,
+            epsilon: None,
         };
         RoundReport {
             round: 1,

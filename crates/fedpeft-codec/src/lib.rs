@@ -5,8 +5,10 @@
 //! manifest that both sides hold, so the overhead over the raw payload is zero bytes.
 
 mod layout;
+mod scope;
 
 pub use layout::{InvalidLayout, Layout, MAX_VALUES, TensorSpec};
+pub use scope::{InvalidScope, Scope};
 
 use std::sync::Arc;
 

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    dp_sgd::DpSgdSpec,
     schedule::ScheduleSpec,
     validate::{InvalidSpec, at_least_one, check, decay, not_negative, positive},
 };
@@ -32,11 +33,26 @@ pub struct TrainingSpec {
     /// scaled down to it, as PyTorch's `clip_grad_norm_` does. Without it, nothing is clipped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
+    /// Differential privacy of every example; without it, there is none. It takes the place of `clip_norm`, and needs
+    /// artifacts that were built for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dp_sgd: Option<DpSgdSpec>,
     /// FedProx (Li et al., arXiv 1812.06127): `mu` of the proximal term `mu / 2 |w - w_global|^2` of the loss,
     /// where `w_global` is the adapter at the start of the round. 0 is FedAvg.
     #[serde(skip_serializing_if = "is_zero")]
     pub proximal_mu: f64,
+    /// Tensors of the adapter that never leave a client, as globs over their names: `["head.*"]` is a personal head
+    /// (FedPer, Arivazhagan et al., arXiv 1912.00818), the names of the norms are FedBN (Li et al., arXiv 2102.07623).
+    /// They begin as in the artifacts' checkpoint, and a client goes on with what it had after its last update that
+    /// counts. Each glob must match a tensor, and one tensor must be left to share.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub local: Vec<String>,
 }
+
+/// Most globs of local tensors.
+const MAX_GLOBS: usize = 64;
+/// Longest of them, in bytes.
+const MAX_GLOB: usize = 256;
 
 fn is_one(value: &u32) -> bool {
     *value == 1
@@ -56,7 +72,9 @@ impl Default for TrainingSpec {
             schedule: ScheduleSpec::default(),
             optimizer: OptimizerSpec::default(),
             clip_norm: None,
+            dp_sgd: None,
             proximal_mu: 0.0,
+            local: Vec::new(),
         }
     }
 }
@@ -75,6 +93,22 @@ impl TrainingSpec {
         self.schedule.validate()?;
         self.optimizer.validate()?;
         self.clip_norm.map_or(Ok(()), |norm| positive("training.clip_norm", norm))?;
+        check("training.local", self.local.len() <= MAX_GLOBS, || {
+            format!(
+                "has {} globs: at most {MAX_GLOBS}, of which each may match many tensors",
+                self.local.len()
+            )
+        })?;
+        check("training.local", self.local.iter().all(|glob| (1..=MAX_GLOB).contains(&glob.len())), || {
+            format!("holds an empty glob or one of more than {MAX_GLOB} bytes")
+        })?;
+        if let Some(dp_sgd) = &self.dp_sgd {
+            dp_sgd.validate()?;
+            check("training.clip_norm", self.clip_norm.is_none(), || {
+                "cannot be used with dp_sgd, which clips every example: remove it, and set dp_sgd.clip_norm"
+                    .to_owned()
+            })?;
+        }
         not_negative("training.proximal_mu", self.proximal_mu)
     }
 }
@@ -152,7 +186,43 @@ impl OptimizerSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schedule::{Span, Warmup};
+    use crate::{
+        dp_sgd::ExampleSampling,
+        schedule::{Span, Warmup},
+    };
+
+    fn dp_sgd() -> DpSgdSpec {
+        let sampling = ExampleSampling::Poisson;
+        DpSgdSpec { clip_norm: 1.0, noise_multiplier: 1.1, sampling, delta: 1e-5, epsilon: None }
+    }
+
+    #[test]
+    fn private_training_is_checked_and_read_with_defaults() {
+        let read: TrainingSpec =
+            serde_json::from_str(r#"{"dp_sgd": {"clip_norm": 1.0, "noise_multiplier": 1.1}}"#).unwrap();
+        assert_eq!(read.dp_sgd, Some(dp_sgd()));
+        let refused = |change: fn(&mut TrainingSpec)| {
+            let mut spec = read.clone();
+            change(&mut spec);
+            spec.validate().unwrap_err().field
+        };
+        read.validate().unwrap();
+        assert_eq!(refused(|t| t.clip_norm = Some(1.0)), "training.clip_norm");
+        assert_eq!(
+            refused(|t| t.dp_sgd = Some(DpSgdSpec { clip_norm: 0.0, ..dp_sgd() })),
+            "training.dp_sgd.clip_norm"
+        );
+        assert_eq!(
+            refused(|t| t.dp_sgd = Some(DpSgdSpec { noise_multiplier: 0.0, ..dp_sgd() })),
+            "training.dp_sgd.noise_multiplier"
+        );
+        assert_eq!(
+            refused(|t| t.dp_sgd = Some(DpSgdSpec { delta: 1.0, ..dp_sgd() })),
+            "training.dp_sgd.delta"
+        );
+        let broke = TrainingSpec { dp_sgd: Some(DpSgdSpec { epsilon: Some(f64::NAN), ..dp_sgd() }), ..read };
+        assert_eq!(broke.validate().unwrap_err().field, "training.dp_sgd.epsilon");
+    }
 
     #[test]
     fn every_bad_number_is_named() {
@@ -160,7 +230,7 @@ mod tests {
         let sgd = |momentum, nesterov| OptimizerSpec::Sgd { momentum, nesterov, weight_decay: 0.0 };
         let cosine = |floor| ScheduleSpec::Cosine { warmup: Warmup::default(), floor, span: Span::Round };
         let warm = |fraction| ScheduleSpec::Constant { warmup: Warmup::Fraction(fraction), span: Span::Run };
-        let cases: [Case; 8] = [
+        let cases: [Case; 10] = [
             ("training.local_epochs", |t| t.local_epochs = 0),
             ("training.batch_size", |t| t.batch_size = 0),
             ("training.accumulate", |t| t.accumulate = 0),
@@ -169,6 +239,8 @@ mod tests {
             ("training.clip_norm", |t| t.clip_norm = Some(0.0)),
             ("training.clip_norm", |t| t.clip_norm = Some(f64::NAN)),
             ("training.proximal_mu", |t| t.proximal_mu = -1.0),
+            ("training.local", |t| t.local = vec![String::new()]),
+            ("training.local", |t| t.local = vec!["x".into(); 65]),
         ];
         for (field, break_it) in cases {
             let mut broken = TrainingSpec::default();
@@ -191,13 +263,14 @@ mod tests {
     fn defaults_are_not_written_and_what_is_written_is_read() {
         let plain = TrainingSpec::default();
         let text = serde_json::to_string(&plain).unwrap();
-        for field in ["accumulate", "schedule", "clip_norm", "proximal_mu"] {
-            assert!(!text.contains(field), "{text}");
+        for field in ["accumulate", "schedule", "clip_norm", "dp_sgd", "proximal_mu", "local"] {
+            assert!(!text.contains(&format!("{field:?}")), "{text}");
         }
         let full = TrainingSpec {
             accumulate: 4,
             clip_norm: Some(1.0),
             proximal_mu: 0.01,
+            local: vec!["head.*".into()],
             schedule: ScheduleSpec::Linear { warmup: Warmup::Fraction(0.1), floor: 0.0, span: Span::Run },
             ..plain.clone()
         };

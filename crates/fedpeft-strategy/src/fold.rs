@@ -9,7 +9,7 @@
 //!
 //! None of them depends on the order in which updates come, not by a byte.
 
-use std::io::Cursor;
+use std::io::{Cursor, Write};
 
 use fedpeft_codec::Layout;
 use fedpeft_protocol::{
@@ -18,7 +18,7 @@ use fedpeft_protocol::{
 };
 
 use crate::{
-    accumulator::{AccumulateError, Accumulator, Spool, SpoolError, Weight, check_update},
+    accumulator::{AccumulateError, Accumulator, Claim, Spool, SpoolError, Weight, check_update},
     buffered,
     clip::Scaled,
     clipped::ClippedSum,
@@ -34,6 +34,8 @@ use crate::{
 pub enum Rule {
     /// The mean, weighted by examples.
     Mean,
+    /// The mean, unweighted.
+    Even,
     /// The mean of what may have begun with different adapters, weighted by staleness as well.
     Buffered(StalenessSpec),
     /// The mean per local step.
@@ -65,6 +67,7 @@ impl Rule {
             return Self::Buffered(staleness);
         }
         match spec.aggregation {
+            AggregationSpec::Mean if spec.scaffold_population().is_some() => Self::Even,
             AggregationSpec::Mean => Self::Mean,
             AggregationSpec::Fednova => Self::Nova(Steps::of_spec(&spec.training)),
             AggregationSpec::ClippedMean { norm } => Self::Clipped(norm),
@@ -91,7 +94,7 @@ impl Rule {
             | Self::Robust(RobustRule::GeometricMedian { .. } | RobustRule::Krum { .. }) => Ok(by_examples),
             Self::Buffered(spec) => buffered::weight(examples, spec.factor(staleness)),
             Self::Nova(steps) => steps.weight(examples),
-            Self::Robust(_) | Self::Private { .. } => Weight::new(1),
+            Self::Even | Self::Robust(_) | Self::Private { .. } => Weight::new(1),
         }
     }
 
@@ -108,6 +111,12 @@ impl Rule {
     /// Whether updates are kept, see [`Fold::keep`].
     pub fn keeps(&self) -> bool {
         matches!(self, Self::Robust(_))
+    }
+
+    /// Whether a partial sum may stand for the updates in it, see [`Fold::merge`]: where each counts by its examples and by
+    /// nothing else.
+    pub fn merges(&self) -> bool {
+        matches!(self, Self::Mean)
     }
 
     /// Whether what updates come to depends on the present global adapter.
@@ -250,6 +259,26 @@ impl Fold {
         }
     }
 
+    /// Adds updates that were added up elsewhere, where [`Rule::merges`]. Either all of them are added or, with an error,
+    /// nothing.
+    pub fn merge(&mut self, partial: &mut dyn Spool, claim: Claim) -> Result<(), SpoolError> {
+        match (&mut self.state, self.rule.merges()) {
+            (State::Sum(sum), true) => sum.merge_partial(partial, claim),
+            _ => Err(AccumulateError::Single.into()),
+        }
+    }
+
+    /// Writes the updates added up for [`Self::merge`], where [`Rule::merges`]; what the bytes claim to be.
+    pub fn partial(&self, out: &mut dyn Write) -> Result<Claim, SpoolError> {
+        match (&self.state, self.rule.merges()) {
+            (State::Sum(sum), true) => {
+                sum.write_partial(out)?;
+                Ok(sum.claim()?)
+            }
+            _ => Err(AccumulateError::Single.into()),
+        }
+    }
+
     /// What the updates come to.
     pub fn close<'a>(&'a mut self, closing: Closing<'a>) -> Closed<'a> {
         Closed { fold: self, closing }
@@ -311,9 +340,10 @@ mod tests {
         Rule::Nova(Steps::of_spec(&TrainingSpec { optimizer, ..TrainingSpec::default() }))
     }
 
-    fn rules() -> [Rule; 9] {
+    fn rules() -> [Rule; 10] {
         [
             Rule::Mean,
+            Rule::Even,
             Rule::Buffered(StalenessSpec::default()),
             nova(),
             Rule::Clipped(0.7),
@@ -360,6 +390,29 @@ mod tests {
             let named = updates.into_iter().enumerate();
             named.map(|(at, (values, examples))| (format!("client-{at}"), values, examples)).collect()
         })
+    }
+
+    #[test]
+    fn only_the_plain_mean_takes_partial_sums() {
+        for rule in rules() {
+            let mut below = Fold::new(rule, layout()).unwrap();
+            let weight = rule.weight(3, 0).unwrap();
+            let (adapter, global) = (encode(&[0.5; VALUES]), encode(&[0.0; VALUES]));
+            below.add_held(&adapter, &mut Cursor::new(&global), weight).unwrap();
+            let mut bytes = Vec::new();
+            let written = below.partial(&mut bytes);
+            assert_eq!(
+                (written.is_ok(), rule.merges()),
+                (rule == Rule::Mean, rule == Rule::Mean),
+                "{rule:?}"
+            );
+            let mut above = Fold::new(rule, layout()).unwrap();
+            let merged = above.merge(&mut Cursor::new(&bytes), Claim::new(1, 3).unwrap());
+            match rule.merges() {
+                true => merged.unwrap(),
+                false => assert!(merged.unwrap_err().to_string().contains("every single update"), "{rule:?}"),
+            }
+        }
     }
 
     proptest! {

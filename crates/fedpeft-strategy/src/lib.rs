@@ -19,9 +19,13 @@ pub mod mean;
 mod norm;
 pub mod nova;
 pub mod robust;
+pub mod scaffold;
 pub mod strategy;
 
-pub use accumulator::{AccumulateError, Accumulator, Spool, SpoolError, Weight, check_update};
+pub use accumulator::{
+    AccumulateError, Accumulator, Claim, Spool, SpoolError, Weight, check_update, max_partial_bytes,
+    partial_distance,
+};
 pub use clipped::ClippedSum;
 pub use fold::{Closing, Fold, Rule};
 pub use mean::Mean;

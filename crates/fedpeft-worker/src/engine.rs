@@ -20,17 +20,24 @@ use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 use crate::{
     examples::{ClientExamples, tokenizer},
     keep::{self, Keep},
+    spending::{Spending, SpendingError},
 };
 
 /// What the thread is given.
 pub(crate) struct Job {
     pub folder: ArtifactFolder,
     pub adapter: Arc<Vec<f32>>,
+    /// What is added to the gradient of every step.
+    pub correction: Option<Vec<f32>>,
     pub client: ClientId,
     pub data: ClientData,
+    /// What the client evaluates its own model on, where it is asked to.
+    pub held_back: Option<ClientData>,
     pub work: EngineWork,
     /// Where training is kept meanwhile; nowhere where there is no such place.
     pub keep: Option<Keep>,
+    /// What the client's examples have cost, where training is private.
+    pub spending: Option<Spending>,
     /// Asked before every step, with the steps done and the steps in all; evaluation has none.
     pub next: Box<dyn FnMut(u64, u64) -> Next + Send>,
 }
@@ -48,8 +55,9 @@ pub(crate) enum Next {
 
 /// What it should do.
 #[derive(Clone)]
+#[allow(clippy::large_enum_variant, reason = "a process holds one at a time")]
 pub(crate) enum EngineWork {
-    Train { training: TrainingSpec, seed: u64, round: Round, rounds: Round },
+    Train { training: TrainingSpec, seed: u64, round: Round, rounds: Round, personal: bool },
     Evaluate,
 }
 
@@ -58,8 +66,12 @@ pub(crate) enum Done {
     Trained {
         result: Trained,
         adapter: Vec<f32>,
+        /// What the client's own model came to, where that was asked for and there is something to ask.
+        personal: Option<Evaluated>,
         /// What an earlier attempt, which this one went on from, had fetched.
         fetched: Vec<Transfer>,
+        /// What the client's examples have cost so far, where training is private.
+        epsilon: Option<f64>,
     },
     Evaluated(Evaluated),
 }
@@ -71,6 +83,8 @@ pub(crate) enum EngineError {
     Runtime(#[from] RuntimeError),
     #[error("the data does not fit the model: {0}")]
     Data(String),
+    #[error(transparent)]
+    Spending(#[from] SpendingError),
     #[error("the computing thread has ended")]
     Gone,
 }
@@ -172,7 +186,16 @@ struct Loaded {
     trainer: Trainer,
     tokenizer: Option<Tokenizer>,
     /// Texts are tokens here, images only know how they are to be resized.
-    examples: HashMap<ClientId, ClientExamples>,
+    examples: HashMap<(ClientId, Part), ClientExamples>,
+}
+
+/// Which of a client's examples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Part {
+    /// Those of its work.
+    Own,
+    /// Those it holds back from training.
+    HeldBack,
 }
 
 impl Thread {
@@ -185,18 +208,42 @@ impl Thread {
 
     fn work(&mut self, mut job: Job) -> Result<Done, EngineError> {
         let loaded = self.load(job.folder)?;
-        let (trainer, examples) = loaded.prepare(&job.client, &job.data)?;
         match job.work {
-            EngineWork::Train { training, seed, round, rounds } => {
+            EngineWork::Train { training, seed, round, rounds, personal } => {
+                let (trainer, examples) = loaded.prepare(&job.client, Part::Own, &job.data)?;
                 let seed = OrderSeed { run: seed, round, client: job.client.as_str() };
-                let local = LocalTraining { spec: &training, seed, rounds };
-                let (keep, next) = (job.keep.as_ref(), &mut *job.next);
-                let (result, fetched) = keep::train(trainer, local, &job.adapter, examples, keep, next)?;
+                let local =
+                    LocalTraining { spec: &training, seed, rounds, correction: job.correction.as_deref() };
+                let (mut spending, mut refused) = (job.spending, None);
+                let mut next = |steps, planned| match spending.as_mut().map(|s| s.before(steps, planned)) {
+                    Some(Err(error)) => {
+                        refused = Some(error);
+                        Next::Stop
+                    }
+                    _ => (job.next)(steps, planned),
+                };
+                let keep = job.keep.as_ref();
+                let trained = keep::train(trainer, local, &job.adapter, examples, keep, &mut next);
+                if let Some(error) = refused {
+                    return Err(error.into());
+                }
+                let (result, fetched) = trained?;
+                let epsilon = spending.as_ref().map(Spending::epsilon).transpose()?;
                 let mut adapter = Vec::new();
                 trainer.adapter_into(&mut adapter)?;
-                Ok(Done::Trained { result, adapter, fetched })
+                // What a model does on examples has no noise: it stays here where training is private.
+                let personal = match job.held_back.filter(|_| personal && epsilon.is_none()) {
+                    Some(held_back) => {
+                        let (trainer, examples) = loaded.prepare(&job.client, Part::HeldBack, &held_back)?;
+                        let mut proceed = || (job.next)(result.steps, result.steps) == Next::Step;
+                        Some(trainer.evaluate(examples, &mut proceed)?)
+                    }
+                    None => None,
+                };
+                Ok(Done::Trained { result, adapter, personal, fetched, epsilon })
             }
             EngineWork::Evaluate => {
+                let (trainer, examples) = loaded.prepare(&job.client, Part::Own, &job.data)?;
                 trainer.set_adapter(&job.adapter)?;
                 let mut proceed = || (job.next)(0, 0) == Next::Step;
                 Ok(Done::Evaluated(trainer.evaluate(examples, &mut proceed)?))
@@ -223,13 +270,14 @@ impl Thread {
 }
 
 impl Loaded {
-    /// The trainer and the examples of `client`, who always has the same `data`.
+    /// The trainer and this part of the examples of `client`, who always has the same `data` there.
     fn prepare(
         &mut self,
         client: &ClientId,
+        part: Part,
         data: &ClientData,
     ) -> Result<(&mut Trainer, &ClientExamples), EngineError> {
-        let examples = match self.examples.entry(client.clone()) {
+        let examples = match self.examples.entry((client.clone(), part)) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {
                 let manifest = self.trainer.artifacts().manifest();

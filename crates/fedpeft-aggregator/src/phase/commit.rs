@@ -8,9 +8,9 @@
 
 use std::{collections::BTreeMap, io::Write, time::Instant};
 
-use fedpeft_bus::Stale;
+use fedpeft_bus::{Mark, Stale};
 use fedpeft_protocol::{Digest, Round, RunId, run::PrivacyState};
-use fedpeft_strategy::{Closing, Kept, Spool as Readable, SpoolError};
+use fedpeft_strategy::{Closing, Kept, Spool as Readable, SpoolError, scaffold};
 use tokio::{sync::OnceCell, task::spawn_blocking};
 
 use super::{Phase, evaluate::Committed};
@@ -26,9 +26,14 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     let started = Instant::now();
     let is_synchronous = drive.record.spec.mode.is_synchronous();
     let Next { adapter: next, moments, unclipped } = next(drive, &round).await?;
+    let control = next_control(drive, &round).await?;
     let digest = drive.store(&next).await?;
     let moments = match &moments {
         Some(moments) => Some(drive.store(moments).await?),
+        None => None,
+    };
+    let control_digest = match &control {
+        Some(control) => Some(drive.store(control).await?),
         None => None,
     };
     let forgotten = drive.record.moments.filter(|before| Some(*before) != moments);
@@ -59,6 +64,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
             record.round = report.round;
             record.adapter = digest;
             record.moments = moments;
+            record.control = control_digest;
             record.privacy = privacy;
             record.ledger = report.ledger;
             record.open = None;
@@ -66,18 +72,18 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         })
         .await?;
     drive.adapter = OnceCell::new_with(Some(next));
-    // The updates are in a durable adapter now: this is their acknowledgement. What they uploaded goes first, while
-    // they still name it.
-    retention::forget_uploads(drive, &round).await;
+    drive.control = OnceCell::new_with(control);
+    if drive.record.spec.has_memory() {
+        drive.counted.add(&report);
+    }
     if let Some(before) = &forgotten {
         forget_moments(drive, before).await;
     }
+    // The updates are in a durable adapter now: this is their acknowledgement.
     if is_synchronous {
-        drive.bus.purge_updates(&drive.record.run, Stale::Round(report.round), updates).await?;
-        if !round.outstanding().is_empty() {
-            drive.bus.purge_tasks(&drive.record.run, tasks).await?;
-        }
+        forget(drive, &round, (tasks, updates)).await?;
     } else {
+        retention::forget_uploads(drive, &round).await;
         for (client, member) in round.members.iter().filter(|(client, _)| round.answers.contains_key(client))
         {
             drive.bus.purge_updates(&drive.record.run, Stale::Client(member.round, client), updates).await?;
@@ -95,6 +101,20 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         "round committed"
     );
     Ok(Phase::Evaluate(Box::new(Committed { report, revision })))
+}
+
+/// Forgets what was sent in a synchronous round before these marks, uploads first, while the updates still name them.
+pub(crate) async fn forget(
+    drive: &Drive<'_>,
+    round: &RoundState,
+    (tasks, updates): (Mark, Mark),
+) -> Result<(), Stop> {
+    retention::forget_uploads(drive, round).await;
+    drive.bus.purge_updates(&drive.record.run, Stale::Round(round.open.round), updates).await?;
+    if !round.outstanding().is_empty() {
+        drive.bus.purge_tasks(&drive.record.run, tasks).await?;
+    }
+    Ok(())
 }
 
 /// What a round leaves.
@@ -149,6 +169,22 @@ async fn next(drive: &Drive<'_>, round: &RoundState) -> Result<Next, Stop> {
     round.with_updates(work).await?.map_err(|error| drive.broken(error))
 }
 
+/// The server's next control variate, where the strategy has one.
+async fn next_control(drive: &Drive<'_>, round: &RoundState) -> Result<Option<Adapter>, Stop> {
+    let (Some(digest), Some(population)) = (drive.record.control, drive.record.spec.scaffold_population())
+    else {
+        return Ok(None);
+    };
+    let present = drive.present_control(&digest).await?;
+    let mut target = drive.target(drive.model.layout.bytes())?;
+    let work = move |updates: &mut Updates| -> Result<Option<Adapter>, SpoolError> {
+        let Some(changes) = &updates.control else { return Ok(None) };
+        scaffold::control(&mut *present.reader(), changes, population, &mut target)?;
+        Ok(Some(target.done()))
+    };
+    round.with_updates(work).await?.map_err(|error| drive.broken(error))
+}
+
 /// Takes the adapters that updates began with out of their sum, one by one, where it is a sum of differences.
 async fn subtract_bases(drive: &Drive<'_>, round: &RoundState) -> Result<(), Stop> {
     if !round.rule().subtracts_bases() {
@@ -186,11 +222,11 @@ fn moments_size(drive: &Drive<'_>) -> u64 {
 }
 
 /// Bytes of a tag.
-const TAG: u64 = 32;
+pub(crate) const TAG: u64 = 32;
 
 /// What makes the moments of a run those of no other: blobs are named by content, and runs with equal seeds have equal
 /// moments, but each forgets its own.
-fn tag(run: &RunId) -> [u8; TAG as usize] {
+pub(crate) fn tag(run: &RunId) -> [u8; TAG as usize] {
     *Digest::of(format!("moments of {run}")).as_bytes()
 }
 

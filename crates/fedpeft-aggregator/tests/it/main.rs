@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod api;
+mod edges;
 mod federation;
 mod gigabyte;
+mod keeping;
 mod large;
 mod modes;
 mod owners;

@@ -31,7 +31,16 @@ fn task() -> Task {
 
 pub fn update(byte: u8) -> Update {
     let adapter = Payload::inline(vec![byte; 8]);
-    let outcome = Outcome::Trained { examples: 1, steps: 1, loss: 0.5, seconds: 0.1, adapter };
+    let outcome = Outcome::Trained {
+        examples: 1,
+        steps: 1,
+        loss: 0.5,
+        seconds: 0.1,
+        adapter,
+        personal: None,
+        control: None,
+        epsilon: None,
+    };
     Update { version: PROTOCOL_VERSION, epoch: 1, task: "t".into(), outcome, fetched: vec![] }
 }
 
@@ -39,6 +48,7 @@ pub fn presence(client: &str) -> Presence {
     let capabilities = Capabilities {
         trains: true,
         evaluates: false,
+        aggregates: false,
         examples: 1,
         device: "cpu".into(),
         free_memory_mib: None,
