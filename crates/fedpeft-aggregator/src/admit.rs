@@ -69,7 +69,8 @@ pub(crate) async fn admit(
                 return Ok(Err(Refusal::Answer(reason)));
             }
             let blob = matches!(adapter, Payload::Blob { .. });
-            let accepted = Accepted { digest: adapter.digest(), examples, loss, seconds, blob };
+            let digest = adapter.digest();
+            let accepted = Accepted { update: update.task, digest, examples, loss, seconds, blob };
             let reported = update.fetched.iter().any(is_adapter_upload);
             let bytes = match fetch(drive, round, &client, adapter, reported).await? {
                 Ok(bytes) => bytes,

@@ -12,6 +12,7 @@ use fedpeft_bus::{ApiError, Bus, BusError, Service};
 use fedpeft_protocol::{
     Digest, PROTOCOL_VERSION, RunId,
     api::{CreateRun, Empty, RunList, RunRequest},
+    ledger,
     run::{RunRecord, RunSpec, RunStatus, RunView},
 };
 use fedpeft_service::now_ms;
@@ -79,6 +80,7 @@ impl Api {
             adapter,
             open: None,
             epoch: 0,
+            ledger: ledger::empty(),
             created_ms: now,
             updated_ms: now,
         };

@@ -9,9 +9,9 @@ use std::{
 
 use fedpeft_bus::Revision;
 use fedpeft_protocol::{
-    ClientId, Digest, Round, RunId,
+    ClientId, Digest, Round, RunId, ledger,
     round::{ClientOutcome, ClientReport, Direction, PhaseSeconds, RoundReport},
-    run::{OpenRound, RunSpec},
+    run::{OpenRound, RunRecord, RunSpec},
 };
 use fedpeft_strategy::Accumulator;
 
@@ -31,6 +31,8 @@ pub(crate) enum Answer {
 /// An update that is in the sum.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Accepted {
+    /// Name of the update.
+    pub update: String,
     pub digest: Digest,
     pub examples: u64,
     pub loss: f64,
@@ -138,11 +140,11 @@ impl RoundState {
         words.collect::<Vec<_>>().join(", ")
     }
 
-    /// The report of the round, before evaluation.
-    pub fn report(&self, adapter: Digest) -> RoundReport {
+    /// The report of the round, before evaluation: it turned the adapter of `before` into `adapter`.
+    pub fn report(&self, before: &RunRecord, adapter: Digest) -> RoundReport {
         let weight: u64 = self.accepted().map(|accepted| accepted.examples).sum();
         let weighted: f64 = self.accepted().map(|accepted| accepted.loss * accepted.examples as f64).sum();
-        RoundReport {
+        let mut report = RoundReport {
             round: self.open.round,
             loss: None,
             accuracy: None,
@@ -152,8 +154,13 @@ impl RoundState {
             bytes_by_kind: self.ledger.by_kind(),
             clients: self.open.cohort.iter().map(|client| self.client_report(client)).collect(),
             seconds: self.seconds,
+            previous: before.adapter,
             adapter,
-        }
+            epoch: before.epoch,
+            ledger: before.ledger,
+        };
+        report.ledger = ledger::extend(before.ledger, &report);
+        report
     }
 
     fn client_report(&self, client: &ClientId) -> ClientReport {
@@ -173,7 +180,12 @@ impl RoundState {
             }
             Some(Answer::Failed(reason)) => report.outcome = ClientOutcome::Failed { reason: reason.clone() },
             Some(Answer::Accepted(accepted)) => {
-                report.outcome = ClientOutcome::Accepted { digest: accepted.digest };
+                report.outcome = ClientOutcome::Accepted {
+                    digest: accepted.digest,
+                    update: accepted.update.clone(),
+                    weight: accepted.examples,
+                    staleness: 0,
+                };
                 report.examples = accepted.examples;
                 report.loss = Some(accepted.loss);
                 report.train_seconds = accepted.seconds;

@@ -79,9 +79,11 @@ impl View {
         self.cumulative += report.bytes_up + report.bytes_down;
         self.line(&format_row(&cells(report, self.cumulative)));
         for client in &report.clients {
-            use fedpeft_protocol::round::ClientOutcome::{Accepted, Dropped, Failed, Rejected};
+            use fedpeft_protocol::round::ClientOutcome::{
+                Accepted, Dropped, Failed, Rejected, Surplus, Training,
+            };
             match &client.outcome {
-                Accepted { .. } => {}
+                Accepted { .. } | Surplus | Training => {}
                 Dropped => self.line(&format!("        {} dropped out", client.client)),
                 Rejected { reason } => self.line(&format!("        {} refused: {reason}", client.client)),
                 Failed { reason } => self.line(&format!("        {} failed: {reason}", client.client)),
@@ -214,11 +216,22 @@ mod tests {
             bytes_down: 1 << 20,
             bytes_by_kind: BytesByKind::new(),
             clients: vec![
-                client("a", ClientOutcome::Accepted { digest: Digest::of("x") }),
+                client(
+                    "a",
+                    ClientOutcome::Accepted {
+                        digest: Digest::of("x"),
+                        update: "u".into(),
+                        weight: 1,
+                        staleness: 0,
+                    },
+                ),
                 client("b", ClientOutcome::Dropped),
             ],
             seconds: PhaseSeconds { total: 1.5, ..Default::default() },
+            previous: Digest::of("p"),
             adapter: Digest::of("y"),
+            epoch: 1,
+            ledger: fedpeft_protocol::ledger::empty(),
         }
     }
 

@@ -59,11 +59,22 @@ fn report(round: u32, accuracy: Option<f64>) -> RoundReport {
         bytes_down: 140,
         bytes_by_kind: bytes.map(|(key, count)| (key.to_owned(), count)).into(),
         clients: vec![
-            one("a", ClientOutcome::Accepted { digest: Digest::of(b"a") }),
+            one(
+                "a",
+                ClientOutcome::Accepted {
+                    digest: Digest::of(b"a"),
+                    update: "u".into(),
+                    weight: 1,
+                    staleness: 0,
+                },
+            ),
             one("b", ClientOutcome::Dropped),
         ],
         seconds: PhaseSeconds { train: 1.5, total: 2.0, ..Default::default() },
+        previous: Digest::of("p"),
         adapter: Digest::of(b"g"),
+        epoch: 1,
+        ledger: fedpeft_protocol::ledger::empty(),
     }
 }
 

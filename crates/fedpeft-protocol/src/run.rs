@@ -79,6 +79,29 @@ fn default_deadline() -> f64 {
 }
 
 impl RunSpec {
+    /// A run with defaults for all that has one.
+    pub fn new(model: ModelRef, rounds: Round, cohort: u32) -> Self {
+        Self {
+            model,
+            rounds,
+            cohort,
+            min_clients: None,
+            quorum: None,
+            over_selection: 0.0,
+            soft_deadline_seconds: None,
+            round_deadline_seconds: default_deadline(),
+            mode: ModeSpec::default(),
+            eligibility: Eligibility::default(),
+            max_update_norm: None,
+            keep_updates: false,
+            stability: None,
+            training: TrainingSpec::default(),
+            strategy: StrategySpec::default(),
+            evaluation: EvaluationSpec::default(),
+            seed: 0,
+        }
+    }
+
     /// Updates without which a round fails.
     pub fn quorum(&self) -> u32 {
         self.quorum.unwrap_or(self.cohort.div_ceil(2)).max(1)

@@ -28,6 +28,8 @@ impl Hosted {
             evaluates: self.role == Role::Evaluates,
             examples: self.data.len() as u64,
             device: device.to_owned(),
+            free_memory_mib: None,
+            labels: Default::default(),
         }
     }
 }

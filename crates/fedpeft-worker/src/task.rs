@@ -71,7 +71,7 @@ impl Workshop {
         fetched: &mut Vec<Transfer>,
     ) -> Result<Outcome, Failure> {
         let work = match (&task.work, client.role) {
-            (Work::Train { training, seed, rounds }, Role::Trains) => EngineWork::Train {
+            (Work::Train { training, seed, rounds, .. }, Role::Trains) => EngineWork::Train {
                 training: training.clone(),
                 seed: *seed,
                 rounds: *rounds,

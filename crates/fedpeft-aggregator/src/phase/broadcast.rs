@@ -69,6 +69,11 @@ async fn send(
 
 fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Task {
     let spec = &drive.record.spec;
-    let work = Work::Train { training: spec.training.clone(), seed: spec.seed, rounds: spec.rounds };
+    let work = Work::Train {
+        training: spec.training.clone(),
+        seed: spec.seed,
+        rounds: spec.rounds,
+        stability: spec.stability.clone(),
+    };
     drive.task(round.open.round, round.open.epoch, client, work, round.deadline_ms(spec))
 }

@@ -24,7 +24,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     let digest = drive.bus.put_blob(next.clone()).await?.digest;
     round.seconds.aggregate = (round.folding + started.elapsed()).as_secs_f64();
     round.seconds.total = round.started.elapsed().as_secs_f64();
-    let mut report = round.report(digest);
+    let mut report = round.report(drive.record, digest);
     // The report goes first, so that a committed round always has one. Its revision was read when the round
     // was opened: a former owner that wakes up here cannot replace what its successor wrote.
     let key = report_key(&drive.record.run, report.round);
@@ -37,6 +37,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         .write(|record| {
             record.round = report.round;
             record.adapter = digest;
+            record.ledger = report.ledger;
             record.open = None;
         })
         .await?;

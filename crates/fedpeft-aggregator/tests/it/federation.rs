@@ -63,16 +63,10 @@ pub fn run_id(name: &str) -> RunId {
 
 pub fn spec(rounds: Round, cohort: u32) -> RunSpec {
     RunSpec {
-        model: ModelRef { name: ModelName::new("tiny").unwrap(), version: None },
-        rounds,
-        cohort,
-        min_clients: None,
-        quorum: None,
         round_deadline_seconds: 60.0,
-        training: Default::default(),
-        strategy: Default::default(),
         evaluation: EvaluationSpec { every: 0, deadline_seconds: 20.0 },
         seed: 7,
+        ..RunSpec::new(ModelRef { name: ModelName::new("tiny").unwrap(), version: None }, rounds, cohort)
     }
 }
 
@@ -176,7 +170,14 @@ impl Federation {
             version: PROTOCOL_VERSION,
             client: client(name),
             worker: "test".into(),
-            capabilities: Capabilities { trains, evaluates, examples, device: "cpu".into() },
+            capabilities: Capabilities {
+                trains,
+                evaluates,
+                examples,
+                device: "cpu".into(),
+                free_memory_mib: None,
+                labels: Default::default(),
+            },
         };
         let records = self.bus.clients().await.unwrap();
         records.put(name, &presence).await.unwrap();

@@ -195,7 +195,7 @@ pub fn run() -> RunId {
 pub fn train() -> Work {
     let training =
         TrainingSpec { local_epochs: 4, batch_size: 16, learning_rate: 0.05, ..Default::default() };
-    Work::Train { training, seed: 3, rounds: 8 }
+    Work::Train { training, seed: 3, rounds: 8, stability: None }
 }
 
 /// A test that hangs fails.
