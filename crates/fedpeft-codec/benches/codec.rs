@@ -26,14 +26,18 @@ const PIPELINES: [&str; 12] = [
 
 fn codec(criterion: &mut Criterion) {
     for values in SIZES {
-        let layout = Layout::new(vec![TensorSpec { name: "all".into(), shape: vec![values as u64] }]).unwrap();
+        let layout =
+            Layout::new(vec![TensorSpec { name: "all".into(), shape: vec![values as u64] }]).unwrap();
         let base: Vec<f32> = (0..values).map(|at| (at as f32 * 0.001).sin()).collect();
         // A change of some percent, of every size, as training makes it.
         let change = |at: usize| (at as f32 * 0.37).sin().powi(5) * 0.02;
         let adapter: Vec<f32> = base.iter().enumerate().map(|(at, value)| value + change(at)).collect();
         let bytes = encode(&adapter);
         let mut group = criterion.benchmark_group(values.to_string());
-        group.measurement_time(Duration::from_secs(1)).warm_up_time(Duration::from_millis(300)).sample_size(10);
+        group
+            .measurement_time(Duration::from_secs(1))
+            .warm_up_time(Duration::from_millis(300))
+            .sample_size(10);
         group.throughput(Throughput::Bytes(layout.bytes()));
         let mut copy = vec![0f32; values];
         group.bench_function("memcpy", |bench| {

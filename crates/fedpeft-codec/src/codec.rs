@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use fedpeft_protocol::{
     Round,
-    pipeline::{Choice, Per, Pipeline, Rounding, Values},
+    pipeline::{Choice, Per, Pipeline, Sparsifier, Values},
 };
 use half::{bf16, f16};
 
@@ -62,7 +62,9 @@ impl<'a> Codec<'a> {
         }
         let base = self.base(base)?;
         match base {
-            Some(base) if !self.form.is_lossless() => self.write(&self.changes(values, base)?, Some(base), seed),
+            Some(base) if !self.form.is_lossless() => {
+                self.write(&self.changes(values, base)?, Some(base), seed)
+            }
             _ => self.write(values, base, seed),
         }
     }
@@ -181,9 +183,7 @@ impl<'a> Codec<'a> {
 
     /// Scales what was drawn to the right expectation, unless the rest is sent later.
     fn compensate(&self, kept: &mut [f32]) {
-        let forgets = |sparsifier: &fedpeft_protocol::pipeline::Sparsifier| {
-            sparsifier.choice == Choice::Random && !sparsifier.feedback
-        };
+        let forgets = |sparsifier: &Sparsifier| sparsifier.choice == Choice::Random && !sparsifier.feedback;
         if self.pipeline.sparsifier().as_ref().is_some_and(forgets) {
             let factor = (self.layout.values() as f64 / kept.len() as f64) as f32;
             kept.iter_mut().for_each(|value| *value *= factor);
@@ -257,10 +257,13 @@ impl<'a> Codec<'a> {
             Store::Int8(per) => integers(Width::Eight, per)?,
             Store::Int4(per) => integers(Width::Four, per)?,
         };
-        Ok((header, match indices {
-            None => Received::All(values),
-            Some(indices) => Received::Some { values, indices },
-        }))
+        Ok((
+            header,
+            match indices {
+                None => Received::All(values),
+                Some(indices) => Received::Some { values, indices },
+            },
+        ))
     }
 
     /// All values, zeros where none was sent.

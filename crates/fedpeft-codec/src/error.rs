@@ -24,7 +24,9 @@ pub enum CodecError {
         value: String,
     },
     /// A value is too large for the way in which it should be stored.
-    #[error("adapter value {index} of tensor {tensor} is {value}, beyond the range of {stage}: use bf16 or fp32")]
+    #[error(
+        "adapter value {index} of tensor {tensor} is {value}, beyond the range of {stage}: use bf16 or fp32"
+    )]
     Range {
         /// Tensor the value belongs to.
         tensor: String,

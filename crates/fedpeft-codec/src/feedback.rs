@@ -123,7 +123,10 @@ mod tests {
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x10;
-            assert!(matches!(Feedback::from_bytes(&damaged, &layout(3)), Err(CodecError::Residual(_))), "{at}");
+            assert!(
+                matches!(Feedback::from_bytes(&damaged, &layout(3)), Err(CodecError::Residual(_))),
+                "{at}"
+            );
         }
         feedback.advance(6, vec![f32::NAN, 0.0, 0.0]);
         assert!(matches!(

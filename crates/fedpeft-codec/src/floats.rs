@@ -18,7 +18,11 @@ pub(crate) fn put<const W: usize>(bytes: &[u8], split: bool, body: &mut Vec<u8>)
 }
 
 /// Reads `count` elements that [`put`] wrote, which must be all there is.
-pub(crate) fn take<const W: usize>(body: &[u8], count: usize, split: bool) -> Result<Vec<[u8; W]>, CodecError> {
+pub(crate) fn take<const W: usize>(
+    body: &[u8],
+    count: usize,
+    split: bool,
+) -> Result<Vec<[u8; W]>, CodecError> {
     if body.len() != count.saturating_mul(W) {
         return Err(CodecError::Body("its values are not as many as declared"));
     }
@@ -40,7 +44,10 @@ pub(crate) fn fp32(elements: &[[u8; 4]]) -> Vec<f32> {
 }
 
 /// Rounds to a two-byte format, ties to even. The index of a value beyond its range, if there is one.
-pub(crate) fn narrow<H: Narrow>(values: &[f32]) -> Result<Vec<u8>, usize> {
+pub(crate) fn narrow<H: Narrow>(values: &[f32]) -> Result<Vec<u8>, usize>
+where
+    [H]: HalfFloatSliceExt,
+{
     let mut narrowed = vec![H::default(); values.len()];
     narrowed.convert_from_f32_slice(values);
     let bits = narrowed.reinterpret_cast();
@@ -71,10 +78,7 @@ where
 }
 
 /// A float of two bytes.
-pub(crate) trait Narrow: Copy + Default
-where
-    [Self]: HalfFloatSliceExt,
-{
+pub(crate) trait Narrow: Copy + Default {
     /// Bits of the exponent: all of them are set in what is not finite.
     const EXPONENT: u16;
 }

@@ -55,7 +55,8 @@ pub(crate) fn groups(layout: &Layout, per: Per, indices: Option<&[u32]>) -> Vec<
         let count = groups_of(spec, per);
         for _ in 0..count {
             end += range.len() / count;
-            let up_to = indices.map_or(end, |indices| indices.partition_point(|index| (*index as usize) < end));
+            let up_to =
+                indices.map_or(end, |indices| indices.partition_point(|index| (*index as usize) < end));
             groups.push(up_to - sent);
             sent = up_to;
         }

@@ -88,7 +88,9 @@ pub fn decode(bytes: &[u8], layout: &Layout) -> Result<Vec<f32>, CodecError> {
 /// What [`decode`] gives, without a copy where the bytes lie as this machine's `f32` do.
 pub fn view<'a>(bytes: &'a [u8], layout: &Layout) -> Result<Cow<'a, [f32]>, CodecError> {
     match bytemuck::try_cast_slice(bytes) {
-        Ok(values) if cfg!(target_endian = "little") => validate(bytes, layout).map(|()| Cow::Borrowed(values)),
+        Ok(values) if cfg!(target_endian = "little") => {
+            validate(bytes, layout).map(|()| Cow::Borrowed(values))
+        }
         _ => decode(bytes, layout).map(Cow::Owned),
     }
 }

@@ -66,7 +66,8 @@ mod tests {
         let honest = compress(&vec![7; 300], 3).unwrap();
         let lie = zstd_safe::get_frame_content_size(&honest);
         assert_eq!(lie.unwrap(), Some(300));
-        let at = (0..honest.len() - 1).find(|at| honest[*at..*at + 2] == (300u16 - 256).to_le_bytes()).unwrap();
+        let at =
+            (0..honest.len() - 1).find(|at| honest[*at..*at + 2] == (300u16 - 256).to_le_bytes()).unwrap();
         let mut lying = honest.clone();
         lying[at] -= 1;
         assert!(error(&lying, 1000).contains("cannot be read"));
@@ -86,6 +87,8 @@ mod tests {
         assert!(error(&unsized_frame.finish().unwrap(), 1000).contains("does not say"));
         // A skippable frame, RFC 8878 section 3.1.2.
         let skippable = [0x50, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 1, 2];
-        assert!(expand(&skippable, 1000).is_err_and(|_| true) || expand(&skippable, 1000).unwrap().is_empty());
+        assert!(
+            expand(&skippable, 1000).is_err_and(|_| true) || expand(&skippable, 1000).unwrap().is_empty()
+        );
     }
 }

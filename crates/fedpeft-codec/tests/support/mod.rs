@@ -15,8 +15,10 @@ pub fn seed(number: u64) -> Seed {
 /// Tensors `t0`, `t1`, ... of these shapes.
 pub fn layout(shapes: &[&[u64]]) -> Layout {
     let specs = shapes.iter().enumerate();
-    Layout::new(specs.map(|(at, shape)| TensorSpec { name: format!("t{at}"), shape: shape.to_vec() }).collect())
-        .unwrap()
+    Layout::new(
+        specs.map(|(at, shape)| TensorSpec { name: format!("t{at}"), shape: shape.to_vec() }).collect(),
+    )
+    .unwrap()
 }
 
 /// A pipeline of every kind that has a header.
