@@ -230,6 +230,32 @@ fn copy_truncated(from: &Path, to: &Path, truncated: &str) {
 }
 
 #[test]
+fn a_privacy_budget_gives_its_noise_and_the_noise_its_budget() {
+    let privacy = |arguments: &str| {
+        let mut command = fedpeft();
+        command.arg("privacy").args(arguments.split(' '));
+        command
+    };
+    let rows = |arguments: &str| -> Vec<serde_json::Value> {
+        serde_json::from_str(&succeed(privacy(&format!("{arguments} --json")))).unwrap()
+    };
+    let rounds = "--clients 64 --cohort 8 --rounds 50 --delta 1e-3";
+    let noise = rows(&format!("noise {rounds} --epsilon 5"));
+    for (row, accountant) in noise.iter().zip(["prv", "rdp"]) {
+        assert_eq!((row["accountant"].as_str(), row["rate"].as_f64()), (Some(accountant), Some(0.125)));
+        let multiplier = row["noise_multiplier"].as_f64().unwrap();
+        let spent = rows(&format!("spent {rounds} --noise-multiplier {multiplier}"));
+        let spent = spent.iter().find(|row| row["accountant"] == accountant).unwrap();
+        let epsilon = spent["epsilon"].as_f64().unwrap();
+        assert!((4.9..=5.0).contains(&epsilon), "{accountant}: {epsilon}");
+    }
+    let error = refused(privacy("noise --clients 8 --cohort 9 --rounds 50 --epsilon 5 --delta 1e-3"));
+    assert!(error.contains("sampling rate is 1.125"), "{error}");
+    let error = refused(privacy("noise --rate 0.1 --rounds 50 --epsilon 5 --delta 1.5"));
+    assert!(error.contains("delta is 1.5"), "{error}");
+}
+
+#[test]
 fn a_device_that_is_not_there_is_said_to_be_so() {
     let workspace = Workspace::new();
     let error = refused(workspace.simulate(&["--device", "gpu"]));
@@ -254,6 +280,8 @@ fn every_command_explains_itself() {
         &["models", "push"],
         &["models", "list"],
         &["models", "pull"],
+        &["privacy", "noise"],
+        &["privacy", "spent"],
         &["run", "submit"],
         &["run", "list"],
         &["run", "get"],

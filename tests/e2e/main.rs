@@ -5,6 +5,9 @@
 mod export;
 mod failures;
 mod inputs;
+mod secured;
 mod services;
 mod simulate;
+mod stability;
 mod support;
+mod verified;

@@ -7,6 +7,7 @@
 )]
 
 mod assets;
+mod chaos;
 mod compare;
 mod demo;
 mod process;
@@ -34,6 +35,17 @@ enum Task {
     Assets,
     /// Run everything that CI runs: format, lints, build, all tests.
     Test(test::Options),
+    /// Strike a small federation with faults of every kind, and print what each kind cost.
+    ///
+    /// Programs, nats-server, connections, disk and clocks fail by a schedule that is drawn from the seed. The
+    /// runs must end with the adapters, byte for byte, that they have without faults, and with every update counted
+    /// once. Fifty faults take about a quarter of an hour. Filling a disk takes the right to mount one in memory,
+    /// else the store's limit is used up instead.
+    #[command(after_help = "\
+Examples:
+  cargo xtask chaos
+  cargo xtask chaos --seed 7 --faults 100 --json chaos.json")]
+    Chaos(chaos::Options),
     /// Fine-tune DINOv2 on Fashion-MNIST over ten clients on this machine, or MiniLM on BBC News over eight.
     Demo(Box<demo::Options>),
     /// Run the demo with one PEFT method after the other and print a table: trained values, bytes, accuracy, time.
@@ -45,6 +57,7 @@ fn main() -> ExitCode {
         Task::Assets => {
             assets::fetch().map(|assets| eprintln!("assets are in {}", assets.folder().display()))
         }
+        Task::Chaos(options) => chaos::chaos(&options),
         Task::Test(options) => test::test(&options),
         Task::Demo(options) => demo::demo(&options),
         Task::CompareMethods(options) => compare::compare(&options),

@@ -2,17 +2,18 @@
 
 use std::time::Instant;
 
-use bytes::Bytes;
-use fedpeft_bus::{BusError, UpdateDelivery};
+use fedpeft_bus::{BusError, UpdateDelivery, UploadKey};
 use fedpeft_protocol::{
     ClientId, Digest,
     round::{ByteKind, Direction, Outcome, Payload, Transfer, Update},
     subject,
 };
+use fedpeft_strategy::{SpoolError, Weight};
 
 use crate::{
     drive::Drive,
-    round::{Accepted, Answer, RoundState},
+    round::{Accepted, Answer, Member, RoundState, Updates},
+    spool::Adapter,
     stop::Stop,
 };
 
@@ -30,17 +31,14 @@ pub(crate) enum Refusal {
     Stray(String),
 }
 
-/// Checks an update of the open round and adds it to the sum. Nothing, if it repeats an accepted one.
+/// Checks an update of a member of the round and adds it to the sum. Nothing, if it repeats an accepted one.
 pub(crate) async fn admit(
     drive: &Drive<'_>,
     round: &mut RoundState,
+    member: &Member,
     delivery: UpdateDelivery,
 ) -> Result<Result<Option<Answer>, Refusal>, Stop> {
     let UpdateDelivery { client, update, measured, .. } = delivery;
-    let Some(declared) = round.declared(&client) else {
-        let reason = format!("client {client} is not in the cohort of round {}", round.open.round);
-        return Ok(Err(Refusal::Stray(reason)));
-    };
     let payload = update.as_ref().ok().and_then(payload_of);
     round.ledger.message(&client, Direction::Up, measured, payload);
     let update = match update {
@@ -50,7 +48,7 @@ pub(crate) async fn admit(
         }
         Err(error) => return Ok(Err(Refusal::Answer(error.to_string()))),
     };
-    if let Err(reason) = answers_task(&update, round, drive, &client) {
+    if let Err(reason) = answers_task(&update, member, drive, &client) {
         return Ok(Err(Refusal::Stray(reason)));
     }
     if let Some(answer) = round.answers.get(&client) {
@@ -65,24 +63,30 @@ pub(crate) async fn admit(
             Ok(Err(Refusal::Answer("the task was to train, the update is an evaluation".into())))
         }
         Outcome::Trained { examples, loss, seconds, adapter, .. } => {
-            if let Err(reason) = plausible(examples, declared, loss, seconds) {
+            if let Err(reason) = plausible(examples, member.examples, loss, seconds) {
                 return Ok(Err(Refusal::Answer(reason)));
             }
-            let blob = matches!(adapter, Payload::Blob { .. });
+            let weight = match round.rule().weight(examples, round.open.round - member.round) {
+                Ok(weight) => weight,
+                Err(error) => return Ok(Err(Refusal::Answer(error.to_string()))),
+            };
             let digest = adapter.digest();
-            let accepted = Accepted { update: update.task, digest, examples, loss, seconds, blob };
             let reported = update.fetched.iter().any(is_adapter_upload);
-            let bytes = match fetch(drive, round, &client, adapter, reported).await? {
-                Ok(bytes) => bytes,
+            let adapter = match fetch(drive, round, (&client, member), adapter, reported).await? {
+                Ok(adapter) => adapter,
                 Err(reason) => return Ok(Err(Refusal::Answer(reason))),
             };
-            let added = add(drive, round, bytes, &accepted).await?;
-            Ok(added.map(|()| Some(Answer::Accepted(accepted))).map_err(Refusal::Answer))
+            if let Err(reason) = add(drive, round, (&client, member), adapter, digest, weight).await? {
+                return Ok(Err(Refusal::Answer(reason)));
+            }
+            let (update, weight) = (update.task, weight.get());
+            Ok(Ok(Some(Answer::Accepted(Accepted { update, digest, examples, weight, loss, seconds }))))
         }
     }
 }
 
-fn payload_of(update: &Update) -> Option<&Payload> {
+/// The adapter of an update.
+pub(crate) fn payload_of(update: &Update) -> Option<&Payload> {
     match &update.outcome {
         Outcome::Trained { adapter, .. } => Some(adapter),
         Outcome::Evaluated { .. } | Outcome::Failed { .. } => None,
@@ -93,21 +97,20 @@ fn is_adapter_upload(transfer: &Transfer) -> bool {
     (transfer.direction, transfer.kind) == (Direction::Up, ByteKind::Adapter)
 }
 
-/// Whether the update answers the task that this round gave this client.
+/// Whether the update answers the task that this client was given.
 fn answers_task(
     update: &Update,
-    round: &RoundState,
+    member: &Member,
     drive: &Drive<'_>,
     client: &ClientId,
 ) -> Result<(), String> {
-    let open = &round.open;
-    if update.epoch != open.epoch {
+    if update.epoch != member.epoch {
         return Err(format!(
-            "the update has fencing token {}, round {} was opened under {}: it belongs to another attempt",
-            update.epoch, open.round, open.epoch
+            "the update has fencing token {}, the task of round {} was given under {}: it belongs to another attempt",
+            update.epoch, member.round, member.epoch
         ));
     }
-    let expected = subject::task_id(&drive.record.run, open.round, client, "train", open.epoch);
+    let expected = subject::task_id(&drive.record.run, member.round, client, "train", member.epoch);
     if update.task != expected {
         return Err(format!("the update answers task {:?}, not {expected}", one_line(&update.task)));
     }
@@ -135,27 +138,34 @@ fn plausible(examples: u64, declared: u64, loss: f64, seconds: f64) -> Result<()
     Ok(())
 }
 
-/// The adapter's bytes, not yet checked against their digest where they came in the message.
+/// The adapter, not yet checked against its digest where it came in the message. An upload goes from the object store
+/// into a file, and stays in the store until the round is committed.
 async fn fetch(
     drive: &Drive<'_>,
     round: &mut RoundState,
-    client: &ClientId,
+    (client, member): (&ClientId, &Member),
     adapter: Payload,
     reported: bool,
-) -> Result<Result<Bytes, String>, Stop> {
-    let digest = match adapter {
-        Payload::Message { data, .. } => return Ok(Ok(data)),
-        Payload::Blob { digest, .. } => digest,
+) -> Result<Result<Adapter, String>, Stop> {
+    let (digest, size) = match adapter {
+        Payload::Message { data, .. } => return Ok(Ok(Adapter::Held(data))),
+        Payload::Blob { digest, size } => (digest, size),
     };
-    match drive.bus.get_blob(&digest, drive.model.layout.bytes()).await {
-        Ok((bytes, measured)) => {
+    let wanted = drive.model.layout.bytes();
+    if size != wanted {
+        return Ok(Err(format!("the adapter has {size} bytes, this model's have {wanted}")));
+    }
+    let key = UploadKey { run: &drive.record.run, round: member.round, client };
+    let get = async |file| drive.bus.get_upload(key, &digest, size, file).await;
+    match drive.spool.fetched(size, get).await? {
+        Ok((adapter, measured)) => {
             // The client knows best what its upload took; where it does not say, what we fetched stands for it.
             if !reported {
                 let size = measured.total;
                 let transfer = Transfer { direction: Direction::Up, kind: ByteKind::Adapter, size };
                 round.ledger.transfer(client, transfer);
             }
-            Ok(Ok(bytes))
+            Ok(Ok(adapter))
         }
         Err(error @ (BusError::NoBlob { .. } | BusError::BlobTooLarge { .. } | BusError::Corrupt { .. })) => {
             Ok(Err(error.to_string()))
@@ -164,28 +174,55 @@ async fn fetch(
     }
 }
 
-/// Adds the adapter to the sum, if it is what its digest says and what the layout asks for.
+/// Adds the adapter to the sum, if it is what its digest says, what the layout asks for, and not too far from where
+/// it began.
 async fn add(
     drive: &Drive<'_>,
     round: &mut RoundState,
-    bytes: Bytes,
-    accepted: &Accepted,
+    (client, member): (&ClientId, &Member),
+    adapter: Adapter,
+    digest: Digest,
+    weight: Weight,
 ) -> Result<Result<(), String>, Stop> {
-    let weight = match drive.strategy.weight(accepted.examples) {
-        Ok(weight) => weight,
-        Err(error) => return Ok(Err(error.to_string())),
+    let spec = &drive.record.spec;
+    let (bound, rule) = (spec.max_update_norm, round.rule());
+    let base = match bound.is_some() || rule.reads_base() {
+        true => drive.global(&member.adapter).await?,
+        false => Adapter::none(),
     };
-    let (declared, in_message, started) = (accepted.digest, !accepted.blob, Instant::now());
-    let added = round
-        .with_sum(move |sum| {
-            // Blobs were verified while they were fetched.
-            if in_message && Digest::of(&bytes) != declared {
-                return Err(format!("the adapter's digest is {}, not {declared}", Digest::of(&bytes)));
+    let (kept, started) = (spec.keep_updates.then(|| adapter.clone()), Instant::now());
+    let (spool, name) = (drive.spool.clone(), client.to_string());
+    let checked_and_added = move |updates: &mut Updates| -> Result<Result<(), String>, SpoolError> {
+        // What was spooled was verified while it was fetched.
+        if let Adapter::Held(bytes) = &adapter
+            && Digest::of(bytes) != digest
+        {
+            return Ok(Err(format!("the adapter's digest is {}, not {digest}", Digest::of(bytes))));
+        }
+        if let Some(norm) = bound {
+            let distance = adapter.distance(&base)?;
+            // NaN passes here, and is refused by name below.
+            if distance > norm {
+                return Ok(Err(format!(
+                    "the update has an L2 norm of {distance:.6}, max_update_norm is {norm}"
+                )));
             }
-            sum.add(&bytes, weight).map_err(|error| error.to_string())
-        })
-        .await?;
+        }
+        match adapter.add_to(&mut updates.fold, &base, weight) {
+            Err(SpoolError::Accumulate(error)) => return Ok(Err(error.to_string())),
+            added => added?,
+        }
+        if rule.keeps() {
+            let copy = updates.heap.append(&adapter, || spool.growing())?;
+            updates.fold.keep(&name, copy, weight);
+        }
+        Ok(Ok(()))
+    };
+    let added = round.with_updates(checked_and_added).await?.map_err(|error| drive.broken(error))?;
     round.folding += started.elapsed();
+    if let (Ok(()), Some(adapter)) = (&added, kept) {
+        drive.store(&adapter).await?;
+    }
     Ok(added)
 }
 

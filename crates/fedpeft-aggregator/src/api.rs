@@ -8,7 +8,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use fedpeft_bus::{ApiError, Bus, BusError, Service};
+use fedpeft_bus::{ApiError, Bus, BusError, Service, Stale};
 use fedpeft_protocol::{
     Digest, PROTOCOL_VERSION, RunId,
     api::{CreateRun, Empty, RunList, RunRequest},
@@ -16,11 +16,14 @@ use fedpeft_protocol::{
     run::{RunRecord, RunSpec, RunStatus, RunView},
 };
 use fedpeft_service::now_ms;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::spawn_blocking};
 
 use crate::{
     events,
     model::{self, Model, ModelError},
+    privacy,
+    record::given_up,
+    spool::Spool,
 };
 
 /// Largest cohort: its report must fit a message.
@@ -31,9 +34,9 @@ const MAX_DEADLINE_SECONDS: f64 = 30.0 * 24.0 * 3600.0;
 const ATTEMPTS: u32 = 20;
 
 /// Registers the endpoints. `changed` is told of every change of a run.
-pub(crate) async fn serve(bus: &Bus, changed: &Arc<Notify>) -> Result<Service, BusError> {
+pub(crate) async fn serve(bus: &Bus, spool: &Spool, changed: &Arc<Notify>) -> Result<Service, BusError> {
     let mut service = bus.service("fedpeft-aggregator", "creates, shows, cancels and resumes runs").await?;
-    let api = Api { bus: bus.clone(), changed: changed.clone() };
+    let api = Api { bus: bus.clone(), spool: spool.clone(), changed: changed.clone() };
     let with = |api: &Api| api.clone();
     let (create, get, list, cancel, resume) = (with(&api), with(&api), with(&api), with(&api), api);
     service
@@ -55,6 +58,7 @@ pub(crate) async fn serve(bus: &Bus, changed: &Arc<Notify>) -> Result<Service, B
 #[derive(Clone)]
 struct Api {
     bus: Bus,
+    spool: Spool,
     changed: Arc<Notify>,
 }
 
@@ -66,9 +70,12 @@ impl Api {
             Some(run) => run,
             None => made_up_name()?,
         };
+        let asked = spec.clone();
+        let privacy = spawn_blocking(move || privacy::begin(&asked)).await.map_err(ApiError::internal)?;
+        let privacy = privacy.map_err(ApiError::bad_request)?;
         let version = model::resolve(&self.bus, &spec.model).await?;
         let model = Model::load(&self.bus, &version.manifest).await?;
-        let adapter = self.bus.put_blob(model.initial_adapter(&self.bus).await?).await?.digest;
+        let adapter = model.initial_adapter(&self.bus, &self.spool).await?.store(&self.bus).await?;
         let now = now_ms();
         let record = RunRecord {
             version: PROTOCOL_VERSION,
@@ -78,7 +85,10 @@ impl Api {
             status: RunStatus::Pending,
             round: 0,
             adapter,
+            moments: None,
+            privacy,
             open: None,
+            carried: Vec::new(),
             epoch: 0,
             ledger: ledger::empty(),
             created_ms: now,
@@ -116,6 +126,7 @@ impl Api {
     }
 
     async fn cancel(self, RunRequest { run }: RunRequest) -> Result<RunRecord, ApiError> {
+        let (tasks, updates) = (self.bus.task_mark().await?, self.bus.update_mark().await?);
         let before = self
             .change(&run, |record| match &record.status {
                 RunStatus::Pending | RunStatus::Running => Ok(RunStatus::Cancelled),
@@ -123,11 +134,11 @@ impl Api {
             })
             .await?;
         // Purged after the record says so: the owner opens no round any more.
-        self.bus.purge_tasks(&run).await?;
-        if let Some(open) = &before.open {
-            self.bus.purge_updates(&run, open.round).await?;
+        self.bus.purge_tasks(&run, tasks).await?;
+        for round in given_up(&before) {
+            self.bus.purge_updates(&run, Stale::Round(round), updates).await?;
         }
-        self.announce(RunRecord { status: RunStatus::Cancelled, open: None, ..before }).await
+        self.announce(ended(RunStatus::Cancelled, before)).await
     }
 
     async fn resume(self, RunRequest { run }: RunRequest) -> Result<RunRecord, ApiError> {
@@ -138,7 +149,7 @@ impl Api {
                 active => Err(format!("run {run} is {}: there is nothing to resume", active.word())),
             })
             .await?;
-        self.announce(RunRecord { status: RunStatus::Pending, open: None, ..before }).await
+        self.announce(ended(RunStatus::Pending, before)).await
     }
 
     /// Gives a run another status and closes its open round; returns the record as it was before.
@@ -151,7 +162,7 @@ impl Api {
         for _ in 0..ATTEMPTS {
             let (before, revision) = records.get(run.as_str()).await?.ok_or_else(|| unknown(run))?;
             let status = next(&before).map_err(ApiError::conflict)?;
-            let after = RunRecord { status, open: None, updated_ms: now_ms(), ..before.clone() };
+            let after = RunRecord { updated_ms: now_ms(), ..ended(status, before.clone()) };
             match records.update(run.as_str(), &after, revision).await {
                 Ok(_) => return Ok(RunRecord { updated_ms: after.updated_ms, ..before }),
                 Err(error) if error.is_conflict() => {}
@@ -170,22 +181,28 @@ impl Api {
     }
 }
 
+/// The record without a round in progress.
+fn ended(status: RunStatus, record: RunRecord) -> RunRecord {
+    RunRecord { status, open: None, carried: Vec::new(), ..record }
+}
+
 impl From<ModelError> for ApiError {
     fn from(error: ModelError) -> Self {
         match error {
             ModelError::NotPublished(_) => Self::not_found(error),
             ModelError::Manifest { .. } | ModelError::Checkpoint { .. } => Self::bad_request(error),
             ModelError::Bus(error) => error.into(),
+            ModelError::Spool(_) | ModelError::BrokenOff(_) => Self::internal(error),
         }
     }
 }
 
 fn validate(spec: &RunSpec) -> Result<(), ApiError> {
     spec.validate().map_err(|error| ApiError::bad_request(format!("run specification: {error}")))?;
-    if spec.cohort > MAX_COHORT {
+    let sampled = spec.sampled();
+    if sampled > MAX_COHORT {
         let message = format!(
-            "run specification: cohort is {}: at most {MAX_COHORT} clients take part in a round",
-            spec.cohort
+            "run specification: cohort and over_selection ask {sampled} clients: at most {MAX_COHORT} take part in a round"
         );
         return Err(ApiError::bad_request(message));
     }

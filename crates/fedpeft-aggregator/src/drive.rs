@@ -1,30 +1,39 @@
 //! One run in the hands of its owner: from where it stands to its end.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-use bytes::Bytes;
-use fedpeft_bus::{Bus, Records, Updates};
+use fedpeft_bus::{Bus, BusError, Measured, Records, Stale, Updates};
+use fedpeft_privacy::NoiseSecret;
 use fedpeft_protocol::{
-    ClientId, Epoch, PROTOCOL_VERSION, Round, RunId,
+    ClientId, Digest, Epoch, PROTOCOL_VERSION, Round, RunId,
     event::EventKind,
     presence::Presence,
     round::{Payload, RoundReport, Task, Work},
     run::RunStatus,
     subject,
 };
-use fedpeft_strategy::{Strategy, of_spec};
+use fedpeft_service::now_ms;
+use fedpeft_strategy::{Rule, SpoolError, Strategy, of_spec};
+use tokio::sync::OnceCell;
 
 use crate::{
     events::EventLog,
     model::{self, Model},
     phase::{Phase, broadcast, collect, commit, complete, evaluate, select},
+    privacy,
     record::OwnedRecord,
+    spool::{Adapter, Spool, Target},
     stop::Stop,
     takeover,
 };
 
-/// Room that a message needs besides the adapter in it.
-const ENVELOPE: usize = 8 << 10;
+/// What all runs of this process share.
+#[derive(Clone)]
+pub(crate) struct Workshop {
+    pub bus: Bus,
+    pub spool: Spool,
+    pub secret: NoiseSecret,
+}
 
 /// What the phases work with.
 pub(crate) struct Drive<'a> {
@@ -36,16 +45,22 @@ pub(crate) struct Drive<'a> {
     pub updates: Updates,
     pub model: Model,
     pub strategy: Arc<dyn Strategy>,
-    /// The global adapter, encoded.
-    pub adapter: Bytes,
+    pub spool: &'a Spool,
+    /// What the noise and the samples of private rounds are drawn by.
+    pub secret: &'a NoiseSecret,
+    /// The present global adapter, once somebody needed it.
+    pub adapter: OnceCell<Adapter>,
+    /// Names of the last round's evaluation tasks, whose answers are read apart from the updates.
+    pub evaluations: BTreeSet<String>,
 }
 
 /// Drives a run until it ends, or until it may or can not be driven any more.
-pub(crate) async fn to_the_end(bus: &Bus, run: &RunId) -> Result<(), Stop> {
+pub(crate) async fn to_the_end(shop: &Workshop, run: &RunId) -> Result<(), Stop> {
+    let bus = &shop.bus;
     let Some(mut record) = OwnedRecord::take(bus, run).await? else { return Ok(()) };
     tracing::info!(%run, epoch = record.epoch, round = record.round, "driving run");
-    let events = EventLog::start(bus, run);
-    let ended = match Box::pin(rounds(bus, &mut record, &events)).await {
+    let events = EventLog::start(bus, run, record.epoch);
+    let ended = match Box::pin(rounds(shop, &mut record, &events)).await {
         Err(Stop::Failed(reason)) => fail(bus, &mut record, &events, reason).await,
         other => other,
     };
@@ -55,9 +70,9 @@ pub(crate) async fn to_the_end(bus: &Bus, run: &RunId) -> Result<(), Stop> {
     ended
 }
 
-async fn rounds(bus: &Bus, record: &mut OwnedRecord, events: &EventLog) -> Result<(), Stop> {
+async fn rounds(shop: &Workshop, record: &mut OwnedRecord, events: &EventLog) -> Result<(), Stop> {
+    let Workshop { bus, spool, secret } = shop;
     let model = Model::load(bus, &record.manifest).await?;
-    let (adapter, _) = bus.get_blob(&record.adapter, model.layout.bytes()).await?;
     let mut drive = Drive {
         bus,
         events,
@@ -67,7 +82,10 @@ async fn rounds(bus: &Bus, record: &mut OwnedRecord, events: &EventLog) -> Resul
         strategy: of_spec(&record.spec.strategy).into(),
         record,
         model,
-        adapter,
+        spool,
+        secret,
+        adapter: OnceCell::new(),
+        evaluations: BTreeSet::new(),
     };
     let mut phase = takeover::phase(&drive).await?;
     loop {
@@ -85,11 +103,12 @@ async fn rounds(bus: &Bus, record: &mut OwnedRecord, events: &EventLog) -> Resul
 /// Ends a run that cannot go on. Its open round is given up; `resume` begins it anew.
 async fn fail(bus: &Bus, record: &mut OwnedRecord, events: &EventLog, reason: String) -> Result<(), Stop> {
     tracing::warn!(run = %record.run, reason, "run failed");
-    let open = record.open.clone();
+    let (tasks, updates) = (bus.task_mark().await?, bus.update_mark().await?);
+    let given_up = record.given_up();
     record.end(RunStatus::Failed { reason }).await?;
-    bus.purge_tasks(&record.run).await?;
-    if let Some(open) = open {
-        bus.purge_updates(&record.run, open.round).await?;
+    bus.purge_tasks(&record.run, tasks).await?;
+    for round in given_up {
+        bus.purge_updates(&record.run, Stale::Round(round), updates).await?;
     }
     let model = Model::load(bus, &record.manifest).await.ok();
     events.emit(model::status_event(record, model.as_ref()));
@@ -98,29 +117,75 @@ async fn fail(bus: &Bus, record: &mut OwnedRecord, events: &EventLog, reason: St
 
 impl Drive<'_> {
     /// A task on the present global adapter.
-    pub fn task(&self, round: Round, epoch: Epoch, client: &ClientId, work: Work, deadline_ms: u64) -> Task {
+    pub async fn task(
+        &self,
+        round: Round,
+        epoch: Epoch,
+        client: &ClientId,
+        work: Work,
+        deadline_ms: u64,
+    ) -> Result<Task, Stop> {
         let run = &self.record.run;
-        Task {
+        Ok(Task {
             version: PROTOCOL_VERSION,
             run: run.clone(),
             round,
             epoch,
             task: subject::task_id(run, round, client, work.name(), epoch),
             manifest: self.record.manifest,
-            adapter: self.payload(),
+            adapter: self.payload().await?,
             work,
             deadline_ms,
-        }
+            // A client that is told of a deadline in the past should not begin.
+            lifetime_ms: deadline_ms.saturating_sub(now_ms()).max(1),
+        })
     }
 
     /// The global adapter: in the message where it fits, else by the name of its blob.
-    fn payload(&self) -> Payload {
-        let (digest, size) = (self.record.adapter, self.adapter.len());
-        if size + ENVELOPE <= self.bus.max_payload() {
-            Payload::Message { digest, data: self.adapter.clone() }
-        } else {
-            Payload::Blob { digest, size: size as u64 }
+    async fn payload(&self) -> Result<Payload, Stop> {
+        let (digest, size) = (self.record.adapter, self.model.layout.bytes());
+        if self.fits_a_message()
+            && let Adapter::Held(data) = self.global(&digest).await?
+        {
+            return Ok(Payload::Message { digest, data });
         }
+        Ok(Payload::Blob { digest, size })
+    }
+
+    /// Whether adapters travel in messages, and are held in memory.
+    pub fn fits_a_message(&self) -> bool {
+        self.model.fits_a_message(self.bus)
+    }
+
+    /// Sends tasks again that are not stored any more as they were sent: a former owner that slept, or whoever else may
+    /// send tasks, has replaced them, and a client that has not begun would wait for ever.
+    pub async fn restore(
+        &self,
+        tasks: Vec<(ClientId, Task)>,
+    ) -> Result<Vec<(ClientId, Task, Measured)>, Stop> {
+        let stored = match self.bus.stored_tasks(&self.record.run).await {
+            // There is a next time.
+            Err(error) if error.is_transient() => {
+                tracing::debug!(run = %self.record.run, %error, "tasks not listed");
+                return Ok(vec![]);
+            }
+            stored => stored?,
+        };
+        let is_gone = |(client, task): &(ClientId, Task)| {
+            !stored.get(client).is_some_and(|stored| stored.is(task, client))
+        };
+        let gone: Vec<_> = tasks.into_iter().filter(is_gone).collect();
+        if !gone.is_empty() {
+            // A former owner would replace the tasks of its successor.
+            self.record.confirm().await?;
+        }
+        let mut sent = Vec::new();
+        for (client, task) in gone {
+            tracing::warn!(run = %self.record.run, round = task.round, %client, "task replaced, sending it again");
+            let measured = self.bus.publish_task_again(&task, &client, stored.get(&client)).await?;
+            sent.push((client, task, measured));
+        }
+        Ok(sent)
     }
 
     /// Present clients that speak our protocol, sorted by name.
@@ -132,21 +197,82 @@ impl Drive<'_> {
         Ok(valid.map(|entry| entry.value).collect())
     }
 
+    /// What the open round, or the next one, does with updates.
+    pub fn rule(&self) -> Result<Rule, Stop> {
+        let privacy = self.record.privacy.as_ref();
+        let private = privacy.map(|state| privacy::of_updates(&self.record.spec, state)).transpose();
+        let private = private.map_err(|error| Stop::Failed(error.to_string()))?;
+        Ok(Rule::of_spec(&self.record.spec, private.as_ref()))
+    }
+
+    /// A global adapter of this run: the present one, or one of the past.
+    pub async fn global(&self, digest: &Digest) -> Result<Adapter, Stop> {
+        if *digest == self.record.adapter {
+            return self.adapter.get_or_try_init(|| self.fetched(digest)).await.cloned();
+        }
+        self.fetched(digest).await
+    }
+
+    async fn fetched(&self, digest: &Digest) -> Result<Adapter, Stop> {
+        self.stored(digest, self.model.layout.bytes()).await
+    }
+
+    /// A blob of `size` bytes: an adapter, or what a strategy keeps for each of its values.
+    pub async fn stored(&self, digest: &Digest, size: u64) -> Result<Adapter, Stop> {
+        if self.fits_a_message() {
+            return Ok(Adapter::Held(self.bus.get_blob(digest, size).await?.0));
+        }
+        let get = async |file| self.bus.get_blob_into(digest, size, file).await;
+        Ok(self.spool.fetched(size, get).await??.0)
+    }
+
+    /// Where `size` bytes are written: to memory where adapters travel in messages, else to a file.
+    pub fn target(&self, size: u64) -> Result<Target, Stop> {
+        if self.fits_a_message() {
+            return Ok(Target::Memory(Vec::with_capacity(usize::try_from(size).unwrap_or(0))));
+        }
+        Ok(Target::File(self.spool.file(size)?))
+    }
+
+    /// Stores an adapter as a blob.
+    pub async fn store(&self, adapter: &Adapter) -> Result<Digest, Stop> {
+        adapter.store(self.bus).await.map_err(|error| match error {
+            BusError::File { source, .. } => self.spool.unusable(source).into(),
+            error => error.into(),
+        })
+    }
+
+    /// What failed while adapters were added up.
+    pub fn broken(&self, error: SpoolError) -> Stop {
+        match error {
+            SpoolError::Io(source) => self.spool.unusable(source).into(),
+            SpoolError::Accumulate(error) => Stop::Failed(error.to_string()),
+        }
+    }
+
     /// Says that an update was refused, and why.
     pub fn refuse(&self, round: Round, client: &ClientId, reason: String) {
         tracing::warn!(run = %self.record.run, round, %client, reason, "update refused");
         self.events.emit(EventKind::UpdateRejected { round, client: client.clone(), reason });
     }
 
-    /// Refuses an update of a round that is not open, and forgets what is stored of that round.
-    pub async fn refuse_closed(&self, round: Round, client: &ClientId) -> Result<(), Stop> {
-        let reason = match (&self.record.open, round <= self.record.round) {
+    /// Why nobody waits for an update of `round`.
+    pub fn closed(&self, round: Round) -> String {
+        match (&self.record.open, round <= self.record.round) {
             (_, true) => format!("round {round} is closed, the update came too late"),
             (Some(open), false) => format!("round {round} is not open, round {} is", open.round),
             (None, false) => format!("round {round} is not open"),
-        };
-        self.refuse(round, client, reason);
-        self.bus.purge_updates(&self.record.run, round).await?;
+        }
+    }
+
+    /// Forgets the updates of a client that were stored for a round for which nobody waits.
+    ///
+    /// Only an owner may judge that: one that slept and does not know of its end would take its successor's updates
+    /// for strays. So it first makes sure that it was the owner when the last of them was stored.
+    pub async fn forget(&self, round: Round, client: &ClientId) -> Result<(), Stop> {
+        let mark = self.bus.update_mark().await?;
+        self.record.confirm().await?;
+        self.bus.purge_updates(&self.record.run, Stale::Client(round, client), mark).await?;
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 
 use fedpeft_bus::Bus;
 use fedpeft_protocol::{
-    PROTOCOL_VERSION, RunId,
+    Epoch, PROTOCOL_VERSION, RunId,
     event::{Event, EventKind},
 };
 use fedpeft_service::now_ms;
@@ -16,13 +16,14 @@ const BACKLOG: usize = 4096;
 /// Publishes the events of one run.
 pub(crate) struct EventLog {
     run: RunId,
+    epoch: Epoch,
     sender: mpsc::Sender<Event>,
     publisher: JoinHandle<()>,
 }
 
 impl EventLog {
-    /// Starts publishing.
-    pub fn start(bus: &Bus, run: &RunId) -> Self {
+    /// Starts publishing what the owner with this fencing token says.
+    pub fn start(bus: &Bus, run: &RunId, epoch: Epoch) -> Self {
         let (sender, mut receiver) = mpsc::channel(BACKLOG);
         let bus = bus.clone();
         // Detached: when the log is dropped, the publisher finishes what was handed to it.
@@ -31,12 +32,12 @@ impl EventLog {
                 publish(&bus, &event).await;
             }
         });
-        Self { run: run.clone(), sender, publisher }
+        Self { run: run.clone(), epoch, sender, publisher }
     }
 
     /// Hands over an event.
     pub fn emit(&self, kind: EventKind) {
-        if let Err(error) = self.sender.try_send(event(&self.run, kind)) {
+        if let Err(error) = self.sender.try_send(event(&self.run, self.epoch, kind)) {
             tracing::warn!(run = %self.run, %error, "event lost");
         }
     }
@@ -51,11 +52,11 @@ impl EventLog {
 
 /// Publishes one event of a run that nobody drives.
 pub(crate) async fn publish_one(bus: &Bus, run: &RunId, kind: EventKind) {
-    publish(bus, &event(run, kind)).await;
+    publish(bus, &event(run, 0, kind)).await;
 }
 
-fn event(run: &RunId, kind: EventKind) -> Event {
-    Event { version: PROTOCOL_VERSION, run: run.clone(), at_ms: now_ms(), kind }
+fn event(run: &RunId, epoch: Epoch, kind: EventKind) -> Event {
+    Event { version: PROTOCOL_VERSION, run: run.clone(), at_ms: now_ms(), epoch, kind }
 }
 
 async fn publish(bus: &Bus, event: &Event) {

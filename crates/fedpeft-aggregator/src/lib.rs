@@ -27,11 +27,14 @@ mod lease;
 mod ledger;
 mod model;
 mod phase;
+mod privacy;
 mod record;
 mod retention;
 mod round;
+mod spool;
 mod stop;
 mod supervisor;
+mod sweep;
 mod takeover;
 
-pub use supervisor::Aggregator;
+pub use supervisor::{Aggregator, Options, StartError};

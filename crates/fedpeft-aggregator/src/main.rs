@@ -1,9 +1,14 @@
 //! The `fedpeft-aggregator` program.
 
-use std::process::ExitCode;
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
+use anyhow::Context as _;
 use clap::Parser;
-use fedpeft_aggregator::Aggregator;
+use fedpeft_aggregator::{Aggregator, Options};
+use fedpeft_privacy::NoiseSecret;
 use fedpeft_service::{Common, CommonArgs, Program};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +24,17 @@ struct Args {
     #[command(flatten)]
     #[serde(flatten)]
     common: CommonArgs,
+    /// Folder for adapters that do not fit a message while a round is added up: room for two of them, for two to four more
+    /// with a server optimizer, and for all updates of a round with a robust aggregation, on a disk
+    /// [default: $TMPDIR, else /var/tmp]
+    #[arg(long, value_name = "FOLDER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spool: Option<PathBuf>,
+    /// File with 64 hex digits that the noise and the samples of private runs are drawn by; the same one for all aggregators, so
+    /// that a round that is committed again after a crash has the same noise [default: a secret of each process]
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    noise_secret: Option<PathBuf>,
 }
 
 const AFTER_HELP: &str = "\
@@ -33,6 +49,8 @@ It needs a NATS server with JetStream and answers on these subjects, in JSON or 
 Examples:
   nats-server -js &
   fedpeft-aggregator --server nats://127.0.0.1:4222 --http 127.0.0.1:9465
+  fedpeft-aggregator --spool /data/fedpeft-spool
+  openssl rand -hex 32 > noise.secret && chmod 600 noise.secret && fedpeft-aggregator --noise-secret noise.secret
   fedpeft run submit run.toml
   nats req fedpeft.v1.api.runs.list '{}'
 
@@ -42,6 +60,8 @@ Exit status: 0 after SIGTERM or SIGINT, 1 if it cannot start, 2 for wrong argume
 struct Config {
     #[serde(flatten)]
     common: Common,
+    spool: Option<PathBuf>,
+    noise_secret: Option<PathBuf>,
 }
 
 impl AsRef<CommonArgs> for Args {
@@ -57,10 +77,21 @@ impl AsRef<Common> for Config {
 }
 
 fn main() -> ExitCode {
-    Program::new("fedpeft-aggregator").run::<Args, Config, _>(async |_, context| {
-        let aggregator = Aggregator::start(&context.bus).await?;
+    Program::new("fedpeft-aggregator").run::<Args, Config, _>(async |config, context| {
+        let noise_secret = config.noise_secret.as_deref().map(secret).transpose()?;
+        let options = Options { spool: config.spool, noise_secret };
+        let aggregator = Aggregator::start(&context.bus, options).await?;
         context.set_ready(true);
         aggregator.run(context.shutdown).await;
         Ok(())
     })
+}
+
+/// Reads the secret; its file never appears in a message with what is in it.
+fn secret(path: &Path) -> anyhow::Result<NoiseSecret> {
+    let name = path.display();
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("noise secret {name} cannot be read"))?;
+    NoiseSecret::from_hex(text.trim())
+        .with_context(|| format!("noise secret {name}: make one with `openssl rand -hex 32 > {name}`"))
 }

@@ -1,6 +1,7 @@
 //! The artifacts a run trains, as far as the aggregator needs them.
 
-use bytes::Bytes;
+use std::sync::Arc;
+
 use fedpeft_artifacts::manifest::{FileRef, Manifest, ManifestError};
 use fedpeft_bus::{Bus, BusError};
 use fedpeft_codec::Layout;
@@ -8,13 +9,14 @@ use fedpeft_protocol::{Digest, event::EventKind, model::ModelVersion, run::Model
 
 use crate::{
     checkpoint::{self, CheckpointError},
+    spool::{Adapter, Spool, Unusable},
     stop::Stop,
 };
 
 /// A manifest lists tensors by name and shape; thousands of them take less.
 const MANIFEST_LIMIT: u64 = 16 << 20;
-/// A checkpoint is the adapter's values behind a header that lists them.
-const CHECKPOINT_HEADER_LIMIT: u64 = 16 << 20;
+/// Room that a message needs besides the adapter in it.
+const ENVELOPE: u64 = 8 << 10;
 
 /// Artifacts that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -27,12 +29,17 @@ pub(crate) enum ModelError {
     Checkpoint { digest: Digest, source: CheckpointError },
     #[error(transparent)]
     Bus(#[from] BusError),
+    #[error(transparent)]
+    Spool(#[from] Unusable),
+    #[error("reading the checkpoint broke off: {0}")]
+    BrokenOff(#[from] tokio::task::JoinError),
 }
 
 impl From<ModelError> for Stop {
     fn from(error: ModelError) -> Self {
         match error {
             ModelError::Bus(error) => error.into(),
+            ModelError::Spool(error) => error.into(),
             unusable => Self::Failed(unusable.to_string()),
         }
     }
@@ -83,12 +90,38 @@ impl Model {
         })
     }
 
-    /// The adapter before any training, encoded.
-    pub async fn initial_adapter(&self, bus: &Bus) -> Result<Bytes, ModelError> {
-        let limit = self.layout.bytes().saturating_add(CHECKPOINT_HEADER_LIMIT);
-        let (bytes, _) = bus.get_blob(&self.checkpoint.digest, limit).await?;
-        checkpoint::adapter(&bytes, &self.layout)
-            .map_err(|source| ModelError::Checkpoint { digest: self.manifest, source })
+    /// Whether adapters travel in messages, and are held in memory.
+    pub fn fits_a_message(&self, bus: &Bus) -> bool {
+        self.layout.bytes() + ENVELOPE <= bus.max_payload() as u64
+    }
+
+    /// The adapter before any training.
+    pub async fn initial_adapter(&self, bus: &Bus, spool: &Spool) -> Result<Adapter, ModelError> {
+        let FileRef { digest, size, .. } = self.checkpoint;
+        let limit = self.layout.bytes().saturating_add(checkpoint::HEADER_LIMIT);
+        if size > limit {
+            return Err(BusError::BlobTooLarge { digest, size, limit }.into());
+        }
+        let held = self.fits_a_message(bus);
+        let (stored, file) = if held {
+            (Adapter::Held(bus.get_blob(&digest, limit).await?.0), None)
+        } else {
+            let get = async |file| bus.get_blob_into(&digest, size, file).await;
+            (spool.fetched(size, get).await??.0, Some(spool.file(self.layout.bytes())?))
+        };
+        let (layout, manifest) = (self.layout.clone(), self.manifest);
+        let reading = tokio::task::spawn_blocking(move || match file {
+            None => {
+                let mut bytes = Vec::new();
+                checkpoint::adapter(&mut *stored.reader(), &layout, &mut bytes)?;
+                Ok(Adapter::Held(bytes.into()))
+            }
+            Some(file) => {
+                checkpoint::adapter(&mut *stored.reader(), &layout, &mut &file)?;
+                Ok(Adapter::Spooled(Arc::new(file)))
+            }
+        });
+        reading.await?.map_err(|source| ModelError::Checkpoint { digest: manifest, source })
     }
 }
 

@@ -1,8 +1,10 @@
 //! A run record in the hands of one owner, changed by compare-and-set only.
 
+use std::collections::BTreeSet;
+
 use fedpeft_bus::{Bus, Records, Revision};
 use fedpeft_protocol::{
-    RunId,
+    Round, RunId,
     run::{RunRecord, RunStatus},
 };
 use fedpeft_service::now_ms;
@@ -41,11 +43,25 @@ impl OwnedRecord {
         Ok(())
     }
 
+    /// Makes sure that nobody else has changed the record; [`Stop::Fenced`] if somebody has.
+    pub async fn confirm(&self) -> Result<(), Stop> {
+        match self.records.get(self.value.run.as_str()).await? {
+            Some((_, revision)) if revision == self.revision => Ok(()),
+            _ => Err(Stop::Fenced),
+        }
+    }
+
+    /// Rounds whose updates nobody waits for once the run ends.
+    pub fn given_up(&self) -> BTreeSet<Round> {
+        given_up(&self.value)
+    }
+
     /// Writes the end of the run.
     pub async fn end(&mut self, status: RunStatus) -> Result<(), Stop> {
         self.write(|record| {
             record.status = status;
             record.open = None;
+            record.carried.clear();
         })
         .await
     }
@@ -57,4 +73,10 @@ impl std::ops::Deref for OwnedRecord {
     fn deref(&self) -> &RunRecord {
         &self.value
     }
+}
+
+/// Rounds for which updates may be stored: the open one, and those in which carried clients began.
+pub(crate) fn given_up(record: &RunRecord) -> BTreeSet<Round> {
+    let open = record.open.iter().map(|open| open.round);
+    open.chain(record.carried.iter().map(|carried| carried.round)).collect()
 }

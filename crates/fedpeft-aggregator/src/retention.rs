@@ -1,44 +1,42 @@
-//! Large updates travel as blobs, and a round of `full` fine-tuning leaves gigabytes of them. Once their round
-//! is committed they are deleted.
+//! Updates that do not fit a message lie in the object store of uploads, and a round of full fine-tuning leaves
+//! gigabytes of them. They are forgotten once nothing will ever fold them again.
 //!
-//! Blobs are named by content, so two may be one: the update of a cohort of one *is* the next global adapter,
-//! and runs with equal seeds send equal updates. A blob that anything may still need stays.
+//! An upload is named by run, round, client and digest. Rounds are committed once and for ever, so whoever knows that
+//! a round is committed, or that a client's part in it is over, may forget its uploads, however late: nobody will ask
+//! for them again. A round that is given up may be opened again; its uploads stay, and are found by the clients that
+//! train the same again. What nobody asks for goes after the age limit of the bucket.
 
-use std::collections::BTreeSet;
+use fedpeft_bus::{BusError, UpdateDelivery, UploadKey};
+use fedpeft_protocol::{ClientId, Digest, Round, round::Payload};
 
-use fedpeft_bus::BusError;
-use fedpeft_protocol::Digest;
+use crate::{admit::payload_of, drive::Drive, round::RoundState};
 
-use crate::{drive::Drive, round::RoundState};
-
-/// Deletes the blobs of a committed round's updates. What cannot be deleted costs space and nothing else.
-pub(crate) async fn forget_update_blobs(drive: &Drive<'_>, round: &RoundState) {
-    let blobs: BTreeSet<Digest> =
-        round.accepted().filter(|accepted| accepted.blob).map(|accepted| accepted.digest).collect();
-    if blobs.is_empty() {
-        return;
-    }
-    if let Err(error) = forget(drive, blobs).await {
-        tracing::warn!(run = %drive.record.run, %error, "blobs of updates not deleted");
+/// Digest of what an update uploaded.
+pub(crate) fn upload_of(delivery: &UpdateDelivery) -> Option<Digest> {
+    match delivery.update.as_ref().ok().and_then(payload_of) {
+        Some(Payload::Blob { digest, .. }) => Some(*digest),
+        Some(Payload::Message { .. }) | None => None,
     }
 }
 
-async fn forget(drive: &Drive<'_>, mut blobs: BTreeSet<Digest>) -> Result<(), BusError> {
-    for entry in drive.bus.runs().await?.list_top().await? {
-        let other = entry.value;
-        let may_share_updates = other.run != drive.record.run && other.manifest == drive.record.manifest;
-        if may_share_updates && !other.status.is_final() {
-            return Ok(());
-        }
-        blobs.remove(&other.adapter);
-        if other.manifest == drive.record.manifest {
-            for report in drive.reports.list(other.run.as_str()).await? {
-                blobs.remove(&report.value.adapter);
+/// Forgets what the members of a committed round uploaded, accepted or refused; those that go on training come later.
+pub(crate) async fn forget_uploads(drive: &Drive<'_>, round: &RoundState) {
+    let goes_on = |client: &ClientId| drive.record.carried.iter().any(|carried| carried.client == *client);
+    for (client, digests) in round.uploads.iter().filter(|(client, _)| !goes_on(client)) {
+        if let Some(member) = round.members.get(client) {
+            for digest in digests {
+                forget_upload(drive, member.round, client, digest).await;
             }
         }
     }
-    for blob in blobs {
-        drive.bus.delete_blob(&blob).await?;
+}
+
+/// Forgets one upload. What cannot be forgotten costs space and nothing else.
+pub(crate) async fn forget_upload(drive: &Drive<'_>, round: Round, client: &ClientId, digest: &Digest) {
+    let run = &drive.record.run;
+    let forgotten: Result<(), BusError> =
+        drive.bus.purge_upload(UploadKey { run, round, client }, digest).await;
+    if let Err(error) = forgotten {
+        tracing::warn!(%run, round, %client, %error, "upload not deleted");
     }
-    Ok(())
 }

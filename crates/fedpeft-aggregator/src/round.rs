@@ -9,13 +9,14 @@ use std::{
 
 use fedpeft_bus::Revision;
 use fedpeft_protocol::{
-    ClientId, Digest, Round, RunId, ledger,
+    ClientId, Digest, Epoch, Round, RunId, ledger,
     round::{ClientOutcome, ClientReport, Direction, PhaseSeconds, RoundReport},
-    run::{OpenRound, RunRecord, RunSpec},
+    run::{Carried, ModeSpec, OpenRound, RunRecord, RunSpec},
 };
-use fedpeft_strategy::Accumulator;
+use fedpeft_service::now_ms;
+use fedpeft_strategy::{Fold, Rule};
 
-use crate::{drive::Drive, ledger::Ledger, stop::Stop};
+use crate::{drive::Drive, ledger::Ledger, spool::Heap, stop::Stop};
 
 /// A client's answer to its task. The first one counts.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,10 +36,25 @@ pub(crate) struct Accepted {
     pub update: String,
     pub digest: Digest,
     pub examples: u64,
+    /// Its weight in the sum.
+    pub weight: u64,
     pub loss: f64,
     pub seconds: f64,
-    /// Whether its adapter came as a blob, which is deleted once the round is committed.
-    pub blob: bool,
+}
+
+/// What a client of the round was asked.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Member {
+    /// The round in which it got its task: the open one, or, where rounds are buffered, an earlier one.
+    pub round: Round,
+    /// Fencing token of its task.
+    pub epoch: Epoch,
+    /// Examples that it declared: the most its update may weigh.
+    pub examples: u64,
+    /// The global adapter it began with.
+    pub adapter: Digest,
+    /// When nobody waits for it any more.
+    pub deadline_ms: u64,
 }
 
 /// Key of a round's report.
@@ -50,8 +66,14 @@ pub(crate) fn report_key(run: &RunId, round: Round) -> String {
 pub(crate) struct RoundState {
     /// Its durable part.
     pub open: OpenRound,
+    /// Clients whose updates count in it.
+    pub members: BTreeMap<ClientId, Member>,
     /// Answers so far.
     pub answers: BTreeMap<ClientId, Answer>,
+    /// Uploads that its members named, by the round they are for: forgotten once the round is committed.
+    pub uploads: BTreeMap<ClientId, BTreeSet<Digest>>,
+    /// Messages that were refused so far, by who sent them.
+    pub refusals: Refusals,
     /// Bytes so far.
     pub ledger: Ledger,
     /// Revision of the report that an earlier attempt at this round left, if one did.
@@ -68,17 +90,29 @@ pub(crate) struct RoundState {
     pub last_taken: Instant,
     /// Time spent adding updates.
     pub folding: Duration,
-    sum: Arc<Mutex<Accumulator>>,
+    rule: Rule,
+    updates: Arc<Mutex<Updates>>,
+}
+
+/// The accepted updates, as far as they are not yet an adapter.
+pub(crate) struct Updates {
+    pub fold: Fold,
+    /// Those that the fold keeps.
+    pub heap: Heap,
 }
 
 impl RoundState {
     /// A round without answers.
     pub async fn new(drive: &Drive<'_>, open: OpenRound, started: Instant) -> Result<Self, Stop> {
-        let sum = Accumulator::new(drive.model.layout.clone()).map_err(|e| Stop::Failed(e.to_string()))?;
+        let rule = drive.rule()?;
+        let fold = Fold::new(rule, drive.model.layout.clone()).map_err(|e| Stop::Failed(e.to_string()))?;
         let report = drive.reports.get(&report_key(&drive.record.run, open.round)).await?;
         Ok(Self {
+            members: members(drive.record, &open),
             open,
             answers: BTreeMap::new(),
+            uploads: BTreeMap::new(),
+            refusals: Refusals::default(),
             ledger: Ledger::default(),
             report: report.map(|(_, revision)| revision),
             taken_over: false,
@@ -87,51 +121,80 @@ impl RoundState {
             sent: started,
             last_taken: started,
             folding: Duration::ZERO,
-            sum: Arc::new(Mutex::new(sum)),
+            rule,
+            updates: Arc::new(Mutex::new(Updates { fold, heap: Heap::default() })),
         })
     }
 
     /// When the round closes with the updates it has.
     pub fn deadline_ms(&self, spec: &RunSpec) -> u64 {
-        // A conversion of floats to integers saturates.
-        self.open.opened_ms.saturating_add((spec.round_deadline_seconds * 1000.0) as u64)
-    }
-
-    /// Examples that a client declared when it was sampled; nothing for a client outside the cohort.
-    pub fn declared(&self, client: &ClientId) -> Option<u64> {
-        let member = self.open.cohort.iter().position(|member| member == client)?;
-        Some(self.open.examples.get(member).copied().unwrap_or(0))
+        deadline_ms(&self.open, spec)
     }
 
     /// Clients that have not answered.
     pub fn outstanding(&self) -> BTreeSet<ClientId> {
-        self.open.cohort.iter().filter(|client| !self.answers.contains_key(client)).cloned().collect()
+        self.members.keys().filter(|client| !self.answers.contains_key(client)).cloned().collect()
+    }
+
+    /// Whether the round has the updates that close it.
+    pub fn is_full(&self, spec: &RunSpec) -> bool {
+        // A sample of any size is full when all of it has answered.
+        !spec.is_poisson() && self.accepted().count() >= spec.target() as usize
+    }
+
+    /// Clients whose updates still count in the next round.
+    pub fn carried(&self, spec: &RunSpec) -> Vec<Carried> {
+        let ModeSpec::Buffered { max_staleness, .. } = spec.mode else { return Vec::new() };
+        let (next, now) = (self.open.round + 1, now_ms());
+        let waiting = self.members.iter().filter(|(client, member)| {
+            let in_time = now < member.deadline_ms && next - member.round <= max_staleness;
+            in_time && !self.answers.contains_key(client)
+        });
+        let carried = waiting.map(|(client, member)| Carried {
+            client: client.clone(),
+            round: member.round,
+            epoch: member.epoch,
+            examples: member.examples,
+            adapter: member.adapter,
+            deadline_ms: member.deadline_ms,
+        });
+        carried.collect()
     }
 
     /// Updates in the sum.
     pub fn accepted(&self) -> impl Iterator<Item = &Accepted> {
-        self.answers.values().filter_map(|answer| match answer {
-            Answer::Accepted(accepted) => Some(accepted),
+        self.accepted_by().map(|(_, accepted)| accepted)
+    }
+
+    /// Updates in the sum, and whose they are.
+    pub fn accepted_by(&self) -> impl Iterator<Item = (&ClientId, &Accepted)> {
+        self.answers.iter().filter_map(|(client, answer)| match answer {
+            Answer::Accepted(accepted) => Some((client, accepted)),
             Answer::Rejected(_) | Answer::Failed(_) => None,
         })
     }
 
-    /// Runs `work` on the sum, on a thread that may be busy for a while.
-    pub async fn with_sum<T: Send + 'static>(
+    /// What it does with updates.
+    pub fn rule(&self) -> Rule {
+        self.rule
+    }
+
+    /// Runs `work` on the updates, on a thread that may be busy for a while.
+    pub async fn with_updates<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Accumulator) -> T + Send + 'static,
+        work: impl FnOnce(&mut Updates) -> T + Send + 'static,
     ) -> Result<T, Stop> {
-        let sum = self.sum.clone();
-        // A lock is poisoned by a panic only, after which the task has failed and the sum is not used.
+        let updates = self.updates.clone();
+        // A lock is poisoned by a panic only, after which the task has failed and the updates are not used.
         let working = tokio::task::spawn_blocking(move || {
-            work(&mut sum.lock().unwrap_or_else(PoisonError::into_inner))
+            work(&mut updates.lock().unwrap_or_else(PoisonError::into_inner))
         });
         working.await.map_err(|error| Stop::Failed(format!("summing updates broke off: {error}")))
     }
 
     /// Says of each client that has not simply been accepted what became of it.
     pub fn shortfall(&self) -> String {
-        let words = self.open.cohort.iter().filter_map(|client| match self.answers.get(client) {
+        let words = self.members.keys().filter_map(|client| match self.answers.get(client) {
             Some(Answer::Accepted(_)) => None,
             Some(Answer::Rejected(reason)) => Some(format!("{client} rejected ({reason})")),
             Some(Answer::Failed(reason)) => Some(format!("{client} failed ({reason})")),
@@ -140,19 +203,28 @@ impl RoundState {
         words.collect::<Vec<_>>().join(", ")
     }
 
-    /// The report of the round, before evaluation: it turned the adapter of `before` into `adapter`.
-    pub fn report(&self, before: &RunRecord, adapter: Digest) -> RoundReport {
-        let weight: u64 = self.accepted().map(|accepted| accepted.examples).sum();
+    /// The report of the round, before evaluation: it turned the adapter of `before` into `adapter`. `carried` are
+    /// the clients whose updates count later.
+    pub fn report(&self, before: &RunRecord, carried: &[Carried], adapter: Digest) -> RoundReport {
+        let examples: u64 = self.accepted().map(|accepted| accepted.examples).sum();
         let weighted: f64 = self.accepted().map(|accepted| accepted.loss * accepted.examples as f64).sum();
+        // Why those that have not answered are not waited for.
+        let left_out =
+            if self.is_full(&before.spec) { ClientOutcome::Surplus } else { ClientOutcome::Dropped };
+        let clients = self.members.keys().map(|client| {
+            let goes_on = carried.iter().any(|carried| carried.client == *client);
+            self.client_report(client, if goes_on { ClientOutcome::Training } else { left_out.clone() })
+        });
         let mut report = RoundReport {
             round: self.open.round,
             loss: None,
             accuracy: None,
-            train_loss: weighted / weight.max(1) as f64,
+            train_loss: weighted / examples.max(1) as f64,
             bytes_up: self.ledger.total(Direction::Up),
             bytes_down: self.ledger.total(Direction::Down),
             bytes_by_kind: self.ledger.by_kind(),
-            clients: self.open.cohort.iter().map(|client| self.client_report(client)).collect(),
+            clients: clients.collect(),
+            privacy: None,
             seconds: self.seconds,
             previous: before.adapter,
             adapter,
@@ -163,10 +235,10 @@ impl RoundState {
         report
     }
 
-    fn client_report(&self, client: &ClientId) -> ClientReport {
+    fn client_report(&self, client: &ClientId, unanswered: ClientOutcome) -> ClientReport {
         let mut report = ClientReport {
             client: client.clone(),
-            outcome: ClientOutcome::Dropped,
+            outcome: unanswered,
             examples: 0,
             bytes_up: self.ledger.of_client(client, Direction::Up),
             bytes_down: self.ledger.of_client(client, Direction::Down),
@@ -176,15 +248,15 @@ impl RoundState {
         match self.answers.get(client) {
             None => {}
             Some(Answer::Rejected(reason)) => {
-                report.outcome = ClientOutcome::Rejected { reason: reason.clone() }
+                report.outcome = ClientOutcome::Rejected { reason: reason.clone() };
             }
             Some(Answer::Failed(reason)) => report.outcome = ClientOutcome::Failed { reason: reason.clone() },
             Some(Answer::Accepted(accepted)) => {
                 report.outcome = ClientOutcome::Accepted {
                     digest: accepted.digest,
                     update: accepted.update.clone(),
-                    weight: accepted.examples,
-                    staleness: 0,
+                    weight: accepted.weight,
+                    staleness: self.staleness(client),
                 };
                 report.examples = accepted.examples;
                 report.loss = Some(accepted.loss);
@@ -192,5 +264,70 @@ impl RoundState {
             }
         }
         report
+    }
+
+    /// Rounds since a client of this one began.
+    pub fn staleness(&self, client: &ClientId) -> Round {
+        self.members.get(client).map_or(0, |member| self.open.round - member.round)
+    }
+}
+
+fn members(record: &RunRecord, open: &OpenRound) -> BTreeMap<ClientId, Member> {
+    let sampled = open.cohort.iter().enumerate().map(|(at, client)| {
+        let member = Member {
+            round: open.round,
+            epoch: open.epoch,
+            examples: open.examples.get(at).copied().unwrap_or(0),
+            adapter: record.adapter,
+            deadline_ms: deadline_ms(open, &record.spec),
+        };
+        (client.clone(), member)
+    });
+    let carried = record.carried.iter().map(|carried| {
+        let Carried { client, round, epoch, examples, adapter, deadline_ms } = carried.clone();
+        (client, Member { round, epoch, examples, adapter, deadline_ms })
+    });
+    sampled.chain(carried).collect()
+}
+
+/// When a round closes with the updates it has.
+fn deadline_ms(open: &OpenRound, spec: &RunSpec) -> u64 {
+    // A conversion of floats to integers saturates.
+    open.opened_ms.saturating_add((spec.round_deadline_seconds * 1000.0) as u64)
+}
+
+/// How many refused messages of one client are told of in one round.
+const TOLD: u32 = 16;
+/// Names of senders that are kept apart.
+const SENDERS: usize = 4096;
+
+/// Counts refused messages, so that nobody can flood logs and events.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals(BTreeMap<ClientId, u32>);
+
+impl Refusals {
+    /// Counts a refused message of `client`; says whether it is one too many.
+    pub fn is_flood(&mut self, client: &ClientId) -> bool {
+        if self.0.len() >= SENDERS && !self.0.contains_key(client) {
+            return true;
+        }
+        let count = self.0.entry(client.clone()).or_default();
+        *count = count.saturating_add(1);
+        *count > TOLD
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floods_are_noticed() {
+        let mut refusals = Refusals::default();
+        let client = |number: usize| ClientId::new(format!("c{number}")).unwrap();
+        assert!((0..TOLD).all(|_| !refusals.is_flood(&client(0))));
+        assert!(refusals.is_flood(&client(0)));
+        assert!((1..SENDERS).all(|number| !refusals.is_flood(&client(number))));
+        assert!(refusals.is_flood(&client(SENDERS)));
     }
 }

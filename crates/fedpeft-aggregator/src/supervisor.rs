@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,19 +11,49 @@ use std::{
 };
 
 use fedpeft_bus::{Bus, BusError, Service};
+use fedpeft_privacy::{NoiseError, NoiseSecret};
 use fedpeft_protocol::{Digest, RunId, run::RunStatus};
 use fedpeft_service::{CancellationToken, now_ms};
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 
-use crate::{api, drive, lease::Lease, stop::Stop};
+use crate::{
+    api,
+    drive::{self, Workshop},
+    lease::Lease,
+    spool::Spool,
+    stop::Stop,
+    sweep,
+};
 
 /// How often runs without an owner are looked for: the longest that a run waits beyond the end of its last
 /// owner's lease.
 const SCAN: Duration = Duration::from_secs(2);
+/// How often the end of another owner's lease is looked for.
+const STANDBY: Duration = Duration::from_millis(500);
+
+/// What an aggregator has beside the bus.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Folder for nameless files of adapters that do not fit a message. Default: `$TMPDIR`, else `/var/tmp`.
+    pub spool: Option<PathBuf>,
+    /// What noise and samples of private rounds are drawn by. Default: a secret of this process alone.
+    pub noise_secret: Option<NoiseSecret>,
+}
+
+/// An aggregator that did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The control API is not on the bus.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// There is no secret to draw noise by.
+    #[error(transparent)]
+    Noise(#[from] NoiseError),
+}
 
 /// The aggregator service. Dropping it ends it as a crash would.
 pub struct Aggregator {
-    bus: Bus,
+    shop: Workshop,
     /// Name in leases, unique per process and start.
     owner: String,
     /// The control API changed a run.
@@ -34,21 +65,28 @@ pub struct Aggregator {
 
 impl Aggregator {
     /// Puts the control API on the bus.
-    pub async fn start(bus: &Bus) -> Result<Self, BusError> {
+    pub async fn start(bus: &Bus, options: Options) -> Result<Self, StartError> {
         let changed = Arc::new(Notify::new());
-        let service = api::serve(bus, &changed).await?;
-        Ok(Self {
-            bus: bus.clone(),
-            owner: owner(),
-            changed,
-            service,
-            driven: BTreeMap::new(),
-            drivers: JoinSet::new(),
-        })
+        let spool = Spool::new(options.spool.unwrap_or_else(Spool::default_folder));
+        let secret = match options.noise_secret {
+            Some(secret) => secret,
+            None => NoiseSecret::random()?,
+        };
+        let shop = Workshop { bus: bus.clone(), spool, secret };
+        let service = api::serve(bus, &shop.spool, &changed).await?;
+        Ok(Self { shop, owner: owner(), changed, service, driven: BTreeMap::new(), drivers: JoinSet::new() })
     }
 
     /// Drives runs until `shutdown` is cancelled, then gives their leases back.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    pub async fn run(self, shutdown: CancellationToken) {
+        let bus = self.shop.bus.clone();
+        tokio::select! {
+            () = Box::pin(self.supervise(shutdown)) => {}
+            () = sweep::keep(&bus) => {}
+        }
+    }
+
+    async fn supervise(mut self, shutdown: CancellationToken) {
         while !shutdown.is_cancelled() {
             if let Err(error) = self.scan(&shutdown).await {
                 tracing::warn!(%error, "runs not listed, trying again");
@@ -67,16 +105,16 @@ impl Aggregator {
 
     /// Starts to drive the active runs that are not driven here, and stops those that were cancelled.
     async fn scan(&mut self, shutdown: &CancellationToken) -> Result<(), BusError> {
-        for entry in self.bus.runs().await?.list_top().await? {
+        for entry in self.shop.bus.runs().await?.list_top().await? {
             let record = entry.value;
             match self.driven.get(&record.run) {
                 Some(driver) if record.status == RunStatus::Cancelled => driver.cancel(),
                 None if !record.status.is_final() => {
                     let stop = shutdown.child_token();
                     self.driven.insert(record.run.clone(), stop.clone());
-                    let (bus, owner) = (self.bus.clone(), self.owner.clone());
+                    let (shop, owner) = (self.shop.clone(), self.owner.clone());
                     self.drivers.spawn(async move {
-                        own(&bus, &record.run, &owner, &stop).await;
+                        own(&shop, &record.run, &owner, &stop).await;
                         record.run
                     });
                 }
@@ -97,18 +135,19 @@ impl Aggregator {
 }
 
 /// Drives a run for as long as its lease can be held.
-async fn own(bus: &Bus, run: &RunId, owner: &str, stop: &CancellationToken) {
+async fn own(shop: &Workshop, run: &RunId, owner: &str, stop: &CancellationToken) {
+    let bus = &shop.bus;
     let mut lease = match Lease::acquire(bus, run, owner).await {
         Ok(Some(lease)) => lease,
-        // Another aggregator drives it, or the last one has just died; the pause keeps the next look away.
-        Ok(None) => return sleep(SCAN).await,
+        // Another aggregator drives it, or the last one has just died.
+        Ok(None) => return sleep(STANDBY).await,
         Err(error) => {
             tracing::warn!(%run, %error, "lease not acquired, trying again");
             return sleep(SCAN).await;
         }
     };
     let ended = tokio::select! {
-        ended = Box::pin(drive::to_the_end(bus, run)) => Some(ended),
+        ended = Box::pin(drive::to_the_end(shop, run)) => Some(ended),
         () = lease.keep() => {
             tracing::warn!(%run, "lease lost, run left to its next owner");
             None
@@ -127,15 +166,16 @@ async fn own(bus: &Bus, run: &RunId, owner: &str, stop: &CancellationToken) {
         Some(Err(Stop::Fenced)) => tracing::info!(%run, "run changed by another process, left to it"),
         Some(Err(error)) => {
             tracing::warn!(%run, %error, "run interrupted, going on from its durable state");
-            sleep(SCAN).await;
+            sleep(error.pause()).await;
         }
     }
 }
 
 /// A run that was ended by somebody else may have sent tasks since.
 async fn tidy(bus: &Bus, run: &RunId) -> Result<(), BusError> {
+    let mark = bus.task_mark().await?;
     match bus.runs().await?.get(run.as_str()).await? {
-        Some((record, _)) if record.status.is_final() => bus.purge_tasks(run).await,
+        Some((record, _)) if record.status.is_final() => bus.purge_tasks(run, mark).await,
         _ => Ok(()),
     }
 }

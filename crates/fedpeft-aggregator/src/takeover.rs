@@ -5,12 +5,14 @@
 
 use std::time::{Duration, Instant};
 
-use fedpeft_protocol::{Round, event::EventKind};
+use fedpeft_bus::Stale;
+use fedpeft_protocol::{Round, event::EventKind, round::ClientOutcome};
 use tokio::time::timeout;
 
 use crate::{
     drive::Drive,
     phase::{Phase, evaluate::Committed},
+    retention,
     round::{RoundState, report_key},
     stop::Stop,
 };
@@ -20,6 +22,7 @@ const SILENCE: Duration = Duration::from_secs(2);
 
 /// The phase in which the last owner left the run; the first one of a new run.
 pub(crate) async fn phase(drive: &Drive<'_>) -> Result<Phase, Stop> {
+    forget_counted(drive).await?;
     if let Some(open) = drive.record.open.clone() {
         let mut round = RoundState::new(drive, open, Instant::now()).await?;
         round.taken_over = true;
@@ -33,6 +36,25 @@ pub(crate) async fn phase(drive: &Drive<'_>) -> Result<Phase, Stop> {
     Ok(report.map_or(Phase::Select, |(report, revision)| {
         Phase::Evaluate(Box::new(Committed { report, revision }))
     }))
+}
+
+/// The last owner may have died between a commit and forgetting its updates; they are no strays.
+async fn forget_counted(drive: &Drive<'_>) -> Result<(), Stop> {
+    let (run, round) = (&drive.record.run, drive.record.round);
+    let Some((report, _)) = drive.reports.get(&report_key(run, round)).await? else { return Ok(()) };
+    let mark = drive.bus.update_mark().await?;
+    drive.record.confirm().await?;
+    for client in &report.clients {
+        if let ClientOutcome::Accepted { staleness, digest, .. } = client.outcome {
+            let began = round.saturating_sub(staleness);
+            if !drive.fits_a_message() {
+                retention::forget_upload(drive, began, &client.client, &digest).await;
+            }
+            let stale = Stale::Client(began, &client.client);
+            drive.bus.purge_updates(run, stale, mark).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether [`EventKind::RoundClosed`] was published for `round`.

@@ -1,7 +1,8 @@
 //! An artifact folder on disk.
 
 use std::{
-    fs::{self, File},
+    fs::File,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -9,7 +10,7 @@ use fedpeft_protocol::Digest;
 
 use crate::{
     CheckpointError, Manifest,
-    manifest::{FileRef, MANIFEST_FILE, ManifestError},
+    manifest::{FileRef, MANIFEST_FILE, MANIFEST_LIMIT, ManifestError},
     read_checkpoint,
 };
 
@@ -30,7 +31,7 @@ pub enum FolderError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The manifest is wrong.
     #[error("{path}: {source}", path = path.display())]
@@ -69,7 +70,7 @@ impl ArtifactFolder {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, FolderError> {
         let path = path.into();
         let file = path.join(MANIFEST_FILE);
-        let bytes = read(&file)?;
+        let bytes = read(&file, MANIFEST_LIMIT)?;
         let manifest =
             Manifest::from_json(&bytes).map_err(|source| FolderError::Manifest { path: file, source })?;
         Ok(Self { path, manifest, digest: Digest::of(&bytes) })
@@ -111,12 +112,21 @@ impl ArtifactFolder {
     /// The initial adapter, flat in layout order.
     pub fn initial_adapter(&self) -> Result<Vec<f32>, FolderError> {
         let path = self.file(&self.manifest.files.checkpoint);
-        let bytes = read(&path)?;
+        let bytes = read(&path, self.manifest.adapter.bytes() + CHECKPOINT_HEADER)?;
         read_checkpoint(&bytes, &self.manifest.adapter)
             .map_err(|source| FolderError::Checkpoint { path, source })
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, FolderError> {
-    fs::read(path).map_err(|source| FolderError::Io { path: path.to_owned(), source })
+/// Most bytes of a checkpoint beside its values.
+const CHECKPOINT_HEADER: u64 = 64 << 20;
+
+fn read(path: &Path, limit: u64) -> Result<Vec<u8>, FolderError> {
+    let failed = |source| FolderError::Io { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes)).map_err(failed)?;
+    if bytes.len() as u64 > limit {
+        return Err(failed(io::Error::other(format!("it has more than {limit} bytes"))));
+    }
+    Ok(bytes)
 }

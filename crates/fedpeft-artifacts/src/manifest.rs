@@ -21,6 +21,9 @@ pub const FORMAT_VERSION: u32 = 2;
 /// The file that holds the manifest.
 pub const MANIFEST_FILE: &str = "manifest.json";
 
+/// Largest manifest read, in bytes; that of a model with ten thousand adapter tensors has two megabytes.
+pub const MANIFEST_LIMIT: u64 = 16 << 20;
+
 /// What an artifact folder holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Manifest {
@@ -130,6 +133,9 @@ pub enum ManifestError {
         "manifest names the file {0:?}: file names are 1 to 128 of A-Z a-z 0-9 . _ - and do not begin with a dot"
     )]
     FileName(String),
+    /// One name for two files, or for one beside the manifest itself.
+    #[error("manifest names two files {0:?}: each file of a folder has a name of its own")]
+    FileTwice(String),
     /// Inputs that cannot be.
     #[error("manifest: {0}")]
     Input(#[from] InvalidInput),
@@ -158,7 +164,15 @@ impl Manifest {
     pub(crate) fn check(&self) -> Result<(), ManifestError> {
         if let Some((file, _)) = self.all_files().into_iter().find(|(file, _)| !is_safe_file_name(&file.name))
         {
-            return Err(ManifestError::FileName(file.name.clone()));
+            return Err(ManifestError::FileName(file.name.chars().take(128).collect()));
+        }
+        let mut files = BTreeMap::new();
+        for (file, _) in self.all_files() {
+            // Graphs without constants may be equal, and are then one file.
+            let other = files.insert(file.name.as_str(), file);
+            if file.name == MANIFEST_FILE || other.is_some_and(|other| other != file) {
+                return Err(ManifestError::FileTwice(file.name.clone()));
+            }
         }
         inputs::check(&self.inputs, self.text.as_ref())?;
         let taken = |input: &&InputSpec| {

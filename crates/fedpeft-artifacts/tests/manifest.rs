@@ -135,6 +135,11 @@ fn what_a_stranger_may_not_say_is_refused() {
     refused("/inputs/0/name", json!("labels"), "name of the labels");
     refused("/inputs/0/name", json!("head.bias"), "name of the labels or of an adapter tensor");
     refused("/text/tokenizer/name", json!("../tokenizer.json"), "file names are");
+    refused("/files/eval/name", json!("manifest.json"), "two files \"manifest.json\"");
+    refused("/files/eval/name", json!("training_model.onnx"), "two files \"training_model.onnx\"");
+    for name in ["", "/etc/passwd", "a/b", "a\\b", ".hidden", "a\0b", &"x".repeat(129)] {
+        refused("/files/backbone/name", json!(name), "file names are");
+    }
     refused("/text/max_length", json!(7), "max_length 7");
     refused("/text/vocabulary", json!(u32::MAX), "vocabulary");
     refused("/text/pad_id", json!(20), "pad_id");

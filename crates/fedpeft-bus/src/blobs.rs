@@ -1,20 +1,32 @@
-//! Blobs: bytes named by their SHA-256, in the broker's object store.
+//! Blobs: bytes named by their SHA-256, in the broker's object stores: `fedpeft-blobs` for what everybody reads,
+//! `fedpeft-uploads` for what one client sends and the aggregator reads.
 //!
-//! The layout is that of every NATS object store, so `nats object ls fedpeft-blobs` shows them; reading and
-//! writing are our own, for three reasons: chunks are pipelined, a lost connection resumes a download where
-//! it stopped, and nothing is believed before it was hashed.
+//! The layout is that of every NATS object store, so `nats object ls fedpeft-blobs` shows them. Reading and
+//! writing are our own: chunks are pipelined, a transfer goes on where a lost connection or a killed process
+//! left it, of several writers of one blob one writes, and nothing is believed before it was hashed.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `place` | subjects of a blob, its metadata, and the claim that makes one writer the only one |
+//! | `pieces` | chunks as their headers describe them |
+//! | `write` | uploads |
+//! | `read` | downloads |
+//! | `part` | a download into a file that survives its process |
+//! | `uploads` | what clients send |
 
+mod part;
+mod pieces;
+mod place;
 mod read;
+mod uploads;
 mod write;
 
-use async_nats::jetstream::{
-    object_store::{InfoErrorKind, ObjectInfo, ObjectStore},
-    stream::{DirectGetErrorKind, Stream},
-};
-use base64::{Engine, engine::general_purpose::URL_SAFE};
-use fedpeft_protocol::{Digest, subject};
+use fedpeft_protocol::Digest;
 
 use crate::{Bus, BusError, Measured};
+use place::{Found, Place};
+
+pub use uploads::UploadKey;
 
 /// A blob that is in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +35,7 @@ pub struct Stored {
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
-    /// What it took to store it; nothing if it was there already.
+    /// What this call sent to store it; nothing if it was there already.
     pub measured: Measured,
 }
 
@@ -33,60 +45,24 @@ const CHUNK: usize = 128 * 1024;
 impl Bus {
     /// Whether the blob is in the store, whole.
     pub async fn has_blob(&self, digest: &Digest) -> Result<bool, BusError> {
-        Ok(self.blob_info(digest).await?.is_some())
+        Ok(self.blob_size(digest).await?.is_some())
     }
 
     /// Size of a blob, if it is in the store.
     pub async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, BusError> {
-        Ok(self.blob_info(digest).await?.map(|info| info.size as u64))
+        match place::look_up(self, &Place::blob(digest)).await?.found {
+            Found::Whole(whole) => Ok(Some(whole.size)),
+            Found::Nothing | Found::Claim { .. } => Ok(None),
+        }
     }
 
     /// Removes a blob; that it is not there is fine.
     pub async fn delete_blob(&self, digest: &Digest) -> Result<(), BusError> {
-        if self.blob_info(digest).await?.is_none() {
-            return Ok(());
+        let place = Place::blob(digest);
+        let head = place::look_up(self, &place).await?;
+        match &head.found {
+            Found::Whole(whole) => place::forget(self, &place, &whole.chunks, head.sequence).await,
+            Found::Nothing | Found::Claim { .. } => Ok(()),
         }
-        let what = format!("deleting blob {digest}");
-        let store = self.blob_store().await?;
-        store.delete(digest.to_string()).await.map_err(|error| BusError::broker(what, error))
-    }
-
-    async fn blob_store(&self) -> Result<ObjectStore, BusError> {
-        let opening = self.js.get_object_store(subject::BLOB_BUCKET).await;
-        opening.map_err(|error| BusError::broker("opening the blob store", error))
-    }
-
-    /// Metadata is written after the last chunk, so a blob with metadata is whole.
-    async fn blob_info(&self, digest: &Digest) -> Result<Option<ObjectInfo>, BusError> {
-        match self.blob_store().await?.info(digest.to_string()).await {
-            Ok(info) if info.deleted => Ok(None),
-            Ok(info) => Ok(Some(info)),
-            Err(error) if error.kind() == InfoErrorKind::NotFound => Ok(None),
-            Err(error) if error.kind() == InfoErrorKind::TimedOut => {
-                Err(BusError::Timeout { what: format!("looking up blob {digest}") })
-            }
-            Err(error) => Err(BusError::broker(format!("looking up blob {digest}"), error)),
-        }
-    }
-}
-
-fn stream_name() -> String {
-    format!("OBJ_{}", subject::BLOB_BUCKET)
-}
-
-fn chunk_subject(nuid: &str) -> String {
-    format!("$O.{}.C.{nuid}", subject::BLOB_BUCKET)
-}
-
-fn meta_subject(digest: &Digest) -> String {
-    format!("$O.{}.M.{}", subject::BLOB_BUCKET, URL_SAFE.encode(digest.to_string()))
-}
-
-/// Sequence of the last metadata message of a blob, deleted or not; 0 if there never was one.
-async fn meta_sequence(stream: &Stream, digest: &Digest) -> Result<u64, BusError> {
-    match stream.direct_get_last_for_subject(meta_subject(digest)).await {
-        Ok(message) => Ok(message.sequence),
-        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(0),
-        Err(error) => Err(BusError::broker(format!("looking up blob {digest}"), error)),
     }
 }

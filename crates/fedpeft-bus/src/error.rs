@@ -19,12 +19,30 @@ pub enum BusError {
         reason: String,
     },
     /// The broker refuses this client.
-    #[error("NATS server {server} refuses this client: {reason}; check --creds")]
+    #[error(
+        "NATS server {server} refuses this client: {reason}; give valid credentials with --creds (they may be missing, expired or revoked)"
+    )]
     Refused {
         /// Address that was tried.
         server: String,
         /// What the broker said.
         reason: String,
+    },
+    /// The credentials do not allow it.
+    #[error(
+        "{what}: the NATS server forbids it to these credentials: use those of another role, or of the right client"
+    )]
+    Forbidden {
+        /// What was attempted.
+        what: String,
+    },
+    /// A stream is missing that these credentials must not make.
+    #[error(
+        "the NATS server has no stream {stream} yet: start fedpeft-registry or fedpeft-aggregator there, which make it"
+    )]
+    NoTopology {
+        /// The stream.
+        stream: String,
     },
     /// The credentials file cannot be used.
     #[error("credentials file {} cannot be used: {reason}", path.display())]
@@ -34,8 +52,28 @@ pub enum BusError {
         /// Why.
         reason: String,
     },
+    /// A file with a certificate or a private key cannot be used.
+    #[error("TLS file {}: {reason}", path.display())]
+    TlsFile {
+        /// The file.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The broker is there, but no encrypted connection to it came about.
+    #[error("no TLS with the NATS server {server}: {reason}; {cure}")]
+    Tls {
+        /// Address that was tried.
+        server: String,
+        /// What happened.
+        reason: String,
+        /// What to do about it.
+        cure: &'static str,
+    },
     /// The broker runs without JetStream.
-    #[error("NATS server {server} has no JetStream: start it with `nats-server -js`")]
+    #[error(
+        "NATS server {server} has no JetStream: start it with `nats-server -js`, or see in its log why it cannot keep any"
+    )]
     NoJetStream {
         /// Its address.
         server: String,
@@ -65,6 +103,17 @@ pub enum BusError {
     NoBlob {
         /// Its name.
         digest: Digest,
+    },
+    /// The store of the broker takes no more bytes; nothing half-stored counts.
+    #[error(
+        "{what}: the store of the NATS server is full ({reason}): free space there, or raise its max_file_store \
+         or the limit of the bucket, and repeat"
+    )]
+    StoreFull {
+        /// What was attempted.
+        what: String,
+        /// What the broker said.
+        reason: String,
     },
     /// The blob is larger than the caller allows.
     #[error("blob {digest} has {size} bytes, more than the {limit} allowed here")]
@@ -144,6 +193,11 @@ impl BusError {
         Self::File { path: path.to_owned(), source }
     }
 
+    /// Whether the operation may succeed when it is simply done again: the broker is away or busy.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Timeout { .. } | Self::Broker { .. })
+    }
+
     /// Whether another process won a compare-and-set.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Conflict { .. })
@@ -154,7 +208,7 @@ impl BusError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
-    /// 400 bad request, 404 not found, 409 conflict, 500 internal.
+    /// 400 bad request, 404 not found, 409 conflict, 429 too many requests, 500 internal.
     pub code: u16,
     /// One line for people.
     pub message: String,
@@ -180,6 +234,14 @@ impl ApiError {
     pub fn conflict(message: impl std::fmt::Display) -> Self {
         Self::new(409, message)
     }
+
+    /// 429: the service has no room for the request, which had no effect and may be repeated.
+    pub fn too_many(message: impl std::fmt::Display) -> Self {
+        Self::new(Self::TOO_MANY, message)
+    }
+
+    /// Code of [`Self::too_many`].
+    pub const TOO_MANY: u16 = 429;
 
     /// 500: the service failed.
     pub fn internal(message: impl std::fmt::Display) -> Self {

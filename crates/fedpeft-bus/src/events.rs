@@ -51,6 +51,11 @@ impl Events {
             let decoded = publish::decode::<Event>(message.headers.as_ref(), &message.payload)
                 .and_then(|event| wire::check_version(event.version).map(|()| event));
             match decoded {
+                // Permissions guard subjects: an event speaks for the run of its subject and for no other.
+                Ok(event) if *message.subject != *subject::event(&event.run, event.kind.name()) => {
+                    let subject = &message.subject;
+                    tracing::warn!(%subject, sequence = next.sequence, "event of another subject skipped");
+                }
                 Ok(event) => return Ok(event),
                 Err(error) => {
                     tracing::warn!(%error, subject = %message.subject, sequence = next.sequence, "event skipped");

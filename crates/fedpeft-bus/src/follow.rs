@@ -13,7 +13,7 @@ use async_nats::jetstream::{
 use futures::StreamExt;
 use tokio::sync::watch;
 
-use crate::{Bus, BusError};
+use crate::{Backoff, Bus, BusError};
 
 /// A consumer without a message for this long is replaced: cheap, and no stall is longer than this.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -31,6 +31,13 @@ pub(crate) enum From {
     Now,
     /// At the newest stored message of every subject.
     LastOfEach,
+    /// After the message of this sequence.
+    After(u64),
+}
+
+/// Before a consumer is recreated.
+fn pauses() -> Backoff {
+    Backoff::new(Duration::from_millis(50), Duration::from_secs(2))
 }
 
 pub(crate) struct Follow {
@@ -40,10 +47,12 @@ pub(crate) struct Follow {
     from: From,
     /// Messages pulled at once: the memory a slow reader can pin.
     batch: usize,
+    /// Bodies stay with the broker, which says their sizes instead.
+    headers_only: bool,
     /// Stream sequence of the last message seen, or of the one before the first to be delivered.
     position: Option<u64>,
     open: Option<Open>,
-    pause: Duration,
+    backoff: Backoff,
 }
 
 struct Open {
@@ -70,15 +79,38 @@ impl Follow {
         from: From,
         batch: usize,
     ) -> Result<Self, BusError> {
+        Self::new(bus, stream.into(), filter, from, batch, false).await
+    }
+
+    /// As [`Self::start`], but messages come without their bodies.
+    pub async fn headers(
+        bus: &Bus,
+        stream: impl Into<String>,
+        filter: String,
+        from: From,
+        batch: usize,
+    ) -> Result<Self, BusError> {
+        Self::new(bus, stream.into(), filter, from, batch, true).await
+    }
+
+    async fn new(
+        bus: &Bus,
+        stream: String,
+        filter: String,
+        from: From,
+        batch: usize,
+        headers_only: bool,
+    ) -> Result<Self, BusError> {
         let mut follow = Self {
             bus: bus.clone(),
-            stream: stream.into(),
+            stream,
             filter,
             from,
             batch,
+            headers_only,
             position: None,
             open: None,
-            pause: Duration::ZERO,
+            backoff: pauses(),
         };
         follow.open = Some(follow.open().await?);
         Ok(follow)
@@ -93,12 +125,10 @@ impl Follow {
     pub async fn next(&mut self) -> Followed {
         loop {
             if self.open.is_none() {
-                tokio::time::sleep(self.pause).await;
+                tokio::time::sleep(self.backoff.pause()).await;
                 match self.open().await {
                     Ok(open) => self.open = Some(open),
                     Err(error) => {
-                        self.pause =
-                            (self.pause * 2).clamp(Duration::from_millis(50), Duration::from_secs(2));
                         tracing::debug!(%error, stream = self.stream, "consumer not recreated yet");
                         continue;
                     }
@@ -124,7 +154,7 @@ impl Follow {
                         Ok((delivered, sequence, pending)) if delivered == open.delivered + 1 => {
                             open.delivered = delivered;
                             self.position = Some(sequence);
-                            self.pause = Duration::ZERO;
+                            self.backoff = pauses();
                             return Followed { message, sequence, pending };
                         }
                         Ok(_) => "a message was skipped".to_owned(),
@@ -149,10 +179,14 @@ impl Follow {
             (None, From::First) => DeliverPolicy::All,
             (None, From::Now) => DeliverPolicy::New,
             (None, From::LastOfEach) => DeliverPolicy::LastPerSubject,
+            (None, From::After(sequence)) => DeliverPolicy::ByStartSequence { start_sequence: sequence + 1 },
         };
         let config = pull::Config {
+            // With a name, the filter is part of the request's subject, where permissions can see it.
+            name: Some(self.bus.unique()),
             deliver_policy,
             ack_policy: AckPolicy::None,
+            headers_only: self.headers_only,
             filter_subject: self.filter.clone(),
             inactive_threshold: INACTIVE,
             memory_storage: true,

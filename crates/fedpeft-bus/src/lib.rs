@@ -5,28 +5,39 @@
 //! A broker that goes away is normal: the connection comes back by itself, consumers are recreated where
 //! they stopped, and publishes are repeated under one deduplication id until the broker has stored them.
 
+mod accounts;
+mod admission;
+mod backoff;
 mod blobs;
 mod connect;
 mod error;
 mod events;
 mod follow;
+mod identity;
 mod measure;
+mod newest;
 mod publish;
+mod purge;
 mod records;
 #[cfg(feature = "local-server")]
 pub mod server;
 mod service;
 mod tasks;
+mod tls;
 mod topology;
 mod updates;
 
-pub use blobs::Stored;
+pub use admission::Limits;
+pub use backoff::Backoff;
+pub use blobs::{Stored, UploadKey};
 pub use connect::{Bus, BusConfig};
 pub use error::{ApiError, BusError};
 pub use events::Events;
 pub use measure::Measured;
+pub use purge::{Mark, Stale};
 pub use records::{Change, Entry, Lease, Records, Revision, Watch};
 pub use service::Service;
-pub use tasks::{TaskDelivery, Tasks};
+pub use tasks::{StoredTask, TaskDelivery, Tasks};
+pub use tls::Tls;
 pub use topology::{CLIENT_TTL, LEASE_TTL};
 pub use updates::{UpdateDelivery, Updates};

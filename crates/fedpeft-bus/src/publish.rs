@@ -8,10 +8,7 @@ use fedpeft_protocol::{PROTOCOL_VERSION, subject, wire};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
 
-use crate::{Bus, BusError, Measured, measure::header_bytes};
-
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+use crate::{Backoff, Bus, BusError, Measured, measure::header_bytes};
 
 /// Headers and body of a message in MessagePack.
 pub(crate) fn encode<T: Serialize>(what: &str, message: &T) -> Result<(HeaderMap, Bytes), BusError> {
@@ -49,20 +46,23 @@ impl Bus {
         self.check_size(what, header_bytes(&headers) + body.len())?;
         let measured = Measured::of(&subject, Some(&headers), body.len());
         let give_up = Instant::now() + patience;
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::default();
         loop {
-            let published =
-                self.js.publish_with_headers(subject.clone(), headers.clone(), body.clone()).await;
+            let publishing = async {
+                self.js.publish_with_headers(subject.clone(), headers.clone(), body.clone()).await?.await
+            };
+            let published = tokio::select! {
+                published = publishing => published,
+                () = self.forbids(&subject) => return Err(BusError::Forbidden { what: what.into() }),
+            };
             let error = match published {
-                Ok(ack) => match ack.await {
-                    Ok(_) => return Ok(measured),
-                    Err(error) => error,
-                },
+                Ok(_) => return Ok(measured),
                 Err(error) => error,
             };
             if error.kind() == PublishErrorKind::MaxPayloadExceeded {
                 return Err(BusError::broker(what, error));
             }
+            let pause = backoff.pause();
             if Instant::now() + pause > give_up {
                 return Err(match error.kind() {
                     PublishErrorKind::TimedOut => BusError::Timeout { what: what.into() },
@@ -71,7 +71,6 @@ impl Bus {
             }
             tracing::debug!(%error, what, "publishing again");
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 

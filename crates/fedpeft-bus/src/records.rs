@@ -2,19 +2,15 @@
 
 use std::{marker::PhantomData, time::Duration};
 
-use async_nats::jetstream::{
-    consumer::{AckPolicy, DeliverPolicy, pull},
-    kv::{self, CreateErrorKind, EntryErrorKind, Operation, UpdateErrorKind},
-};
+use async_nats::jetstream::kv::{self, CreateErrorKind, EntryErrorKind, Operation, UpdateErrorKind};
 use bytes::Bytes;
 use fedpeft_protocol::{
     model::ModelVersion, presence::Presence, round::RoundReport, run::RunRecord, subject, wire::Format,
 };
-use futures::StreamExt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    Bus, BusError,
+    Backoff, Bus, BusError,
     follow::{self, Follow},
 };
 
@@ -97,10 +93,14 @@ impl<T> Clone for Records<T> {
 
 /// Operations that are safe to repeat are repeated this often when the broker does not answer: a broker
 /// that restarts takes a few seconds.
-const ATTEMPTS: u32 = 6;
-const PAUSE: Duration = Duration::from_millis(500);
-/// Values fetched in one request while listing.
+const ATTEMPTS: u32 = 8;
+/// Values fetched in one request while watching.
 const BATCH: usize = 256;
+
+/// Between the attempts: four seconds in all, as a rule.
+fn pauses() -> Backoff {
+    Backoff::new(Duration::from_millis(200), Duration::from_millis(1500))
+}
 
 impl<T: Serialize + DeserializeOwned> Records<T> {
     /// The value at `key` and its revision.
@@ -134,7 +134,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
     pub async fn delete(&self, key: &str) -> Result<(), BusError> {
         check_key(key)?;
         self.repeat(key, || async {
-            self.store.purge(key).await.map_err(|error| self.broker("deleting", key, error))
+            self.store.delete(key).await.map_err(|error| self.broker("deleting", key, error))
         })
         .await
     }
@@ -190,7 +190,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
     ) -> Result<Revision, BusError> {
         check_key(key)?;
         let body = self.encode(key, value)?;
-        let mut unanswered = None;
+        let (mut unanswered, mut backoff) = (None, pauses());
         for _ in 0..ATTEMPTS {
             let error = match self.write_at(key, &body, expected).await {
                 Ok(revision) => return Ok(revision),
@@ -206,7 +206,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
                 _ if error.is_conflict() => return Err(error),
                 _ => unanswered = Some(error),
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(backoff.pause()).await;
         }
         Err(unanswered.unwrap_or_else(|| self.conflict(key)))
     }
@@ -245,47 +245,12 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         filter: String,
         headers_only: bool,
     ) -> Result<Vec<(String, Bytes, Revision)>, BusError> {
-        let failed = |error: &dyn std::fmt::Display| {
-            BusError::broker(format!("listing bucket {}", self.bucket), error.to_string())
-        };
-        let config = pull::Config {
-            deliver_policy: DeliverPolicy::LastPerSubject,
-            ack_policy: AckPolicy::None,
-            filter_subject: filter,
-            headers_only,
-            inactive_threshold: Duration::from_secs(10),
-            memory_storage: true,
-            num_replicas: 1,
-            ..Default::default()
-        };
-        let consumer = self
-            .bus
-            .js
-            .create_consumer_on_stream(config, self.store.stream_name.as_str())
-            .await
-            .map_err(|error| failed(&error))?;
-        let mut found = Vec::new();
-        let mut pending = consumer.cached_info().num_pending;
-        while pending > 0 {
-            let mut batch =
-                consumer.fetch().max_messages(BATCH).messages().await.map_err(|error| failed(&error))?;
-            // Records may expire between counting and fetching: an empty batch ends the list as well.
-            let mut left = 0;
-            while let Some(message) = batch.next().await {
-                let message = message.map_err(|error| failed(&error))?;
-                let info = message.info().map_err(|error| failed(&error))?;
-                left = info.pending;
-                let Some(key) = message.subject.strip_prefix(&self.store.prefix) else { continue };
-                if is_put(&message) {
-                    found.push((key.to_owned(), message.payload.clone(), info.stream_sequence));
-                }
-            }
-            pending = left;
-        }
-        // It would vanish by itself, but whoever lists often should not pile consumers up.
-        if let Err(error) = self.store.stream.delete_consumer(&consumer.cached_info().name).await {
-            tracing::debug!(%error, bucket = self.bucket, "listing consumer left to expire");
-        }
+        let newest = self.bus.newest(&self.store.stream_name, filter, headers_only).await?;
+        let put = newest.into_iter().filter(|newest| is_put(&newest.message)).filter_map(|newest| {
+            let key = newest.message.subject.strip_prefix(&self.store.prefix)?.to_owned();
+            Some((key, newest.message.payload.clone(), newest.sequence))
+        });
+        let mut found: Vec<_> = put.collect();
         found.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(found)
     }
@@ -335,11 +300,12 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         key: &str,
         operation: impl Fn() -> F,
     ) -> Result<R, BusError> {
+        let mut backoff = pauses();
         for attempt in 1..ATTEMPTS {
             match operation().await {
                 Err(error @ (BusError::Broker { .. } | BusError::Timeout { .. })) => {
                     tracing::debug!(%error, key, bucket = self.bucket, attempt, "trying again");
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(backoff.pause()).await;
                 }
                 settled => return settled,
             }

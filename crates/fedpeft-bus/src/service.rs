@@ -13,12 +13,18 @@ use fedpeft_protocol::{
 };
 use futures::StreamExt;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::task::JoinSet;
 
-use crate::{ApiError, Bus, BusError, measure::header_bytes, publish};
+use crate::{
+    ApiError, Bus, BusError,
+    admission::{Admission, Limits},
+    measure::header_bytes,
+    publish,
+};
 
-/// Requests one endpoint works on at once; more wait.
-const CONCURRENT_REQUESTS: usize = 64;
+/// Times a request is made while the service says that it has no room.
+const ATTEMPTS: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// A service that stops finishes what it has begun within this time.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -29,6 +35,7 @@ pub struct Service {
     endpoints: JoinSet<()>,
     client: async_nats::Client,
     max_payload: usize,
+    limits: Limits,
 }
 
 impl Bus {
@@ -50,11 +57,31 @@ impl Bus {
             endpoints: JoinSet::new(),
             client: self.client.clone(),
             max_payload: self.max_payload(),
+            limits: Limits::default(),
         })
     }
 
-    /// Asks an endpoint, for instance `runs.create`.
+    /// Asks an endpoint, for instance `runs.create`; again after a while where it has no room at the moment.
     pub async fn request<Req: Serialize, Resp: DeserializeOwned>(
+        &self,
+        endpoint: &str,
+        request: &Req,
+    ) -> Result<Resp, BusError> {
+        let mut pause = FIRST_PAUSE;
+        for _ in 1..ATTEMPTS {
+            match self.ask(endpoint, request).await {
+                Err(BusError::Api(error)) if error.code == ApiError::TOO_MANY => {
+                    tracing::debug!(endpoint, %error, "asking again");
+                }
+                settled => return settled,
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        self.ask(endpoint, request).await
+    }
+
+    async fn ask<Req: Serialize, Resp: DeserializeOwned>(
         &self,
         endpoint: &str,
         request: &Req,
@@ -62,7 +89,11 @@ impl Bus {
         let (headers, body) = publish::encode(endpoint, request)?;
         self.check_size(&format!("request to {endpoint}"), header_bytes(&headers) + body.len())?;
         let message = async_nats::Request::new().headers(headers).payload(body).timeout(Some(REPLY_TIMEOUT));
-        let reply = self.client.send_request(format!("{}.{endpoint}", subject::API), message).await;
+        let target = format!("{}.{endpoint}", subject::API);
+        let reply = tokio::select! {
+            reply = self.client.send_request(target.clone(), message) => reply,
+            () = self.forbids(&target) => return Err(BusError::Forbidden { what: format!("asking {endpoint}") }),
+        };
         let reply = reply.map_err(|error| match error.kind() {
             RequestErrorKind::NoResponders => {
                 BusError::NoService { endpoint: endpoint.into(), service: serving(endpoint) }
@@ -79,6 +110,12 @@ impl Bus {
 }
 
 impl Service {
+    /// Replaces the limits of the endpoints that are added after this.
+    pub fn limit(&mut self, limits: Limits) -> &mut Self {
+        self.limits = limits;
+        self
+    }
+
     /// Serves `fedpeft.v1.api.<name>` with `handler`.
     pub async fn endpoint<Req, Resp, Handler, Reply>(
         &mut self,
@@ -91,27 +128,37 @@ impl Service {
         Handler: Fn(Req) -> Reply + Send + Sync + 'static,
         Reply: Future<Output = Result<Resp, ApiError>> + Send + 'static,
     {
+        let subject = format!("{}.{name}", subject::API);
         let mut requests = self
             .inner
             .endpoint_builder()
             .name(name.replace('.', "-"))
-            .add(format!("{}.{name}", subject::API))
+            .add(subject.as_str())
             .await
             .map_err(|error| BusError::broker(format!("registering endpoint {name}"), error))?;
         let handler = Arc::new(handler);
-        let slots = Arc::new(Semaphore::new(CONCURRENT_REQUESTS));
+        let mut admission = Admission::new(self.limits);
         let (name, max_payload) = (name.to_owned(), self.max_payload);
         self.endpoints.spawn(async move {
             // Handlers end with the endpoint: the set aborts them when it is dropped.
             let mut running = JoinSet::new();
             while let Some(request) = requests.next().await {
                 while running.try_join_next().is_some() {}
-                let Ok(slot) = slots.clone().acquire_owned().await else { break };
+                if !is_request(&request.message, &subject) {
+                    tracing::debug!(endpoint = name, "what a consumer delivered ignored");
+                    continue;
+                }
+                match admission.admit(running.len()) {
+                    Ok(()) => {}
+                    Err(error) => {
+                        // Whoever floods the service should not fill its log as well.
+                        tracing::debug!(endpoint = name, error = error.message, "request refused");
+                        respond_error(&name, &request, error).await;
+                        continue;
+                    }
+                }
                 let (handler, name) = (handler.clone(), name.clone());
-                running.spawn(async move {
-                    answer(&name, &request, handler.as_ref(), max_payload).await;
-                    drop(slot);
-                });
+                running.spawn(async move { answer(&name, &request, handler.as_ref(), max_payload).await });
             }
             while running.join_next().await.is_some() {}
         });
@@ -133,6 +180,13 @@ impl Service {
     }
 }
 
+/// Whether somebody asked. Whoever may make a consumer has the broker deliver messages and heartbeats to whatever
+/// subject it likes, this one included; but a stored message keeps the subject it was published to, which permissions
+/// guard, and a heartbeat has a status.
+fn is_request(message: &async_nats::Message, subject: &str) -> bool {
+    message.subject.as_str() == subject && message.status.is_none()
+}
+
 async fn answer<Req, Resp, Handler, Reply>(
     name: &str,
     request: &service::Request,
@@ -151,20 +205,26 @@ async fn answer<Req, Resp, Handler, Reply>(
         },
         Err(error) => Err(ApiError::bad_request(error)),
     };
-    let sent = match reply {
-        Ok((headers, body)) => request.respond_with_headers(Ok(body.into()), headers).await,
+    match reply {
+        Ok((headers, body)) => {
+            if let Err(error) = request.respond_with_headers(Ok(body.into()), headers).await {
+                tracing::warn!(endpoint = name, %error, "reply not sent");
+            }
+        }
         Err(error) => {
             if error.code >= 500 {
                 tracing::error!(endpoint = name, error = error.message, "request failed");
             } else {
                 tracing::info!(endpoint = name, code = error.code, error = error.message, "request refused");
             }
-            request
-                .respond(Err(service::error::Error { status: error.message, code: error.code.into() }))
-                .await
+            respond_error(name, request, error).await;
         }
-    };
-    if let Err(error) = sent {
+    }
+}
+
+async fn respond_error(name: &str, request: &service::Request, error: ApiError) {
+    let error = service::error::Error { status: error.message, code: error.code.into() };
+    if let Err(error) = request.respond(Err(error)).await {
         tracing::warn!(endpoint = name, %error, "reply not sent");
     }
 }
@@ -195,10 +255,10 @@ fn write<Resp: Serialize>(
 }
 
 fn api_error(headers: &HeaderMap) -> Option<ApiError> {
-    let message = headers.get(NATS_SERVICE_ERROR)?.as_str().to_owned();
+    let message = headers.get(NATS_SERVICE_ERROR)?.as_str();
     let code =
         headers.get(NATS_SERVICE_ERROR_CODE).and_then(|code| code.as_str().parse().ok()).unwrap_or(500);
-    Some(ApiError { code, message })
+    Some(ApiError::new(code, message))
 }
 
 fn serving(endpoint: &str) -> &'static str {

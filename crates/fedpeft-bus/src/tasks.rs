@@ -1,9 +1,10 @@
 //! Tasks: aggregator to client.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::{
     HeaderMap,
+    header::NATS_MESSAGE_ID,
     jetstream::{
         AckKind, Message,
         consumer::{AckPolicy, DeliverPolicy, pull},
@@ -19,13 +20,16 @@ use fedpeft_protocol::{
 use futures::StreamExt;
 use tokio::sync::watch;
 
-use crate::{Bus, BusError, Measured, publish};
+use crate::{Backoff, Bus, BusError, Measured, newest::Newest, publish};
 
-/// A task a client neither answers nor renews within this time is delivered again.
-const ACK_WAIT: Duration = Duration::from_secs(30);
+/// A task a client neither answers nor renews within this time is delivered again: so long the successor of a
+/// client that died waits.
+const ACK_WAIT: Duration = Duration::from_secs(12);
 /// A client away for longer than this starts afresh.
 const FORGOTTEN: Duration = Duration::from_secs(7 * 24 * 3600);
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Between the name of a task and the place of what replaced it, where it was sent again.
+const AGAIN: &str = "/again/";
 
 impl Bus {
     /// Sends `task` to `client`; an older task of the same run is replaced. Publishing one task twice
@@ -33,6 +37,32 @@ impl Bus {
     pub async fn publish_task(&self, task: &Task, client: &ClientId) -> Result<Measured, BusError> {
         let (what, headers, body) = message(task, client)?;
         self.publish_durably(&what, subject::task(&task.run, client), headers, body, PATIENCE).await
+    }
+
+    /// Sends `task` again, for another message has replaced it.
+    pub async fn publish_task_again(
+        &self,
+        task: &Task,
+        client: &ClientId,
+        replaced_by: Option<&StoredTask>,
+    ) -> Result<Measured, BusError> {
+        let (what, mut headers, body) = message(task, client)?;
+        // The broker still knows the name under which it was sent, and would drop it.
+        let id = format!("{}{AGAIN}{}", name(task, client), replaced_by.map_or(0, |stored| stored.sequence));
+        headers.insert(NATS_MESSAGE_ID, id);
+        self.publish_durably(&what, subject::task(&task.run, client), headers, body, PATIENCE).await
+    }
+
+    /// What is stored for each client of `run`: its newest task, answered or not.
+    pub async fn stored_tasks(&self, run: &RunId) -> Result<BTreeMap<ClientId, StoredTask>, BusError> {
+        let newest = self.newest(subject::TASK_STREAM, subject::tasks_of_run(run), true).await?;
+        let stored = newest.into_iter().filter_map(|Newest { message, sequence }| {
+            let (_, client) = subject::parse_task(&message.subject)?;
+            let id = message.headers.as_ref().and_then(|headers| headers.get(NATS_MESSAGE_ID));
+            let id = id.map(|id| id.as_str().to_owned()).unwrap_or_default();
+            Some((client, StoredTask { id, sequence }))
+        });
+        Ok(stored.collect())
     }
 
     /// What [`Self::publish_task`] takes, without sending.
@@ -47,29 +77,34 @@ impl Bus {
         tasks.open = Some(tasks.open().await?);
         Ok(tasks)
     }
-
-    /// Forgets the tasks of `run` that no client has taken.
-    pub async fn purge_tasks(&self, run: &RunId) -> Result<(), BusError> {
-        let filter = format!("{}.run.{run}.client.*.task", subject::PREFIX);
-        self.purge(subject::TASK_STREAM, filter).await
-    }
-
-    pub(crate) async fn purge(&self, stream: &str, filter: String) -> Result<(), BusError> {
-        let what = format!("purging {filter}");
-        let handle =
-            self.js.get_stream(stream).await.map_err(|error| BusError::broker(what.clone(), error))?;
-        handle.purge().filter(filter).await.map_err(|error| BusError::broker(what, error))?;
-        Ok(())
-    }
 }
 
 /// A task's name for errors, its headers and its body.
 fn message(task: &Task, client: &ClientId) -> Result<(String, HeaderMap, Bytes), BusError> {
     let what = format!("task of round {} of run {} for client {client}", task.round, task.run);
     let (mut headers, body) = publish::encode(&what, task)?;
-    let id = subject::task_id(&task.run, task.round, client, task.work.name(), task.epoch);
-    headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
+    headers.insert(NATS_MESSAGE_ID, name(task, client));
     Ok((what, headers, body))
+}
+
+/// The name under which the broker recognises a repetition.
+fn name(task: &Task, client: &ClientId) -> String {
+    subject::task_id(&task.run, task.round, client, task.work.name(), task.epoch)
+}
+
+/// The newest message for a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredTask {
+    id: String,
+    sequence: u64,
+}
+
+impl StoredTask {
+    /// Whether it is `task`, sent once or again.
+    pub fn is(&self, task: &Task, client: &ClientId) -> bool {
+        let rest = self.id.strip_prefix(&name(task, client));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(AGAIN))
+    }
 }
 
 /// Tasks of one client, one at a time.
@@ -87,17 +122,16 @@ struct Open {
 impl Tasks {
     /// The next task. Waits for ever, through lost connections and restarted brokers. Safe to cancel.
     pub async fn next(&mut self) -> Result<TaskDelivery, BusError> {
-        let mut pause = Duration::ZERO;
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
             let open = match &mut self.open {
                 Some(open) => open,
                 None => {
-                    tokio::time::sleep(pause).await;
+                    tokio::time::sleep(backoff.pause()).await;
                     match self.open().await {
                         Ok(open) => self.open.insert(open),
                         Err(error) => {
                             tracing::debug!(%error, client = %self.client, "task consumer not recreated yet");
-                            pause = (pause * 2).clamp(Duration::from_millis(100), Duration::from_secs(2));
                             continue;
                         }
                     }
@@ -155,7 +189,7 @@ impl Tasks {
     }
 }
 
-/// A task as it arrived. It is delivered again unless acknowledged within 30 s of the last [`Self::progress`].
+/// A task as it arrived. It is delivered again unless acknowledged within 12 s of the last [`Self::progress`].
 pub struct TaskDelivery {
     /// The task, or why it cannot be read.
     pub result: Result<Task, WireError>,
@@ -180,7 +214,7 @@ impl TaskDelivery {
         self.reply(AckKind::Ack).await
     }
 
-    /// Still at work: 30 more seconds.
+    /// Still at work: 12 more seconds.
     pub async fn progress(&self) -> Result<(), BusError> {
         self.reply(AckKind::Progress).await
     }

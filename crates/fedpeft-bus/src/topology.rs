@@ -21,11 +21,22 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(10 * 60);
 /// Updates and tasks of runs that nobody continues go away by themselves.
 const ABANDONED: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Most bytes of client uploads at once: the updates of a hundred clients that fine-tune all of a ViT-B.
+const UPLOADS: i64 = 32 << 30;
 const EVENTS_KEPT: i64 = 1_000_000;
+/// Largest record of a client or a lease: what a client says of itself is some hundred bytes.
+const SMALL_RECORD: i32 = 32 << 10;
+/// Most updates of one client for one round. It answers once, again if its connection broke; whoever floods the
+/// stream is refused, and what it sent first stays.
+const ANSWERS: i64 = 64;
 
 impl Bus {
-    /// Creates what is absent. Any number of programs may do so at once.
+    /// Creates what is absent. Any number of programs may do so at once. Credentials of clients and of the
+    /// exporter allow to look only: what they need must be there.
     pub async fn ensure_topology(&self) -> Result<(), BusError> {
+        if let Some(identity) = self.identity.as_ref().filter(|identity| !identity.makes_streams()) {
+            return self.require_topology(identity.is_client()).await;
+        }
         self.require_jetstream().await?;
         for config in streams() {
             let name = config.name.clone();
@@ -33,15 +44,16 @@ impl Bus {
                 self.settle(&name, self.js.create_stream(config).await).await?;
             }
         }
-        for (bucket, max_age) in [
-            (subject::MODEL_BUCKET, Duration::ZERO),
-            (subject::RUN_BUCKET, Duration::ZERO),
-            (subject::LEASE_BUCKET, LEASE_TTL),
-            (subject::CLIENT_BUCKET, CLIENT_TTL),
+        const UNLIMITED: i32 = -1;
+        for (bucket, max_age, max_value_size) in [
+            (subject::MODEL_BUCKET, Duration::ZERO, UNLIMITED),
+            (subject::RUN_BUCKET, Duration::ZERO, UNLIMITED),
+            (subject::LEASE_BUCKET, LEASE_TTL, SMALL_RECORD),
         ] {
             let name = format!("KV_{bucket}");
             if self.absent(&name).await? {
-                let config = kv::Config { bucket: bucket.into(), history: 1, max_age, ..Default::default() };
+                let bucket = bucket.to_owned();
+                let config = kv::Config { bucket, history: 1, max_age, max_value_size, ..Default::default() };
                 self.settle(&name, self.js.create_key_value(config).await).await?;
             }
         }
@@ -49,6 +61,30 @@ impl Bus {
         if self.absent(&name).await? {
             let config = object_store::Config { bucket: subject::BLOB_BUCKET.into(), ..Default::default() };
             self.settle(&name, self.js.create_object_store(config).await).await?;
+        }
+        let config = uploads();
+        if self.absent(&config.name).await? {
+            let mut created = self.js.create_stream(config.clone()).await;
+            if created.is_err() {
+                // A broker with less room than that limits the store by itself.
+                created = self.js.create_stream(stream::Config { max_bytes: 0, ..config.clone() }).await;
+            }
+            self.settle(&config.name, created).await?;
+        }
+        Ok(())
+    }
+
+    async fn require_topology(&self, client: bool) -> Result<(), BusError> {
+        let needed = if client {
+            let blobs = format!("OBJ_{}", subject::BLOB_BUCKET);
+            vec![subject::TASK_STREAM.to_owned(), presence().name, blobs, uploads().name]
+        } else {
+            vec![subject::EVENT_STREAM.to_owned()]
+        };
+        for stream in needed {
+            if self.absent(&stream).await? {
+                return Err(BusError::NoTopology { stream });
+            }
         }
         Ok(())
     }
@@ -87,7 +123,39 @@ impl Bus {
     }
 }
 
-fn streams() -> [stream::Config; 3] {
+/// The bucket of present clients. Clients write it themselves: unlike other buckets it takes no rollups, for a
+/// rollup by one client could remove the presence of all.
+fn presence() -> stream::Config {
+    stream::Config {
+        name: format!("KV_{}", subject::CLIENT_BUCKET),
+        subjects: vec![format!("$KV.{}.>", subject::CLIENT_BUCKET)],
+        description: Some("FedPEFT: present clients".into()),
+        max_messages_per_subject: 1,
+        max_age: CLIENT_TTL,
+        max_message_size: SMALL_RECORD,
+        discard: stream::DiscardPolicy::New,
+        allow_direct: true,
+        deny_delete: true,
+        ..Default::default()
+    }
+}
+
+/// The object store of uploads. Clients write it themselves: it takes no rollups either.
+fn uploads() -> stream::Config {
+    let bucket = subject::UPLOAD_BUCKET;
+    stream::Config {
+        name: format!("OBJ_{bucket}"),
+        subjects: vec![format!("$O.{bucket}.C.>"), format!("$O.{bucket}.M.>")],
+        description: Some("FedPEFT: what clients upload".into()),
+        max_age: ABANDONED,
+        max_bytes: UPLOADS,
+        discard: stream::DiscardPolicy::New,
+        allow_direct: true,
+        ..Default::default()
+    }
+}
+
+fn streams() -> [stream::Config; 4] {
     let base = |name: &str, subjects: &str, description: &str| stream::Config {
         name: name.into(),
         subjects: vec![subjects.into()],
@@ -104,6 +172,9 @@ fn streams() -> [stream::Config; 3] {
         },
         stream::Config {
             max_age: ABANDONED,
+            max_messages_per_subject: ANSWERS,
+            discard: stream::DiscardPolicy::New,
+            discard_new_per_subject: true,
             ..base(
                 subject::UPDATE_STREAM,
                 subject::UPDATE_SUBJECTS,
@@ -115,5 +186,6 @@ fn streams() -> [stream::Config; 3] {
             max_messages: EVENTS_KEPT,
             ..base(subject::EVENT_STREAM, subject::EVENT_SUBJECTS, "FedPEFT: what happened in runs")
         },
+        presence(),
     ]
 }

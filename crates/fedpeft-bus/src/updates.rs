@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use fedpeft_protocol::{
-    ClientId, Round, RunId,
+    ClientId, Digest, Round, RunId,
     round::Update,
     subject,
     wire::{self, WireError},
@@ -23,7 +23,7 @@ const BATCH: usize = 16;
 
 impl Bus {
     /// Sends a client's update and waits until the broker has stored it. The same update (run, round,
-    /// client and task) is stored once, however often it is published within ten minutes.
+    /// client, task and bytes) is stored once, however often it is published within ten minutes.
     pub async fn publish_update(
         &self,
         run: &RunId,
@@ -33,26 +33,36 @@ impl Bus {
     ) -> Result<Measured, BusError> {
         let what = format!("update of client {client} for round {round} of run {run}");
         let (mut headers, body) = publish::encode(&what, update)?;
-        let id = format!("{}/{}", subject::update_id(run, round, client), update.task);
+        // The digest keeps others from using up the id beforehand, which would have the update dropped as theirs.
+        let digest = Digest::of(&body);
+        let id = format!("{}/{}/{digest}", subject::update_id(run, round, client), update.task);
         headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
         self.publish_durably(&what, subject::update(run, round, client), headers, body, PATIENCE).await
     }
 
     /// Every update of `run`, from the first one stored.
     pub async fn updates(&self, run: &RunId) -> Result<Updates, BusError> {
-        let filter = subject::updates_of(run);
+        self.read_updates(subject::updates_of(run)).await
+    }
+
+    /// Every update of one client for one round of `run`, from the first one stored.
+    pub async fn updates_of(
+        &self,
+        run: &RunId,
+        round: Round,
+        client: &ClientId,
+    ) -> Result<Updates, BusError> {
+        self.read_updates(subject::update(run, round, client)).await
+    }
+
+    async fn read_updates(&self, filter: String) -> Result<Updates, BusError> {
         let follow = Follow::start(self, subject::UPDATE_STREAM, filter, follow::From::First, BATCH).await?;
         let pending = follow.stored();
         Ok(Updates { follow, pending })
     }
-
-    /// Forgets the updates of a round: it is committed, or nobody will.
-    pub async fn purge_updates(&self, run: &RunId, round: Round) -> Result<(), BusError> {
-        self.purge(subject::UPDATE_STREAM, subject::updates_of_round(run, round)).await
-    }
 }
 
-/// Updates of one run in the order in which the broker stored them.
+/// Updates in the order in which the broker stored them.
 pub struct Updates {
     follow: Follow,
     pending: u64,

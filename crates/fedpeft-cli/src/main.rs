@@ -9,6 +9,7 @@ mod progress;
 mod records;
 mod report;
 mod simulate;
+mod verify;
 mod view;
 
 use std::process::ExitCode;
@@ -33,6 +34,8 @@ Examples:
   fedpeft simulate --config run.toml
   fedpeft run submit run.toml --watch
   fedpeft export --run trial-7 -o exported
+  fedpeft privacy noise --clients 64 --cohort 8 --rounds 50 --epsilon 5 --delta 1e-3
+  fedpeft auth init && fedpeft auth enroll hospital-a
   fedpeft completions bash > /etc/bash_completion.d/fedpeft";
 
 #[derive(Debug, Subcommand)]
@@ -51,8 +54,14 @@ enum Command {
     Run(commands::run::Command),
     /// Write what a run trained as an ONNX model, safetensors or an HF peft folder.
     Export(commands::export::Args),
+    /// Compute what differential privacy costs.
+    #[command(subcommand)]
+    Privacy(commands::privacy::Command),
     /// Run a whole federation on this machine.
     Simulate(Box<simulate::Args>),
+    /// Decide who may do what on the broker: keys, credentials, revocation.
+    #[command(subcommand)]
+    Auth(commands::auth::Command),
     /// Print a completion script for a shell.
     Completions(commands::completions::Args),
 }
@@ -65,7 +74,9 @@ fn main() -> ExitCode {
         Command::Models(command) => commands::models::run(command),
         Command::Run(command) => commands::run::run(command),
         Command::Export(args) => commands::export::run(args),
+        Command::Privacy(command) => commands::privacy::run(command),
         Command::Simulate(args) => simulate::run(*args),
+        Command::Auth(command) => commands::auth::run(command),
         Command::Completions(args) => commands::completions::run::<Cli>(&args),
     };
     match result {

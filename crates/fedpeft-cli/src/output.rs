@@ -1,6 +1,6 @@
 //! What the commands print: tables and numbers for people, JSON for programs.
 
-use std::{fmt, io::Write as _};
+use std::{borrow::Cow, fmt, io::Write as _};
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
@@ -28,12 +28,22 @@ impl Output {
 
 /// Prints one text and a line end to the standard output.
 pub fn print(text: impl fmt::Display) -> Result<()> {
-    Ok(writeln!(std::io::stdout().lock(), "{text}")?)
+    Ok(writeln!(std::io::stdout().lock(), "{}", plain(&text.to_string()))?)
 }
 
 /// Prints one line to the standard error; nobody minds if it cannot be read.
 pub fn remark(text: impl fmt::Display) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", plain(&text.to_string()));
+}
+
+/// Text as it may go to a terminal: what strangers say (a reason, a label) cannot move the cursor, change colours or
+/// set the title. Line ends and tabs are kept.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    let harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    if text.chars().all(harmless) {
+        return Cow::Borrowed(text);
+    }
+    text.chars().map(|c| if harmless(c) { c } else { ' ' }).collect()
 }
 
 /// The user ended the command.
@@ -51,7 +61,7 @@ pub fn one_line(error: &anyhow::Error) -> String {
             line = format!("{line}: {cause}");
         }
     }
-    line.split_whitespace().collect::<Vec<_>>().join(" ")
+    plain(&line).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Whether the error is that the reader of our output went away.
@@ -135,5 +145,11 @@ mod tests {
         let lines: Vec<String> = table.lines().collect();
         assert_eq!(lines.len(), 3);
         assert!(lines[1].contains('─'));
+    }
+
+    #[test]
+    fn what_strangers_say_cannot_drive_a_terminal() {
+        assert_eq!(plain("a b\n\tc \u{e9}"), "a b\n\tc \u{e9}");
+        assert_eq!(plain("\u{1b}]0;title\u{7}\u{1b}[31mred\r\u{9b}2J"), " ]0;title  [31mred  2J");
     }
 }

@@ -29,6 +29,8 @@ pub struct Report<'a> {
     pub totals: Totals,
     /// Digest of the global adapter after the last committed round.
     pub adapter_sha256: Digest,
+    /// Hash over the ledger of all rounds, which `fedpeft run verify` checks.
+    pub ledger_sha256: Digest,
 }
 
 /// Sums over all rounds, and memory.
@@ -89,6 +91,7 @@ impl<'a> Report<'a> {
                 peak_rss_bytes,
             },
             adapter_sha256: record.adapter,
+            ledger_sha256: record.ledger,
         }
     }
 
@@ -105,10 +108,23 @@ impl<'a> Report<'a> {
             output::bytes(bytes_up),
             output::bytes(bytes_down),
         );
+        if let Some(line) = self.privacy_spent() {
+            text += &line;
+        }
         if let Some(line) = self.update_cost() {
             text += &line;
         }
         text + &format!("adapter sha256 {}", self.adapter_sha256)
+    }
+
+    /// What the run has spent of its budget, where it has one.
+    fn privacy_spent(&self) -> Option<String> {
+        let spent = self.rounds.iter().rev().find_map(|round| round.privacy)?;
+        let budget = &self.config["run"]["privacy"];
+        Some(format!(
+            "epsilon {:.3} of {} spent at delta {}, noise multiplier {:.3}, last clipping norm {:.4}\n",
+            spent.epsilon, budget["epsilon"], budget["delta"], spent.noise_multiplier, spent.clip_norm
+        ))
     }
 
     /// What one update costs on the wire, beside the adapter in it.

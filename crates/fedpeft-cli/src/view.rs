@@ -76,14 +76,18 @@ impl View {
             self.line(&format_row(&HEADER.map(str::to_owned)));
         }
         self.printed = report.round;
-        self.cumulative += report.bytes_up + report.bytes_down;
+        self.cumulative = self.cumulative.saturating_add(bytes_of(report));
         self.line(&format_row(&cells(report, self.cumulative)));
         for client in &report.clients {
             use fedpeft_protocol::round::ClientOutcome::{
                 Accepted, Dropped, Failed, Rejected, Surplus, Training,
             };
             match &client.outcome {
-                Accepted { .. } | Surplus | Training => {}
+                Accepted { staleness: 0, .. } | Training => {}
+                Accepted { staleness, .. } => {
+                    self.line(&format!("        {} is {staleness} rounds late", client.client));
+                }
+                Surplus => self.line(&format!("        {} was not needed", client.client)),
                 Dropped => self.line(&format!("        {} dropped out", client.client)),
                 Rejected { reason } => self.line(&format!("        {} refused: {reason}", client.client)),
                 Failed { reason } => self.line(&format!("        {} failed: {reason}", client.client)),
@@ -122,6 +126,7 @@ impl View {
     }
 
     fn line(&self, text: &str) {
+        let text = output::plain(text);
         self.bar.suspend(|| {
             // A reader that went away must not end a run that still trains.
             let _ = match self.sink {
@@ -181,12 +186,16 @@ fn cells(report: &RoundReport, cumulative: u64) -> [String; 8] {
     ]
 }
 
+fn bytes_of(report: &RoundReport) -> u64 {
+    report.bytes_up.saturating_add(report.bytes_down)
+}
+
 /// The whole table at once.
 pub fn table(rounds: &[RoundReport]) -> String {
     let mut lines = vec![format_row(&HEADER.map(str::to_owned))];
     let mut cumulative = 0;
     for report in rounds {
-        cumulative += report.bytes_up + report.bytes_down;
+        cumulative = u64::saturating_add(cumulative, bytes_of(report));
         lines.push(format_row(&cells(report, cumulative)));
     }
     lines.join("\n")
@@ -227,6 +236,7 @@ mod tests {
                 ),
                 client("b", ClientOutcome::Dropped),
             ],
+            privacy: None,
             seconds: PhaseSeconds { total: 1.5, ..Default::default() },
             previous: Digest::of("p"),
             adapter: Digest::of("y"),

@@ -32,6 +32,8 @@ pub use seed::Seed;
 
 use std::borrow::Cow;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 /// The bytes of `values`, one run of `f32` in layout order, little-endian. No copy on a little-endian machine.
@@ -48,6 +50,17 @@ pub fn encode(values: &[f32]) -> Bytes {
     Bytes::copy_from_slice(&as_bytes(values))
 }
 
+/// [`encode`] without a copy, where the machine is little-endian: the values stay where they are.
+pub fn encode_shared(values: Arc<Vec<f32>>) -> Bytes {
+    struct Encoded(Arc<Vec<f32>>);
+    impl AsRef<[u8]> for Encoded {
+        fn as_ref(&self) -> &[u8] {
+            bytemuck::cast_slice(&self.0)
+        }
+    }
+    if cfg!(target_endian = "little") { Bytes::from_owner(Encoded(values)) } else { encode(&values) }
+}
+
 /// Checks that `bytes` hold an adapter of `layout` with finite values only.
 pub fn validate(bytes: &[u8], layout: &Layout) -> Result<(), CodecError> {
     let (got, values) = (bytes.len(), layout.values());
@@ -55,6 +68,17 @@ pub fn validate(bytes: &[u8], layout: &Layout) -> Result<(), CodecError> {
     if got != expected {
         return Err(CodecError::Size { got, expected, values });
     }
+    match not_finite(bytes) {
+        None => Ok(()),
+        Some((flat, value)) => {
+            let (tensor, index) = layout.locate(flat);
+            Err(CodecError::NotFinite { tensor: tensor.to_owned(), index, value: value.to_string() })
+        }
+    }
+}
+
+/// The first of some encoded values that is not finite, and its index.
+pub fn not_finite(bytes: &[u8]) -> Option<(usize, f32)> {
     // A value is finite when its exponent is not all ones; testing bits in bulk vectorises, testing and
     // returning per value does not. The slow search for the culprit runs only when there is one.
     let infinite = bytes.chunks(1 << 16).any(|chunk| {
@@ -65,16 +89,10 @@ pub fn validate(bytes: &[u8], layout: &Layout) -> Result<(), CodecError> {
             .fold(false, |bad, b| bad | (u32::from_le_bytes(*b) & EXPONENT == EXPONENT))
     });
     if !infinite {
-        return Ok(());
+        return None;
     }
     let mut floats = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).enumerate();
-    match floats.find(|(_, value)| !value.is_finite()) {
-        None => Ok(()),
-        Some((flat, value)) => {
-            let (tensor, index) = layout.locate(flat);
-            Err(CodecError::NotFinite { tensor: tensor.to_owned(), index, value: value.to_string() })
-        }
-    }
+    floats.find(|(_, value)| !value.is_finite())
 }
 
 const EXPONENT: u32 = 0x7f80_0000;
@@ -135,6 +153,7 @@ mod tests {
         fn round_trip_is_bit_exact(values in proptest::collection::vec(any::<f32>(), 1..300)) {
             let layout = layout(&[values.len() as u64]);
             let decoded = decode(&encode(&values), &layout);
+            prop_assert_eq!(encode_shared(Arc::new(values.clone())), encode(&values));
             if values.iter().all(|v| v.is_finite()) {
                 let bits: Vec<_> = decoded.unwrap().iter().map(|v| v.to_bits()).collect();
                 prop_assert_eq!(bits, values.iter().map(|v| v.to_bits()).collect::<Vec<_>>());

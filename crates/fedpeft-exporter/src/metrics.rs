@@ -65,6 +65,16 @@ const TRAIN_LOSS: Spec = gauge(
     &["run"],
     "Training loss of the last committed round: mean over accepted clients, weighted by examples.",
 );
+const EPSILON: Spec = gauge(
+    "fedpeft_privacy_epsilon",
+    &["run"],
+    "Epsilon of differential privacy that a private run has spent so far, at the delta that was asked for.",
+);
+const CLIP_NORM: Spec = gauge(
+    "fedpeft_privacy_clip_norm",
+    &["run"],
+    "L2 norm that the updates of a private run's last committed round were clipped to.",
+);
 const COHORT: Spec = gauge(
     "fedpeft_cohort_clients",
     &["run", "outcome"],
@@ -88,7 +98,7 @@ const EVENTS: Spec = counter("fedpeft_exporter_events_total", &[], "Events read 
 const PENDING: Spec =
     gauge("fedpeft_exporter_events_pending", &[], "Events in the stream that are still to be read.");
 
-const ALL: [&Spec; 21] = [
+const ALL: [&Spec; 23] = [
     &RUN_INFO,
     &ROUNDS,
     &ROUND,
@@ -102,6 +112,8 @@ const ALL: [&Spec; 21] = [
     &LOSS,
     &ACCURACY,
     &TRAIN_LOSS,
+    &EPSILON,
+    &CLIP_NORM,
     &COHORT,
     &SECONDS,
     &ACCEPTED,
@@ -165,6 +177,8 @@ impl Page {
             (&LOSS, run.loss),
             (&ACCURACY, run.accuracy),
             (&TRAIN_LOSS, run.train_loss),
+            (&EPSILON, run.privacy.map(|privacy| privacy.epsilon)),
+            (&CLIP_NORM, run.privacy.map(|privacy| privacy.clip_norm)),
             (&PRESENT, run.clients_present.map(f64::from)),
             (&NEEDED, run.clients_needed.map(f64::from)),
         ];

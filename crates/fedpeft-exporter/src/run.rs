@@ -6,12 +6,14 @@ use fedpeft_protocol::{
     ClientId, Round,
     event::EventKind,
     round::{ByteKind, BytesByKind, ClientOutcome, Direction, PhaseSeconds, RoundReport},
+    run::PrivacyState,
 };
 
 /// Bytes by direction and kind.
 pub(crate) type Bytes = BTreeMap<(Direction, ByteKind), u64>;
 
-/// Rejections remembered so that those an aggregator repeats after a restart count once.
+/// Answers and rejections remembered, so that those an aggregator repeats after a restart count once: twice the
+/// largest cohort.
 const REMEMBERED: usize = 4096;
 
 #[derive(Debug, Default)]
@@ -32,6 +34,7 @@ pub(crate) struct Run {
     pub loss: Option<f64>,
     pub accuracy: Option<f64>,
     pub train_loss: Option<f64>,
+    pub privacy: Option<PrivacyState>,
     pub outcomes: BTreeMap<&'static str, u64>,
     pub seconds: PhaseSeconds,
     pub accepted: u64,
@@ -65,6 +68,9 @@ impl Run {
             EventKind::UpdateAccepted { round, client, .. } => {
                 let new = *round > self.round && self.answered.insert((*round, client.clone()));
                 self.accepted += u64::from(new);
+                if self.answered.len() > REMEMBERED {
+                    self.answered.pop_first();
+                }
             }
             EventKind::UpdateRejected { round, client, reason } => {
                 let reason = reason.chars().take(200).collect();
@@ -93,6 +99,7 @@ impl Run {
         self.rounds_closed += 1;
         self.open_round = None;
         self.train_loss = Some(report.train_loss);
+        self.privacy = report.privacy;
         let bytes = parse(&report.bytes_by_kind);
         for (key, count) in &bytes {
             let total = self.bytes.entry(*key).or_default();
@@ -108,7 +115,7 @@ impl Run {
             let answered = matches!(client.outcome, ClientOutcome::Accepted { .. });
             self.models_sent += 1 + u64::from(answered);
         }
-        self.forget_answers_before(report.round + 1);
+        self.forget_answers_before(report.round.saturating_add(1));
     }
 
     fn forget_answers_before(&mut self, round: Round) {

@@ -9,6 +9,7 @@ use fedpeft_protocol::{
     ClientId, Digest, PROTOCOL_VERSION, RunId,
     event::{Event, EventKind},
     round::{ClientOutcome, ClientReport, PhaseSeconds, RoundReport},
+    run::PrivacyState,
     run::RunStatus,
 };
 use fedpeft_testkit::{NatsServer, locate_binary};
@@ -21,7 +22,7 @@ use tokio::{
 const LIMITS: Limits = Limits { runs: 3, rounds: 2 };
 
 fn event(run: &str, kind: EventKind) -> Event {
-    Event { version: PROTOCOL_VERSION, run: RunId::new(run).unwrap(), at_ms: 1, kind }
+    Event { version: PROTOCOL_VERSION, run: RunId::new(run).unwrap(), at_ms: 1, epoch: 1, kind }
 }
 
 fn client(name: &str) -> ClientId {
@@ -70,6 +71,11 @@ fn report(round: u32, accuracy: Option<f64>) -> RoundReport {
             ),
             one("b", ClientOutcome::Dropped),
         ],
+        privacy: Some(PrivacyState {
+            noise_multiplier: 1.0,
+            clip_norm: 0.5,
+            epsilon: 0.25 * f64::from(round),
+        }),
         seconds: PhaseSeconds { train: 1.5, total: 2.0, ..Default::default() },
         previous: Digest::of("p"),
         adapter: Digest::of(b"g"),
@@ -166,6 +172,7 @@ async fn a_scripted_run_gives_exactly_these_metrics_and_a_replay_the_same() {
             "fedpeft_loss{run=\"r\"} 0.25",
             "fedpeft_accuracy{run=\"r\"} 0.75",
             "fedpeft_train_loss{run=\"r\"} 0.25",
+            "fedpeft_privacy_clip_norm{run=\"r\"} 0.5",
             "fedpeft_cohort_clients{outcome=\"accepted\",run=\"r\"} 1",
             "fedpeft_cohort_clients{outcome=\"dropped\",run=\"r\"} 1",
             "fedpeft_cohort_clients{outcome=\"failed\",run=\"r\"} 0",
@@ -214,6 +221,30 @@ fn an_event_told_twice_counts_once() {
         twice.fold(1, 0, &event);
     }
     assert_eq!(format!("{once:?}"), format!("{twice:?}"));
+}
+
+#[test]
+fn forged_events_take_bounded_memory_and_stop_nothing() {
+    let mut ledger = Ledger::new(LIMITS);
+    let mut sequence = 0;
+    let mut fold = |event: &Event| {
+        sequence += 1;
+        ledger.fold(sequence, 0, event);
+    };
+    for round in 0..20_000 {
+        fold(&accepted("r", u32::MAX - round, "nobody"));
+        fold(&rejected("r", u32::MAX - round, "nobody"));
+    }
+    let mut huge = report(u32::MAX, Some(f64::NAN));
+    huge.bytes_by_kind = [("up.adapter".to_owned(), u64::MAX)].into();
+    for round in [u32::MAX - 1, u32::MAX, u32::MAX] {
+        huge.round = round;
+        fold(&event("r", EventKind::RoundClosed { report: huge.clone() }));
+    }
+    for run in 0..100 {
+        fold(&status(&format!("run-{run}"), RunStatus::Running));
+    }
+    assert!(format!("{ledger:?}").len() < 100_000, "runs and answers are forgotten");
 }
 
 async fn get(port: u16, path: &str) -> String {

@@ -11,14 +11,14 @@
 //! | `fedpeft.v1.api.models.get` | [`crate::run::ModelRef`] | [`crate::model::ModelVersion`] |
 //! | `fedpeft.v1.api.models.list` | [`Empty`] | [`ModelList`] |
 //!
-//! Errors come as NATS service errors: a code (400 bad request, 404 not found, 409 conflict, 500 internal)
-//! and one line.
+//! Errors come as NATS service errors: a code (400 bad request, 404 not found, 409 conflict, 429 too many
+//! requests, 500 internal) and one line.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Digest, ModelName, RunId,
+    Digest, ModelName, RunId, bounds,
     model::{FileEntry, ModelVersion},
     run::{RunRecord, RunSpec},
 };
@@ -61,10 +61,12 @@ pub struct PublishModel {
     /// Name.
     pub name: ModelName,
     /// PEFT method of the artifacts.
+    #[serde(deserialize_with = "bounds::text::<256, _>")]
     pub method: String,
     /// Blob of `manifest.json`.
     pub manifest: Digest,
     /// Every file of the artifact folder.
+    #[serde(deserialize_with = "bounds::list::<64, _, _>")]
     pub files: Vec<FileEntry>,
 }
 

@@ -5,7 +5,18 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ClientId, presence::Presence};
+use crate::{
+    ClientId,
+    presence::Presence,
+    validate::{InvalidSpec, check},
+};
+
+/// Most clients named: ten thousand names of full length fit a message.
+const MAX_CLIENTS: usize = 10_000;
+/// Most devices and labels.
+const MAX_RULES: usize = 64;
+/// Most bytes of a device or of a label's name or value.
+const MAX_TEXT: usize = 128;
 
 /// Rules that a client must meet to be sampled. By default every present client that trains is eligible.
 ///
@@ -37,6 +48,23 @@ impl Eligibility {
     /// Whether everybody is eligible.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Checks that a run's record, which holds these rules, stays small.
+    pub(crate) fn validate(&self) -> Result<(), InvalidSpec> {
+        let texts = self.devices.iter().chain(self.labels.iter().flat_map(|(name, value)| [name, value]));
+        let longest = texts.map(String::len).max().unwrap_or(0);
+        for (field, found, most) in [
+            ("eligibility.clients", self.clients.len(), MAX_CLIENTS),
+            ("eligibility.devices", self.devices.len(), MAX_RULES),
+            ("eligibility.labels", self.labels.len(), MAX_RULES),
+            ("eligibility", longest, MAX_TEXT),
+        ] {
+            check(field, found <= most, || {
+                format!("has {found} entries or bytes in one: {most} are the most")
+            })?;
+        }
+        Ok(())
     }
 
     /// Whether a client may be sampled, or the first rule that it does not meet.
@@ -142,5 +170,24 @@ mod tests {
         let mut evaluator = presence();
         evaluator.capabilities.trains = false;
         assert!(Eligibility::default().check(&evaluator).is_err());
+    }
+
+    #[test]
+    fn rules_that_are_too_long_are_named() {
+        Eligibility::default().validate().unwrap();
+        let texts = |count: usize| (0..count).map(|i| i.to_string());
+        let clients = texts(MAX_CLIENTS + 1).map(|name| ClientId::new(name).unwrap()).collect();
+        let labels = texts(MAX_RULES + 1).map(|name| (name, String::new())).collect();
+        for (field, rules) in [
+            ("eligibility.clients", Eligibility { clients, ..Default::default() }),
+            ("eligibility.labels", Eligibility { labels, ..Default::default() }),
+            (
+                "eligibility.devices",
+                Eligibility { devices: texts(MAX_RULES + 1).collect(), ..Default::default() },
+            ),
+            ("eligibility", Eligibility { devices: vec!["x".repeat(MAX_TEXT + 1)], ..Default::default() }),
+        ] {
+            assert_eq!(rules.validate().unwrap_err().field, field);
+        }
     }
 }

@@ -4,7 +4,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ClientId, Round, RunId, round::RoundReport, run::RunStatus};
+use crate::{ClientId, Epoch, Round, RunId, round::RoundReport, run::RunStatus};
 
 /// One event of one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -15,6 +15,9 @@ pub struct Event {
     pub run: RunId,
     /// When, in milliseconds since the Unix epoch.
     pub at_ms: u64,
+    /// Fencing token of the owner of the run that says so; 0 where nobody drives it.
+    #[serde(default)]
+    pub epoch: Epoch,
     /// What.
     #[serde(flatten)]
     pub kind: EventKind,
@@ -23,6 +26,7 @@ pub struct Event {
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "events are made and read one at a time")]
 pub enum EventKind {
     /// The run changed its status.
     Status {

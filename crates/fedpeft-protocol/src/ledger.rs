@@ -143,3 +143,125 @@ pub fn check(view: &RunView) -> Result<Checked, LedgerError> {
     }
     Ok(checked)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ModelName, RunId, round::*, run::*};
+
+    /// A run of three rounds, each with an update of `a` and `b`.
+    fn view() -> RunView {
+        let model = ModelRef { name: ModelName::new("m").unwrap(), version: None };
+        let mut record = RunRecord {
+            version: 1,
+            run: RunId::new("r").unwrap(),
+            spec: RunSpec::new(model, 3, 2),
+            manifest: Digest::of("manifest"),
+            status: RunStatus::Completed,
+            round: 0,
+            adapter: Digest::of("adapter 0"),
+            moments: None,
+            privacy: None,
+            open: None,
+            carried: Vec::new(),
+            epoch: 1,
+            ledger: empty(),
+            created_ms: 0,
+            updated_ms: 0,
+        };
+        let mut rounds = Vec::new();
+        for round in 1..=3 {
+            let accepted = |client: &str| ClientReport {
+                client: ClientId::new(client).unwrap(),
+                outcome: ClientOutcome::Accepted {
+                    digest: Digest::of(format!("{client} {round}")),
+                    update: format!("r/{round}/{client}/train/1"),
+                    weight: 5,
+                    staleness: 0,
+                },
+                examples: 5,
+                bytes_up: 1,
+                bytes_down: 1,
+                loss: Some(1.0),
+                train_seconds: 1.0,
+            };
+            let mut report = RoundReport {
+                round,
+                loss: None,
+                accuracy: None,
+                train_loss: 1.0,
+                bytes_up: 2,
+                bytes_down: 2,
+                bytes_by_kind: BytesByKind::new(),
+                clients: vec![accepted("a"), accepted("b")],
+                privacy: None,
+                seconds: PhaseSeconds::default(),
+                previous: record.adapter,
+                adapter: Digest::of(format!("adapter {round}")),
+                epoch: 1,
+                ledger: empty(),
+            };
+            report.ledger = extend(record.ledger, &report);
+            (record.round, record.adapter, record.ledger) = (round, report.adapter, report.ledger);
+            rounds.push(report);
+        }
+        RunView { record, rounds }
+    }
+
+    fn entry(view: &mut RunView, round: usize) -> &mut ClientOutcome {
+        &mut view.rounds[round].clients[0].outcome
+    }
+
+    #[test]
+    fn a_good_ledger_adds_up() {
+        assert_eq!(check(&view()).unwrap(), Checked { rounds: 3, updates: 6, weight: 30 });
+    }
+
+    #[test]
+    fn every_change_is_found() {
+        type Case = (&'static str, fn(&mut RunView));
+        let cases: [Case; 9] = [
+            ("gap", |view| drop(view.rounds.remove(1))),
+            ("missing", |view| drop(view.rounds.pop())),
+            ("broken", |view| view.rounds[1].previous = Digest::of("other")),
+            ("twice", |view| {
+                let first = entry(view, 0).clone();
+                *entry(view, 2) = first;
+            }),
+            ("hash", |view| *entry(view, 1) = ClientOutcome::Dropped),
+            ("hash", |view| {
+                if let ClientOutcome::Accepted { weight, .. } = entry(view, 1) {
+                    *weight += 1;
+                }
+            }),
+            ("hash", |view| {
+                if let ClientOutcome::Accepted { digest, .. } = entry(view, 0) {
+                    *digest = Digest::of("other");
+                }
+            }),
+            ("hash", |view| view.record.ledger = empty()),
+            ("broken", |view| view.record.adapter = Digest::of("other")),
+        ];
+        for (expected, change) in cases {
+            let mut changed = view();
+            change(&mut changed);
+            let found = match check(&changed).unwrap_err() {
+                LedgerError::Gap { .. } => "gap",
+                LedgerError::Missing { .. } => "missing",
+                LedgerError::Twice { .. } => "twice",
+                LedgerError::Broken { .. } => "broken",
+                LedgerError::Hash { .. } => "hash",
+            };
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn a_consistent_forgery_fails_at_the_record() {
+        let mut forged = view();
+        *entry(&mut forged, 2) = ClientOutcome::Dropped;
+        let before = forged.rounds[1].ledger;
+        forged.rounds[2].ledger = extend(before, &forged.rounds[2]);
+        assert!(matches!(check(&forged), Err(LedgerError::Hash { round: 3, .. })));
+    }
+}

@@ -5,7 +5,9 @@
 //! what a stranger may send us, so every identifier is validated when it is built and every decode is
 //! bounded and typed.
 
+mod aggregation;
 pub mod api;
+mod bounds;
 pub mod digest;
 mod eligibility;
 pub mod event;
@@ -15,10 +17,12 @@ mod mode;
 pub mod model;
 pub mod pipeline;
 pub mod presence;
+mod privacy;
 pub mod round;
 pub mod run;
 mod schedule;
 mod stability;
+mod strategy;
 pub mod subject;
 mod training;
 mod validate;

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, ModelName, round::ByteKind};
+use crate::{Digest, ModelName, bounds, round::ByteKind};
 
 /// One version of a model: the value at key `<name>.<version>` of the model bucket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -15,10 +15,12 @@ pub struct ModelVersion {
     /// Version, counted from 1 per name.
     pub number: u32,
     /// PEFT method of the artifacts.
+    #[serde(deserialize_with = "bounds::text::<256, _>")]
     pub method: String,
     /// Blob of `manifest.json`, which names all other files by digest.
     pub manifest: Digest,
     /// Every file of the artifact folder, `manifest.json` included.
+    #[serde(deserialize_with = "bounds::list::<64, _, _>")]
     pub files: Vec<FileEntry>,
     /// When it was published, in milliseconds since the Unix epoch.
     pub published_ms: u64,
@@ -28,6 +30,7 @@ pub struct ModelVersion {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FileEntry {
     /// File name: no separators, no leading dot.
+    #[serde(deserialize_with = "bounds::text::<128, _>")]
     pub name: String,
     /// Blob.
     pub digest: Digest,

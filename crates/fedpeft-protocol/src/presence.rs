@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ClientId;
+use crate::{ClientId, bounds};
 
 /// Value at key `<client>` of the client bucket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -15,6 +15,7 @@ pub struct Presence {
     /// The client.
     pub client: ClientId,
     /// The worker process that hosts it.
+    #[serde(deserialize_with = "bounds::text::<256, _>")]
     pub worker: String,
     /// What it can do.
     pub capabilities: Capabilities,
@@ -30,11 +31,12 @@ pub struct Capabilities {
     /// Its training (or held-out) examples.
     pub examples: u64,
     /// Device it computes on: `cpu`, `cuda:0`.
+    #[serde(deserialize_with = "bounds::text::<64, _>")]
     pub device: String,
     /// Memory of its machine that is free, in MiB, as of its last heartbeat.
     #[serde(default)]
     pub free_memory_mib: Option<u64>,
     /// What its operator says of it, for [`crate::run::Eligibility::labels`].
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounds::labels::<64, _>")]
     pub labels: BTreeMap<String, String>,
 }

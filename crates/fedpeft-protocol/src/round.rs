@@ -5,8 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ClientId, Digest, Epoch, Round, RunId,
-    run::{StabilitySpec, TrainingSpec},
+    ClientId, Digest, Epoch, Round, RunId, bounds,
+    run::{PrivacyState, StabilitySpec, TrainingSpec},
 };
 
 /// What a client should do now.
@@ -21,6 +21,7 @@ pub struct Task {
     /// Fencing token of the run's owner; the update returns it.
     pub epoch: Epoch,
     /// Name of this task; the update returns it.
+    #[serde(deserialize_with = "bounds::text::<512, _>")]
     pub task: String,
     /// Blob of the artifact manifest.
     pub manifest: Digest,
@@ -28,13 +29,19 @@ pub struct Task {
     pub adapter: Payload,
     /// What to do with it.
     pub work: Work,
-    /// After this moment (milliseconds since the Unix epoch) nobody waits for the update.
+    /// After this moment (milliseconds since the Unix epoch, by the sender's clock) nobody waits for the update.
     pub deadline_ms: u64,
+    /// Milliseconds from the moment the task was sent to [`Self::deadline_ms`]. The client measures them by its own
+    /// monotonic clock from the first receipt on, so that no two clocks need to agree. 0 is a sender that does
+    /// not say: then the client's clock must be right.
+    #[serde(default)]
+    pub lifetime_ms: u64,
 }
 
 /// What to do with the global adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "do", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "a process holds as many as it has tasks, few")]
 pub enum Work {
     /// Train it on the client's examples.
     Train {
@@ -77,7 +84,8 @@ pub enum Payload {
         #[schemars(with = "Vec<u8>")]
         data: Bytes,
     },
-    /// In the blob store.
+    /// In the object store: that of blobs for a task, that of uploads (under the client and the round) for an
+    /// update.
     Blob {
         /// Name of the blob.
         digest: Digest,
@@ -131,11 +139,12 @@ pub struct Update {
     /// Fencing token of the task.
     pub epoch: Epoch,
     /// Name of the task.
+    #[serde(deserialize_with = "bounds::text::<512, _>")]
     pub task: String,
     /// What came of it.
     pub outcome: Outcome,
     /// Bytes the client fetched for this task beside the task message itself (backbone, artifacts, blobs).
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounds::list::<1024, _, _>")]
     pub fetched: Vec<Transfer>,
 }
 
@@ -357,6 +366,9 @@ pub struct RoundReport {
     pub bytes_by_kind: BytesByKind,
     /// The cohort, sorted by name.
     pub clients: Vec<ClientReport>,
+    /// What the round did for privacy and what is spent after it, where the run promises any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<PrivacyState>,
     /// Where the time went.
     pub seconds: PhaseSeconds,
     /// Digest of the global adapter before the round.

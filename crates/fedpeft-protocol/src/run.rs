@@ -7,10 +7,13 @@ use crate::{ClientId, Digest, Epoch, ModelName, Round, RunId, round::RoundReport
 
 use crate::validate::{at_least_one, check, not_negative, positive};
 pub use crate::{
+    aggregation::AggregationSpec,
     eligibility::Eligibility,
     mode::{ModeSpec, StalenessSpec},
+    privacy::{AccountantSpec, AdaptiveSpec, PrivacySpec, PrivacyState, SamplingSpec},
     schedule::{ScheduleSpec, Span, Warmup},
     stability::{DelaySpec, StabilitySpec},
+    strategy::StrategySpec,
     training::{OptimizerSpec, TrainingSpec},
     validate::InvalidSpec,
 };
@@ -28,7 +31,7 @@ pub struct RunSpec {
     /// Clients that must be present before a round starts. Default: the cohort.
     #[serde(default)]
     pub min_clients: Option<u32>,
-    /// Updates without which a round fails. Default: half of the cohort, rounded up.
+    /// Updates without which a round fails. Default: half of those that close it, rounded up.
     #[serde(default)]
     pub quorum: Option<u32>,
     /// Clients sampled beyond the cohort, as a share of it: `cohort (1 + over_selection)` clients get a task,
@@ -50,7 +53,8 @@ pub struct RunSpec {
     /// Updates whose L2 distance from the adapter they began with is greater are refused. Default: none is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_update_norm: Option<f64>,
-    /// Keeps the updates of committed rounds for seven days, so that `fedpeft run verify` can aggregate them again.
+    /// Keeps the clients' adapters of committed rounds in the blob store, by the digests in the ledger, so that
+    /// `fedpeft run verify` can aggregate them again. Whoever may read blobs can then read single updates.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_updates: bool,
     /// Faults that clients of a simulation should have.
@@ -59,9 +63,15 @@ pub struct RunSpec {
     /// What every client does with its task.
     #[serde(default)]
     pub training: TrainingSpec,
-    /// How updates become the next global adapter.
+    /// What the updates of a round come to.
+    #[serde(default, skip_serializing_if = "AggregationSpec::is_mean")]
+    pub aggregation: AggregationSpec,
+    /// The step that the server makes towards it: the next global adapter.
     #[serde(default)]
     pub strategy: StrategySpec,
+    /// Differential privacy of the clients. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<PrivacySpec>,
     /// When the global adapter is evaluated.
     #[serde(default)]
     pub evaluation: EvaluationSpec,
@@ -96,15 +106,40 @@ impl RunSpec {
             keep_updates: false,
             stability: None,
             training: TrainingSpec::default(),
+            aggregation: AggregationSpec::default(),
             strategy: StrategySpec::default(),
+            privacy: None,
             evaluation: EvaluationSpec::default(),
             seed: 0,
         }
     }
 
-    /// Updates without which a round fails.
+    /// Updates without which a round fails: none where samples are of any size, and an empty one is noise like any other.
     pub fn quorum(&self) -> u32 {
-        self.quorum.unwrap_or(self.cohort.div_ceil(2)).max(1)
+        if self.is_poisson() {
+            return self.quorum.unwrap_or(0);
+        }
+        let least = self.aggregation.least_updates();
+        self.quorum.unwrap_or(self.target().div_ceil(2).max(least)).max(1)
+    }
+
+    /// Whether a round's cohort is of any size.
+    pub fn is_poisson(&self) -> bool {
+        self.privacy.as_ref().is_some_and(|privacy| privacy.sampling == SamplingSpec::Poisson)
+    }
+
+    /// Clients that cohorts are sampled from: as many as have to be present.
+    pub fn population(&self) -> u32 {
+        let private = self.privacy.as_ref().and_then(|privacy| privacy.population);
+        private.unwrap_or(self.min_clients.unwrap_or(self.cohort))
+    }
+
+    /// Updates that close a round.
+    pub fn target(&self) -> u32 {
+        match self.mode {
+            ModeSpec::Synchronous => self.cohort,
+            ModeSpec::Buffered { buffer, .. } => buffer,
+        }
     }
 
     /// Clients that get a task in a round.
@@ -115,7 +150,8 @@ impl RunSpec {
 
     /// Clients that must be present before a round starts.
     pub fn min_clients(&self) -> u32 {
-        self.min_clients.unwrap_or(self.cohort)
+        let least = self.min_clients.unwrap_or(self.cohort);
+        if self.privacy.is_some() { least.max(self.population()) } else { least }
     }
 
     /// Checks every number, naming the field and the cure.
@@ -133,19 +169,63 @@ impl RunSpec {
                 format!("is {soft}, more than round_deadline_seconds, {hard}: lower it")
             })?;
         }
+        // Thousands of reserves for each client sampled are a slip of the pen.
+        check("over_selection", self.over_selection <= 1000.0, || {
+            format!("must be at most 1000, not {}", self.over_selection)
+        })?;
+        self.eligibility.validate()?;
         self.mode.validate(self.cohort)?;
+        self.aggregation.validate(&self.training)?;
+        self.strategy.validate()?;
         self.max_update_norm.map_or(Ok(()), |norm| positive("max_update_norm", norm))?;
         self.stability.as_ref().map_or(Ok(()), StabilitySpec::validate)?;
-        if self.quorum() > self.cohort {
-            let message = format!("is {}, more than the cohort of {}: lower it", self.quorum(), self.cohort);
-            return Err(InvalidSpec::new("quorum", message));
-        }
+        let (quorum, target) = (self.quorum(), self.target());
+        let buffered = !self.mode.is_synchronous();
+        let of = if buffered { "buffer" } else { "cohort" };
+        let least = self.aggregation.least_updates();
+        check("aggregation", least <= target, || {
+            format!("needs {least} updates, a round has {target}: raise the {of}")
+        })?;
+        check("quorum", quorum <= target, || {
+            format!("is {quorum}, more than the {of} of {target}: lower it")
+        })?;
+        check("strategy", !buffered || self.strategy == StrategySpec::Fedavg, || {
+            "of buffered rounds must be fedavg: they make steps of their own".to_owned()
+        })?;
+        check("aggregation", !buffered || self.aggregation.is_mean(), || {
+            "of buffered rounds must be mean: they weigh updates by their staleness".to_owned()
+        })?;
+        check("quorum", self.aggregation.is_mean() || quorum >= least, || {
+            format!("is {quorum}, the aggregation needs at least {least} updates: raise it")
+        })?;
+        self.privacy.as_ref().map_or(Ok(()), |privacy| self.validate_private(privacy))?;
+        check("over_selection", !buffered || self.over_selection == 0.0, || {
+            "is for synchronous rounds: buffered ones have cohort and buffer".to_owned()
+        })?;
         if self.min_clients() < self.quorum() {
             let message =
                 format!("is {}, less than the quorum of {}: raise it", self.min_clients(), self.quorum());
             return Err(InvalidSpec::new("min_clients", message));
         }
         Ok(())
+    }
+
+    /// Checks what goes with differential privacy.
+    fn validate_private(&self, privacy: &PrivacySpec) -> Result<(), InvalidSpec> {
+        privacy.validate(self.sampled(), self.population())?;
+        check("privacy", self.mode.is_synchronous(), || {
+            "is for synchronous rounds: buffered ones have no sample that could be accounted for".to_owned()
+        })?;
+        check("privacy", self.aggregation.is_mean(), || {
+            "clips and weighs updates itself: leave out [run.aggregation]".to_owned()
+        })?;
+        check("privacy", !self.keep_updates, || {
+            "and keep_updates contradict each other: kept updates can be read without noise".to_owned()
+        })?;
+        let is_poisson = privacy.sampling == SamplingSpec::Poisson;
+        check("over_selection", !is_poisson || self.over_selection == 0.0, || {
+            "is for samples of a fixed size: with privacy.sampling = \"poisson\" raise the cohort".to_owned()
+        })
     }
 }
 
@@ -158,15 +238,6 @@ pub struct ModelRef {
     /// Version, counted from 1.
     #[serde(default)]
     pub version: Option<u32>,
-}
-
-/// How updates become the next global adapter.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-pub enum StrategySpec {
-    /// The mean of the clients' adapters, weighted by their example counts (McMahan et al., arXiv 1602.05629).
-    #[default]
-    Fedavg,
 }
 
 /// Evaluation of the global adapter by a client that offers it ([`crate::presence::Capabilities::evaluates`]).
@@ -239,8 +310,17 @@ pub struct RunRecord {
     pub round: Round,
     /// Blob of the global adapter after [`Self::round`] rounds.
     pub adapter: Digest,
+    /// Blob of what the strategy keeps between rounds, where it keeps anything and a round is committed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moments: Option<Digest>,
+    /// Where the privacy of the run stands, where it promises any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<PrivacyState>,
     /// The round that is open, if one is.
     pub open: Option<OpenRound>,
+    /// Of buffered rounds: clients that train since an earlier round and whose updates still count, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carried: Vec<Carried>,
     /// Fencing token of the last writer.
     pub epoch: Epoch,
     /// Hash chain over the ledgers of the committed rounds, see [`crate::ledger`]; of a run without rounds, the
@@ -268,6 +348,23 @@ pub struct OpenRound {
     pub examples: Vec<u64>,
     /// When it was opened, in milliseconds since the Unix epoch.
     pub opened_ms: u64,
+}
+
+/// A client of a buffered round that has not answered yet, as it is taken over into later rounds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Carried {
+    /// The client.
+    pub client: ClientId,
+    /// The round in which it got its task; its update is published under it.
+    pub round: Round,
+    /// Fencing token of its task.
+    pub epoch: Epoch,
+    /// Examples it declared then.
+    pub examples: u64,
+    /// The global adapter it began with.
+    pub adapter: Digest,
+    /// When nobody waits for it any more, in milliseconds since the Unix epoch.
+    pub deadline_ms: u64,
 }
 
 /// A run and its rounds, as the control API returns them.
@@ -299,8 +396,9 @@ mod tests {
     #[test]
     fn every_bad_number_is_named() {
         type Case = (&'static str, fn(&mut RunSpec));
-        let cases: [Case; 11] = [
+        let cases: [Case; 12] = [
             ("over_selection", |s| s.over_selection = -0.5),
+            ("over_selection", |s| s.over_selection = 1e9),
             ("soft_deadline_seconds", |s| s.soft_deadline_seconds = Some(1e6)),
             ("max_update_norm", |s| s.max_update_norm = Some(0.0)),
             ("stability.dropout", |s| {

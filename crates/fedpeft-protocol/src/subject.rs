@@ -22,6 +22,10 @@ pub const EVENT_SUBJECTS: &str = "fedpeft.v1.event.>";
 
 /// Object store of content-addressed blobs.
 pub const BLOB_BUCKET: &str = "fedpeft-blobs";
+/// Object store of client uploads that do not fit a message. Unlike in other object stores, the last two tokens of
+/// the subjects of chunks and metadata are the client and the upload: `$O.fedpeft-uploads.C.<client>.<upload>` and
+/// `$O.fedpeft-uploads.M.<client>.<upload>`. So permissions can limit a client to its own uploads.
+pub const UPLOAD_BUCKET: &str = "fedpeft-uploads";
 /// KV of published models and their versions.
 pub const MODEL_BUCKET: &str = "fedpeft-models";
 /// KV of run records and round records.
@@ -31,8 +35,15 @@ pub const LEASE_BUCKET: &str = "fedpeft-leases";
 /// KV (with a time to live) of present clients.
 pub const CLIENT_BUCKET: &str = "fedpeft-clients";
 
+/// How clients with credentials of their own see JetStream: under this prefix instead of `$JS.API`, and of it
+/// only what they need.
+pub const CLIENT_API: &str = "fedpeft.v1.js";
+
 /// Header naming the encoding of a message's body, see [`crate::wire::Format`].
 pub const CONTENT_TYPE: &str = "Content-Type";
+/// Header of a chunk in an object store: the offset of its first byte in the blob, a space, and the SHA-256 of the
+/// blob up to its last byte.
+pub const CHUNK_HEADER: &str = "Fedpeft-Chunk";
 /// Header with the protocol version of the sender.
 pub const VERSION_HEADER: &str = "Fedpeft-Version";
 
@@ -44,6 +55,18 @@ pub fn task(run: &RunId, client: &ClientId) -> String {
 /// What a client subscribes to: its tasks of every run.
 pub fn tasks_of(client: &ClientId) -> String {
     format!("{PREFIX}.run.*.client.{client}.task")
+}
+
+/// Every task of a run.
+pub fn tasks_of_run(run: &RunId) -> String {
+    format!("{PREFIX}.run.{run}.client.*.task")
+}
+
+/// What [`task`] encoded.
+pub fn parse_task(subject: &str) -> Option<(RunId, ClientId)> {
+    let rest = subject.strip_prefix(PREFIX)?.strip_prefix(".run.")?;
+    let (run, rest) = rest.split_once(".client.")?;
+    Some((RunId::new(run).ok()?, ClientId::new(rest.strip_suffix(".task")?).ok()?))
 }
 
 /// Where a client publishes its update for a round.
@@ -94,6 +117,15 @@ pub fn task_id(run: &RunId, round: Round, client: &ClientId, kind: &str, epoch: 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn task_subjects_round_trip_and_strangers_are_refused() {
+        let (run, client) = (RunId::new("r1").unwrap(), ClientId::new("c-1").unwrap());
+        assert_eq!(parse_task(&task(&run, &client)), Some((run, client)));
+        for bad in ["fedpeft.v1.run.r1.client.c.x", "fedpeft.v1.run.r1.client.c.client.d.task", "x"] {
+            assert_eq!(parse_task(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn update_subjects_round_trip_and_strangers_are_refused() {

@@ -4,7 +4,7 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::PROTOCOL_VERSION;
+use crate::{PROTOCOL_VERSION, bounds};
 
 /// Encoding of a message body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,13 +53,15 @@ impl Format {
         }
     }
 
-    /// Decodes one message that must fill `body` to its end.
+    /// Decodes one message that must fill `body` to its end. What it takes in memory is bounded by a multiple of
+    /// its length, whatever it claims.
     pub fn decode<T: DeserializeOwned>(self, body: &[u8]) -> Result<T, WireError> {
         match self {
             Self::MessagePack => {
+                bounds::message_pack(body).map_err(WireError::Decode)?;
                 let mut rest = body;
                 let mut deserializer = rmp_serde::Deserializer::new(&mut rest);
-                deserializer.set_max_depth(MAX_DEPTH);
+                deserializer.set_max_depth(bounds::MAX_DEPTH);
                 let message = T::deserialize(&mut deserializer)
                     .map_err(|e| WireError::Decode(shorten(&e.to_string())))?;
                 if rest.is_empty() {
@@ -69,14 +71,12 @@ impl Format {
                 }
             }
             Self::Json => {
+                bounds::json(body).map_err(WireError::Decode)?;
                 serde_json::from_slice(body).map_err(|e| WireError::Decode(shorten(&e.to_string())))
             }
         }
     }
 }
-
-/// Nesting allowed in a MessagePack message; ours need 8.
-const MAX_DEPTH: usize = 32;
 
 fn shorten(text: &str) -> String {
     text.chars().take(200).collect()

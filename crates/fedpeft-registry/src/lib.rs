@@ -16,7 +16,7 @@ pub use service::Registry;
 
 use std::path::PathBuf;
 
-use fedpeft_artifacts::manifest::ManifestError;
+use fedpeft_artifacts::manifest::{MANIFEST_LIMIT, ManifestError};
 use fedpeft_bus::BusError;
 
 /// A push or pull that failed.
@@ -58,6 +58,3 @@ impl RegistryError {
         move |source| Self::File { path, source }
     }
 }
-
-/// Largest `manifest.json` read; that of a model with ten thousand adapter tensors has two megabytes.
-const MANIFEST_LIMIT: u64 = 16 << 20;

@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench -p fedpeft-runtime --bench train_step            # 56 px, batch 32, 2 threads
 //! cargo bench -p fedpeft-runtime --bench train_step -- --size 112 --batch 16 --threads 2 --rounds 20 --json
+//! cargo bench -p fedpeft-runtime --bench train_step -- --device cuda   # FEDPEFT_ORT_LIB names a library with CUDA
 //! ```
 //!
 //! Each round times one step of every kind, one after the other, so that a change in the machine's speed
@@ -24,23 +25,23 @@ struct Settings {
     batch: usize,
     threads: usize,
     rounds: usize,
+    device: Device,
     json: bool,
 }
 
 impl Settings {
-    fn from_args() -> Self {
+    fn from_args() -> Result<Self, Box<dyn Error>> {
         let args: Vec<String> = std::env::args().collect();
-        let number = |name: &str, default| {
-            let at = args.iter().position(|arg| arg == name);
-            at.and_then(|at| args.get(at + 1)?.parse().ok()).unwrap_or(default)
-        };
-        Self {
+        let text = |name: &str| args.get(args.iter().position(|arg| arg == name)? + 1);
+        let number = |name: &str, default| text(name).and_then(|text| text.parse().ok()).unwrap_or(default);
+        Ok(Self {
             size: number("--size", 56),
             batch: number("--batch", 32),
             threads: number("--threads", 2),
             rounds: number("--rounds", 15),
+            device: text("--device").map_or(Ok(Device::Cpu), |text| text.parse())?,
             json: args.iter().any(|arg| arg == "--json"),
-        }
+        })
     }
 }
 
@@ -98,7 +99,7 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
         }
         let artifacts = ArtifactFolder::open(&path)?;
         let start = artifacts.initial_adapter()?;
-        let options = SessionOptions { device: Device::Cpu, threads: settings.threads, kernels };
+        let options = SessionOptions { device: settings.device, threads: settings.threads, kernels };
         let mut trainer = Trainer::new(&runtime, artifacts, options)?;
         trainer.set_adapter(&start)?;
         let work = match optimizer {
@@ -123,7 +124,7 @@ fn quantile(values: &[f64], share: f64) -> f64 {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let settings = Settings::from_args();
+    let settings = Settings::from_args()?;
     let folder = tempfile::tempdir()?;
     let mut subjects = subjects(&settings, folder.path())?;
     let pixels = settings.batch * 3 * settings.size * settings.size;
@@ -140,9 +141,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     let forward = subjects[0].seconds.clone();
-    let Settings { size, batch, threads, rounds, json } = settings;
+    let Settings { size, batch, threads, rounds, device, json } = settings;
     if !json {
-        println!("{size} px, batch {batch}, {threads} threads, {rounds} rounds");
+        println!("{device}, {size} px, batch {batch}, {threads} threads, {rounds} rounds");
         println!("{:<26} {:>12} {:>10} {:>15}", "", "ms per image", "x forward", "quartiles");
     }
     for subject in &subjects {
@@ -152,7 +153,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let name = subject.name;
         if json {
             println!(
-                r#"{{"name":"{name}","size":{size},"batch":{batch},"threads":{threads},"ms_per_image":{per_image:.4},"ratio":{ratio:.4},"low":{low:.4},"high":{high:.4}}}"#
+                r#"{{"name":"{name}","size":{size},"batch":{batch},"threads":{threads},"device":"{device}","ms_per_image":{per_image:.4},"ratio":{ratio:.4},"low":{low:.4},"high":{high:.4}}}"#
             );
         } else {
             println!("{name:<26} {per_image:>12.2} {ratio:>10.2} {low:>7.2}-{high:.2}");

@@ -108,6 +108,9 @@ pub enum RuntimeError {
         /// NaN or infinity.
         loss: f32,
     },
+    /// Training cannot go on from there.
+    #[error("the snapshot is not of this training: {0}")]
+    Snapshot(String),
     /// The caller asked to stop.
     #[error("stopped on request")]
     Stopped,

@@ -15,6 +15,7 @@ mod library;
 mod operators;
 mod optimizer;
 mod order;
+mod products;
 mod schedule;
 mod session;
 #[cfg(test)]
@@ -31,4 +32,4 @@ pub use optimizer::Optimizer;
 pub use order::OrderSeed;
 pub use schedule::Schedule;
 pub use session::{Kernels, SessionOptions};
-pub use trainer::{Evaluated, LocalTraining, Stepped, Trained, Trainer};
+pub use trainer::{Evaluated, LocalTraining, OptimizerState, Snapshot, Standing, Stepped, Trained, Trainer};

@@ -4,7 +4,9 @@ use fedpeft_artifacts::{ArtifactFolder, manifest::FileRef};
 use fedpeft_onnx::{Model, OnnxError};
 use ort::session::{Session, builder::GraphOptimizationLevel};
 
-use crate::{ChosenDevice, Device, Runtime, RuntimeError, error::one_line, operators};
+use crate::{
+    ChosenDevice, Device, Runtime, RuntimeError, error::one_line, operators, operators::DOMAIN, products,
+};
 
 /// Which kernels compute gradients on the processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,15 +58,36 @@ pub(crate) fn open_edited(
 ) -> Result<Session, RuntimeError> {
     let fail = |reason: String| RuntimeError::Graph { graph: file.name.clone(), device, reason };
     let mut model = Model::load_graph(folder.file(file)).map_err(|error| fail(error.to_string()))?;
+    standard_operators(&model).map_err(fail)?;
     edit(&mut model).map_err(|error| fail(error.to_string()))?;
     let fused =
         device == ChosenDevice::Cpu && options.kernels == Kernels::Fused && operators::take_over(&mut model);
+    if device != ChosenDevice::Cpu {
+        products::from_sums(&mut model);
+    }
     let path = std::path::absolute(folder.path()).map_err(|error| fail(error.to_string()))?;
     let Some(path) = path.to_str() else {
         return Err(fail("the path of its folder is not UTF-8; move it".to_owned()));
     };
     commit(runtime, &model.to_bytes(), path, fused, device, options.threads)
         .map_err(|error| fail(one_line(error)))
+}
+
+/// Artifacts hold standard operators and ours. Others are of some provider, and may be more than arithmetic on the
+/// tensors of the graph: `EPContext` of TensorRT opens the file that it names.
+fn standard_operators(model: &Model) -> Result<(), String> {
+    let mut nodes =
+        model.graph.nodes.iter().chain(model.functions.iter().flat_map(|function| &function.nodes));
+    match nodes.find(|node| !node.domain.is_empty() && node.domain != DOMAIN) {
+        None => Ok(()),
+        Some(node) => {
+            let domain: String = node.domain.chars().take(80).collect();
+            Err(format!(
+                "{} is of the domain {domain:?}: artifacts have standard operators only",
+                node.label()
+            ))
+        }
+    }
 }
 
 pub(crate) fn commit(
@@ -93,4 +116,66 @@ pub(crate) fn commit(
         builder = builder.with_operators(operators::domain()?)?;
     }
     device.add_to(builder)?.commit_from_memory(model)
+}
+
+#[cfg(test)]
+mod tests {
+    use fedpeft_onnx::{Data, Node};
+
+    use super::*;
+    use crate::toy;
+
+    #[test]
+    fn a_graph_opens_its_backbone_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        toy::write(folder.path());
+        let artifacts = ArtifactFolder::open(folder.path()).unwrap();
+        let file = artifacts.manifest().files.eval.clone();
+        let path = artifacts.file(&file);
+        let good = Model::load_graph(&path).unwrap();
+        let runtime = toy::runtime();
+        let error = |model: &Model| {
+            model.save(&path).unwrap();
+            let opened = open(&runtime, &artifacts, &file, ChosenDevice::Cpu, &SessionOptions::default());
+            opened.err().map(|error| error.to_string())
+        };
+        assert_eq!(error(&good), None);
+        let refused = |model: &Model, expected: &str| {
+            let error = error(model).unwrap();
+            assert!(error.contains(expected) && !error.contains('\n'), "{error}");
+        };
+
+        // TensorRT loads the engine that such a node names, a path and all.
+        let mut context = good.clone();
+        let engine = Node::new("EPContext", &["x"], &["context"]).with("ep_cache_context", "/etc/passwd");
+        context.graph.nodes.push(Node { domain: "com.microsoft".into(), ..engine.with("embed_mode", 0i64) });
+        refused(&context, "\"com.microsoft\"");
+        let mut hidden = toy::model(good.graph.clone());
+        hidden.functions.extend(fedpeft_autodiff::functions::all().into_iter().take(1));
+        hidden.functions[0].nodes.extend(context.graph.nodes.last().cloned());
+        refused(&hidden, "\"com.microsoft\"");
+
+        std::os::unix::fs::symlink("/etc/passwd", folder.path().join("link.bin")).unwrap();
+        // The last is how ONNX Runtime names its own memory, with an address as the offset.
+        for (location, offset) in [
+            ("/etc/passwd", 0),
+            ("../backbone.bin", 0),
+            ("./../backbone.bin", 0),
+            ("link.bin", 0),
+            ("missing.bin", 0),
+            ("backbone.bin", 4),
+            ("backbone.bin", u64::MAX),
+            ("*/_ORT_MEM_ADDR_/*", 4096),
+        ] {
+            let mut outside = good.clone();
+            let frozen = outside.graph.initializers.get_mut("frozen").unwrap();
+            frozen.data = Data::External { location: location.into(), offset };
+            refused(&outside, location.trim_start_matches("./"));
+            // Constants in attributes are tensors as well.
+            let mut attribute = good.clone();
+            let tensor = outside.graph.initializers["frozen"].clone();
+            attribute.graph.nodes.insert(0, Node::new("Constant", &[], &["c"]).with("value", tensor));
+            refused(&attribute, location.trim_start_matches("./"));
+        }
+    }
 }

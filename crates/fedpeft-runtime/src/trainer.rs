@@ -1,6 +1,7 @@
 //! Training and evaluation of an adapter on one device.
 
 mod local;
+mod snapshot;
 
 use std::time::Instant;
 
@@ -19,6 +20,7 @@ use crate::{
 };
 
 pub use local::{LocalTraining, Trained};
+pub use snapshot::{OptimizerState, Snapshot, Standing};
 
 /// Examples that evaluation runs at once.
 const EVALUATION_BATCH: usize = 64;

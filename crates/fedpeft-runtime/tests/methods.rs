@@ -31,7 +31,11 @@ fn examples(count: usize) -> InMemory {
 }
 
 fn trainer(folder: &ArtifactFolder, kernels: Kernels) -> Trainer {
-    let options = SessionOptions { device: Device::Cpu, threads: 1, kernels };
+    trainer_on(Device::Cpu, folder, kernels)
+}
+
+fn trainer_on(device: Device, folder: &ArtifactFolder, kernels: Kernels) -> Trainer {
+    let options = SessionOptions { device, threads: 1, kernels };
     let mut trainer = Trainer::new(&Runtime::load(None).unwrap(), folder.clone(), options).unwrap();
     trainer.set_adapter(&folder.initial_adapter().unwrap()).unwrap();
     trainer
@@ -54,9 +58,7 @@ fn dropping() -> Peft {
     Method::Lora(Lora { rank: 4, dropout: 0.3, ..Lora::default() }).into()
 }
 
-#[test]
-fn every_method_learns_and_kernels_change_nothing() {
-    let examples = examples(24);
+fn methods() -> impl Iterator<Item = Peft> {
     let named = [
         "head",
         "bias",
@@ -70,8 +72,13 @@ fn every_method_learns_and_kernels_change_nothing() {
         "ia3",
         "lora+bias",
     ];
-    let methods = named.map(|name| name.parse::<Peft>().unwrap()).into_iter().chain([dropping()]);
-    for method in methods {
+    named.map(|name| name.parse::<Peft>().unwrap()).into_iter().chain([dropping()])
+}
+
+#[test]
+fn every_method_learns_and_kernels_change_nothing() {
+    let examples = examples(24);
+    for method in methods() {
         let directory = tempfile::tempdir().unwrap();
         let folder = artifacts(method.clone(), &directory.path().join("artifacts"));
         let results = [Kernels::Fused, Kernels::Portable].map(|kernels| {
@@ -88,6 +95,49 @@ fn every_method_learns_and_kernels_change_nothing() {
             results[0].iter().zip(&results[1]).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
         assert!(difference < 2e-3, "{method}: kernels differ by {difference}");
     }
+}
+
+/// What the GPU sums in another order, it sums in the same precision.
+#[test]
+#[ignore = "needs an NVIDIA GPU, and an ONNX Runtime library with CUDA in FEDPEFT_ORT_LIB"]
+fn every_method_trains_on_cuda_as_on_the_processor() {
+    let examples = examples(24);
+    // Dropout draws on the device, whose generator is another one.
+    for method in methods().filter(|method| *method != dropping()) {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = artifacts(method.clone(), &directory.path().join("artifacts"));
+        let results = [Device::Cpu, Device::Cuda(0)].map(|device| {
+            let mut trainer = trainer_on(device, &folder, Kernels::Fused);
+            let before = trainer.evaluate(&examples, &mut || true).unwrap();
+            let (_, adapter) = train(&mut trainer, &examples);
+            let (_, again) = {
+                trainer.set_adapter(&folder.initial_adapter().unwrap()).unwrap();
+                train(&mut trainer, &examples)
+            };
+            assert_eq!(adapter, again, "{method} on {device}: not the same bits again");
+            let after = trainer.evaluate(&examples, &mut || true).unwrap();
+            assert!(after.loss < 0.8 * before.loss, "{method}: {} after {}", after.loss, before.loss);
+            adapter
+        });
+        let difference =
+            results[0].iter().zip(&results[1]).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
+        assert!(difference < 2e-3, "{method}: devices differ by {difference}");
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU, and an ONNX Runtime library with CUDA in FEDPEFT_ORT_LIB"]
+fn adamw_and_dropout_learn_on_cuda() {
+    let examples = examples(24);
+    let directory = tempfile::tempdir().unwrap();
+    let folder = artifacts(dropping(), &directory.path().join("artifacts"));
+    let mut trainer = trainer_on(Device::Cuda(0), &folder, Kernels::Fused);
+    let before = trainer.evaluate(&examples, &mut || true).unwrap();
+    let spec = TrainingSpec { local_epochs: 12, batch_size: 8, learning_rate: 5e-3, ..Default::default() };
+    let seed = OrderSeed { run: 1, round: 1, client: "c" };
+    trainer.train(LocalTraining { spec: &spec, seed, rounds: 1 }, &examples, &mut || true).unwrap();
+    let after = trainer.evaluate(&examples, &mut || true).unwrap();
+    assert!(after.loss < 0.8 * before.loss, "{} after {}", after.loss, before.loss);
 }
 
 #[test]
@@ -125,4 +175,55 @@ fn micro_batches_of_a_step_drop_different_places() {
     // The same example twice: with the same places dropped, the mean would be the loss of one.
     let twice = trainer.train_step(&mut optimizer, &examples, &[0, 0]).unwrap().loss;
     assert!((twice - alone).abs() > 1e-4, "{twice} and {alone}");
+}
+
+#[test]
+fn resumed_trainings_drop_the_same_places() {
+    resumed_trainings_give_the_bits_of_straight_ones(Device::Cpu);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU, and an ONNX Runtime library with CUDA in FEDPEFT_ORT_LIB"]
+fn resumed_trainings_on_cuda_give_the_bits_of_straight_ones() {
+    resumed_trainings_give_the_bits_of_straight_ones(Device::Cuda(0));
+}
+
+fn resumed_trainings_give_the_bits_of_straight_ones(device: Device) {
+    let trainer = |folder: &ArtifactFolder| trainer_on(device, folder, Kernels::Fused);
+    let examples = examples(24);
+    let directory = tempfile::tempdir().unwrap();
+    let folder = artifacts(dropping(), &directory.path().join("artifacts"));
+    let seed = OrderSeed { run: 1, round: 1, client: "c" };
+    let sgd = OptimizerSpec::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 };
+    for optimizer in [sgd, OptimizerSpec::default()] {
+        let spec =
+            TrainingSpec { local_epochs: 2, batch_size: 5, accumulate: 2, optimizer, ..Default::default() };
+        let training = LocalTraining { spec: &spec, seed, rounds: 1 };
+        let values = |trainer: &Trainer| {
+            let mut values = Vec::new();
+            trainer.adapter_into(&mut values).unwrap();
+            values.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let mut straight = trainer(&folder);
+        let wanted = straight.train(training, &examples, &mut || true).unwrap();
+        // Ten steps: in the first epoch, between both, in the second, and when all is done.
+        for stop in [0, 3, 5, 9, 10] {
+            let (mut first, mut snapshot) = (trainer(&folder), None);
+            let stopped = first.train_from(training, None, &examples, &mut |standing| {
+                snapshot = Some(standing.snapshot()?);
+                Ok(standing.steps() < stop)
+            });
+            assert_eq!(stopped.is_ok(), stop == 10);
+            drop(first);
+            let (mut second, mut steps) = (trainer(&folder), 0);
+            let resumed = second.train_from(training, snapshot.as_ref(), &examples, &mut |_| {
+                steps += 1;
+                Ok(true)
+            });
+            let resumed = resumed.unwrap();
+            assert_eq!((resumed.steps, resumed.loss), (wanted.steps, wanted.loss));
+            assert_eq!(steps - 1, 10 - stop, "steps were repeated");
+            assert!(values(&straight) == values(&second), "{optimizer:?} stopped before step {stop}");
+        }
+    }
 }

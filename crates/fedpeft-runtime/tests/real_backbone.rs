@@ -54,9 +54,13 @@ fn start(folder: &ArtifactFolder) -> Vec<f32> {
 
 /// Gradients, as what one step of plain SGD subtracts, divided by its rate.
 fn gradients(folder: &ArtifactFolder, kernels: Kernels) -> Vec<f32> {
+    gradients_on(Device::Cpu, folder, kernels)
+}
+
+fn gradients_on(device: Device, folder: &ArtifactFolder, kernels: Kernels) -> Vec<f32> {
     const RATE: f32 = 1024.0;
     let runtime = Runtime::load(Some(&fedpeft_testkit::assets().ort_lib().unwrap())).unwrap();
-    let options = SessionOptions { device: Device::Cpu, threads: 2, kernels };
+    let options = SessionOptions { device, threads: 2, kernels };
     let mut trainer = Trainer::new(&runtime, folder.clone(), options).unwrap();
     let before = start(folder);
     trainer.set_adapter(&before).unwrap();
@@ -133,5 +137,28 @@ fn half_precision_halves_the_file_and_hardly_moves_gradients() {
         let error =
             length(&mut got.iter().zip(&wanted).map(|(a, b)| a - b)) / length(&mut wanted.iter().copied());
         assert!(error < tolerance, "{storage:?}: {error}");
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU, and an ONNX Runtime library with CUDA in FEDPEFT_ORT_LIB"]
+fn gradients_on_cuda_are_those_of_the_reference() {
+    for method in [Method::Bias, Method::Full] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = artifacts(method, &dir.path().join("artifacts"));
+        let got = gradients_on(Device::Cuda(0), &folder, Kernels::Fused);
+        compare(&folder, &got, &reference(&folder), 1e-4);
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU, and an ONNX Runtime library with CUDA in FEDPEFT_ORT_LIB"]
+fn half_precision_on_cuda_is_that_of_the_processor() {
+    let dir = tempfile::tempdir().unwrap();
+    for storage in [Storage::F16, Storage::Bf16] {
+        let folder = stored(Method::Bias, storage, &dir.path().join(format!("{storage:?}")));
+        let got = gradients_on(Device::Cuda(0), &folder, Kernels::Fused);
+        let wanted: Vec<f64> = gradients(&folder, Kernels::Fused).into_iter().map(f64::from).collect();
+        compare(&folder, &got, &wanted, 1e-3);
     }
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use clap::{CommandFactory, ValueEnum, ValueHint};
+use fedpeft_bus::{BusConfig, Tls};
 use figment::{
     Figment, Provider,
     providers::{Format, Serialized, Toml},
@@ -25,14 +26,30 @@ pub struct CommonArgs {
     #[arg(long, env = "FEDPEFT_CONFIG", value_name = "FILE", value_hint = ValueHint::FilePath)]
     #[serde(skip)]
     pub config: Option<PathBuf>,
-    /// NATS server with JetStream; several addresses may be joined by commas [default: nats://127.0.0.1:4222]
-    #[arg(long, env = "FEDPEFT_SERVER", value_name = "URL", value_hint = ValueHint::Url)]
+    /// NATS server with JetStream, nats:// or tls://; several may be joined by commas [default: nats://127.0.0.1:4222]
+    #[arg(long, env = "FEDPEFT_SERVER", hide_env_values = true, value_name = "URL", value_hint = ValueHint::Url)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
     /// NATS credentials file (.creds)
     #[arg(long, env = "FEDPEFT_CREDS", value_name = "FILE", value_hint = ValueHint::FilePath)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creds: Option<PathBuf>,
+    /// Authorities to believe, PEM; those of the system without it. Any --tls option makes TLS a must
+    #[arg(long, env = "FEDPEFT_TLS_CA", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_ca: Option<PathBuf>,
+    /// Our certificate, PEM, for a server that verifies its clients; needs --tls-key
+    #[arg(long, env = "FEDPEFT_TLS_CERT", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of --tls-cert, PEM
+    #[arg(long, env = "FEDPEFT_TLS_KEY", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
+    /// Encrypt before the server's greeting: for a server with `handshake_first` [default: false]
+    #[arg(long, env = "FEDPEFT_TLS_FIRST", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_first: Option<bool>,
     /// What to log: error, warn, info, debug, trace, or per module, as in `info,fedpeft_bus=debug` [default: info]
     #[arg(long, env = "FEDPEFT_LOG", value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,6 +72,14 @@ pub struct Common {
     pub server: String,
     /// Credentials file.
     pub creds: Option<PathBuf>,
+    /// Authorities to believe.
+    pub tls_ca: Option<PathBuf>,
+    /// Our certificate.
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key.
+    pub tls_key: Option<PathBuf>,
+    /// Encrypt before the server's greeting.
+    pub tls_first: bool,
     /// What to log.
     pub log: String,
     /// Form of the log.
@@ -68,10 +93,23 @@ impl Default for Common {
         Self {
             server: "nats://127.0.0.1:4222".into(),
             creds: None,
+            tls_ca: None,
+            tls_cert: None,
+            tls_key: None,
+            tls_first: false,
             log: "info".into(),
             log_format: LogFormat::Text,
             http: None,
         }
+    }
+}
+
+impl Common {
+    /// How the program called `name` reaches the NATS server.
+    pub fn bus(&self, name: &str) -> BusConfig {
+        let (ca, cert, key) = (self.tls_ca.clone(), self.tls_cert.clone(), self.tls_key.clone());
+        let tls = Tls { ca, cert, key, first: self.tls_first };
+        BusConfig { server: self.server.clone(), creds: self.creds.clone(), tls, name: name.to_owned() }
     }
 }
 
@@ -200,6 +238,12 @@ mod tests {
         assert_eq!(config.common.server, "nats://flag");
         assert_eq!((config.slots, config.common.log_format), (3, LogFormat::Json));
         assert_eq!(config.common.http.unwrap().port(), 1);
+        let toml = "tls_ca = \"ca.pem\"\ntls_first = true";
+        let tls =
+            load_with(&["--tls-cert", "c.pem", "--tls-key", "k.pem"], toml).unwrap().common.bus("x").tls;
+        let pem = |name: &str| Some(PathBuf::from(name));
+        assert_eq!(tls, Tls { ca: pem("ca.pem"), cert: pem("c.pem"), key: pem("k.pem"), first: true });
+        assert!(!load_with(&["--tls-first", "false"], toml).unwrap().common.tls_first);
         let config = load_with(&[], "").unwrap();
         assert_eq!((config.slots, config.common.log.as_str()), (7, "info"));
     }

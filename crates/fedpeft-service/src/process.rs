@@ -30,6 +30,25 @@ pub fn memory(pid: Option<u32>) -> Option<Memory> {
     Some(Memory { resident: kibibytes("VmRSS:")? * 1024, peak: kibibytes("VmHWM:")? * 1024 })
 }
 
+/// Bytes of memory that programs can still get without swapping: of the machine, or of the control group (a
+/// container) that this process is confined to, where that has less.
+pub fn available_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let machine = line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024;
+    let number = |name: &str| {
+        fs::read_to_string(Path::new("/sys/fs/cgroup").join(name)).ok()?.trim().parse::<u64>().ok()
+    };
+    // `max` is no number, and no limit. Group files are those of the container, whose root this process sees.
+    let group = number("memory.max").zip(number("memory.current"));
+    // Cached files that nobody uses are given up when memory is needed.
+    let stat = fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
+    let idle = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse::<u64>().ok());
+    let idle = idle.unwrap_or(0);
+    let group = group.map(|(limit, used)| limit.saturating_sub(used.saturating_sub(idle)));
+    Some(group.map_or(machine, |group| group.min(machine)))
+}
+
 /// Seconds of processor time a running process has used, this one where `pid` is absent.
 pub fn cpu_seconds(pid: Option<u32>) -> Option<f64> {
     let stat = fs::read_to_string(folder(pid).join("stat")).ok()?;
@@ -104,6 +123,11 @@ impl Collector for ProcessMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn some_memory_is_available() {
+        assert!(available_memory().unwrap() > 1 << 20);
+    }
 
     #[test]
     fn this_process_is_measured_and_a_missing_one_is_not() {

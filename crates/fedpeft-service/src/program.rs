@@ -3,7 +3,7 @@
 use std::{io::Write, net::SocketAddr, process::ExitCode};
 
 use clap::Parser;
-use fedpeft_bus::{Bus, BusConfig};
+use fedpeft_bus::Bus;
 use prometheus::{IntGaugeVec, Opts, Registry};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
@@ -118,8 +118,7 @@ impl Program {
             Some(address) => Some(http::listen(address).await?),
             None => None,
         };
-        let connection = BusConfig { server: common.server, creds: common.creds, name: self.name.into() };
-        let bus = Bus::connect(&connection).await?;
+        let bus = Bus::connect(&common.bus(self.name)).await?;
         bus.ensure_topology().await?;
         let http = listener.as_ref().map(|listener| listener.local_addr()).transpose()?;
         let metrics = self.metrics()?;

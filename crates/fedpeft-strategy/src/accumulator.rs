@@ -16,8 +16,12 @@
 //! [`MAX_WEIGHT`] and [`MAX_UPDATES`]. Values of magnitude 2^-31 and above are summed exactly; below that a
 //! term is rounded to a multiple of 2^-54. The mean is rounded to `f32` once.
 
+mod spooled;
+
 use bytes::Bytes;
 use fedpeft_codec::{CodecError, Layout};
+
+pub use spooled::{Spool, SpoolError, check_update};
 
 /// Largest magnitude of an adapter value: the next power of two above what half precision can hold.
 pub const MAX_MAGNITUDE: f32 = 65_536.0;
@@ -30,7 +34,7 @@ const HIGH_SCALE: f64 = (1u64 << 7) as f64;
 const LOW_SCALE: f64 = (1u64 << 47) as f64;
 /// Added to an `f64` of magnitude below 2^51 it leaves the nearest integer in the low bits of the mantissa:
 /// a conversion to `i64` that every vector unit can do.
-const MAGIC: f64 = 6_755_399_441_055_744.0;
+pub(crate) const MAGIC: f64 = 6_755_399_441_055_744.0;
 
 /// The weight of one update: its examples, 1 to [`MAX_WEIGHT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,6 +82,53 @@ pub enum AccumulateError {
     /// Nothing was added.
     #[error("the sum holds no update, so it has no mean")]
     Empty,
+    /// Reading a spooled adapter broke off while it was added.
+    #[error("the sum holds half an update: it has to be gathered again")]
+    Spoilt,
+    /// A server optimizer's step that left the range.
+    #[error(
+        "the server's step gives a value of {0}, more than {MAX_MAGNITUDE}: lower strategy.learning_rate"
+    )]
+    Diverged(String),
+    /// Too few updates for a robust rule.
+    #[error("{rule} needs {least} updates and got {updates}: raise the quorum")]
+    Few {
+        /// The rule.
+        rule: &'static str,
+        /// Fewest it works with.
+        least: u32,
+        /// Updates there are.
+        updates: usize,
+    },
+    /// Too many updates for a robust rule.
+    #[error("{rule} takes at most {most} updates and got {updates}: lower the size of the cohort")]
+    Many {
+        /// The rule.
+        rule: &'static str,
+        /// Most it works with.
+        most: u32,
+        /// Updates there are.
+        updates: usize,
+    },
+    /// A clipping norm.
+    #[error("the clipping norm is {0}: it is between 1e-9 and 1e9")]
+    Clip(String),
+    /// A noise multiplier.
+    #[error("the noise multiplier is {0}: a clipped sum takes 2^-10 and above")]
+    Noise(String),
+    /// Noise that makes the grid of a clipped sum too coarse for its number of values.
+    #[error(
+        "a noise multiplier of {noise} is too much for {values} values, which take up to {most}: train a smaller \
+         adapter, or take fewer rounds or a larger budget"
+    )]
+    Coarse {
+        /// The multiplier.
+        noise: String,
+        /// Values of the adapter.
+        values: usize,
+        /// Largest multiplier for that many.
+        most: String,
+    },
     /// Two sums over different adapters.
     #[error("sums of different adapter layouts cannot be merged")]
     Layout,
@@ -94,16 +145,18 @@ pub struct Accumulator {
     low: Vec<i64>,
     weight: u64,
     updates: u64,
+    /// Whether it holds half an adapter.
+    spoilt: bool,
 }
 
 impl Accumulator {
     /// An empty sum.
     pub fn new(layout: Layout) -> Result<Self, AccumulateError> {
         let (high, low) = (zeros(layout.values())?, zeros(layout.values())?);
-        Ok(Self { layout, high, low, weight: 0, updates: 0 })
+        Ok(Self { layout, high, low, weight: 0, updates: 0, spoilt: false })
     }
 
-    /// Updates in the sum.
+    /// Terms of the sum: updates, and parts that were subtracted.
     pub fn updates(&self) -> u64 {
         self.updates
     }
@@ -115,6 +168,9 @@ impl Accumulator {
 
     /// Adds one encoded adapter. Either all of it is added or, with an error, nothing.
     pub fn add(&mut self, adapter: &[u8], weight: Weight) -> Result<(), AccumulateError> {
+        if self.spoilt {
+            return Err(AccumulateError::Spoilt);
+        }
         check(adapter, &self.layout)?;
         let updates = within_bound(self.updates + 1)?;
         let weight_value = f64::from(weight.0);
@@ -126,10 +182,35 @@ impl Accumulator {
         Ok(())
     }
 
+    /// Subtracts an encoded adapter `weight` times, whatever it was added for: the sum's own weight stays. Either
+    /// all of it is subtracted or, with an error, nothing.
+    pub fn subtract(&mut self, adapter: &[u8], weight: u64) -> Result<(), AccumulateError> {
+        if self.spoilt {
+            return Err(AccumulateError::Spoilt);
+        }
+        check(adapter, &self.layout)?;
+        // In parts that fit the bounds of the fixed point.
+        let updates = within_bound(self.updates + weight.div_ceil(MAX_WEIGHT))?;
+        let values = adapter.as_chunks::<4>().0;
+        let mut left = weight;
+        while left > 0 {
+            let part = left.min(MAX_WEIGHT);
+            pulp::Arch::new().dispatch(|| {
+                add_products(&mut self.high, &mut self.low, values, -(part as f64) * HIGH_SCALE);
+            });
+            left -= part;
+        }
+        self.updates = updates;
+        Ok(())
+    }
+
     /// Adds another sum, for instance one that was gathered nearer to its clients.
     pub fn merge(&mut self, other: &Self) -> Result<(), AccumulateError> {
         if self.layout != other.layout {
             return Err(AccumulateError::Layout);
+        }
+        if self.spoilt || other.spoilt {
+            return Err(AccumulateError::Spoilt);
         }
         let updates = within_bound(self.updates + other.updates)?;
         pulp::Arch::new().dispatch(|| {
@@ -141,11 +222,18 @@ impl Accumulator {
         Ok(())
     }
 
+    /// Whether it has a mean.
+    fn usable(&self) -> Result<(), AccumulateError> {
+        match self.updates {
+            _ if self.spoilt => Err(AccumulateError::Spoilt),
+            0 => Err(AccumulateError::Empty),
+            _ => Ok(()),
+        }
+    }
+
     /// The weighted mean, encoded.
     pub fn mean(&self) -> Result<Bytes, AccumulateError> {
-        if self.updates == 0 {
-            return Err(AccumulateError::Empty);
-        }
+        self.usable()?;
         let mut encoded = vec![0; self.layout.values() * size_of::<f32>()];
         let divisor = self.weight as f64;
         pulp::Arch::new().dispatch(|| divide(&self.high, &self.low, divisor, encoded.as_chunks_mut::<4>().0));
@@ -153,36 +241,47 @@ impl Accumulator {
     }
 }
 
-fn zeros(values: usize) -> Result<Vec<i64>, AccumulateError> {
+pub(crate) fn zeros(values: usize) -> Result<Vec<i64>, AccumulateError> {
     let mut zeros = Vec::new();
     zeros.try_reserve_exact(values).map_err(|_| AccumulateError::Memory(values))?;
     zeros.resize(values, 0);
     Ok(zeros)
 }
 
-fn within_bound(updates: u64) -> Result<u64, AccumulateError> {
+pub(crate) fn within_bound(updates: u64) -> Result<u64, AccumulateError> {
     if updates <= MAX_UPDATES { Ok(updates) } else { Err(AccumulateError::Updates(updates)) }
 }
 
-/// Checks length, finiteness and magnitude in one vectorised pass; the culprit is searched only if there is one.
+/// Checks length, finiteness and magnitude.
 fn check(adapter: &[u8], layout: &Layout) -> Result<(), AccumulateError> {
-    let values = adapter.as_chunks::<4>().0;
-    let right_length = adapter.len() as u64 == layout.bytes();
-    if right_length && pulp::Arch::new().dispatch(|| largest_magnitude(values)) <= MAX_MAGNITUDE.to_bits() {
+    if adapter.len() as u64 != layout.bytes() {
+        let (got, values) = (adapter.len(), layout.values());
+        return Err(CodecError::Size { got, expected: values * size_of::<f32>(), values }.into());
+    }
+    check_values(0, adapter.as_chunks::<4>().0, layout)
+}
+
+/// Checks the values from `first` on in one vectorised pass; the culprit is searched only if there is one.
+pub(crate) fn check_values(first: usize, values: &[[u8; 4]], layout: &Layout) -> Result<(), AccumulateError> {
+    if pulp::Arch::new().dispatch(|| largest_magnitude(values)) <= MAX_MAGNITUDE.to_bits() {
         return Ok(());
     }
-    fedpeft_codec::validate(adapter, layout)?;
-    let mut floats = values.iter().map(|b| f32::from_le_bytes(*b)).enumerate();
-    floats.find(|(_, value)| value.abs() > MAX_MAGNITUDE).map_or(Ok(()), |(flat, value)| {
+    let mut floats = values.iter().map(|b| f32::from_le_bytes(*b)).zip(first..);
+    let culprit = floats.find(|(value, _)| value.is_nan() || value.abs() > MAX_MAGNITUDE);
+    culprit.map_or(Ok(()), |(value, flat)| {
         let (tensor, index) = layout.locate(flat);
-        Err(AccumulateError::Magnitude { tensor: tensor.to_owned(), index, value: value.to_string() })
+        let (tensor, value, finite) = (tensor.to_owned(), value.to_string(), value.is_finite());
+        Err(match finite {
+            true => AccumulateError::Magnitude { tensor, index, value },
+            false => CodecError::NotFinite { tensor, index, value }.into(),
+        })
     })
 }
 
 /// The largest magnitude as bits: without their sign, floats order as integers do, and infinities and NaN
 /// lie above all finite values.
 #[inline(always)]
-fn largest_magnitude(values: &[[u8; 4]]) -> u32 {
+pub(crate) fn largest_magnitude(values: &[[u8; 4]]) -> u32 {
     values.iter().fold(0, |largest, b| largest.max(u32::from_le_bytes(*b) & 0x7fff_ffff))
 }
 
@@ -200,7 +299,7 @@ fn add_products(high: &mut [i64], low: &mut [i64], values: &[[u8; 4]], scaled_we
 
 /// The integer that adding [`MAGIC`] left in the mantissa.
 #[inline(always)]
-fn integer(shifted: f64) -> i64 {
+pub(crate) fn integer(shifted: f64) -> i64 {
     shifted.to_bits().wrapping_sub(MAGIC.to_bits()).cast_signed()
 }
 
@@ -214,13 +313,18 @@ fn add_integers(sum: &mut [i64], terms: &[i64]) {
 #[inline(always)]
 fn divide(high: &[i64], low: &[i64], divisor: f64, means: &mut [[u8; 4]]) {
     for ((high, low), mean) in high.iter().zip(low).zip(means) {
-        // Whole multiples of the high unit move up first, so that what remains low is below one unit and both
-        // parts convert with a relative error of at most 2^-53.
-        let carry = low >> 47;
-        let high = (high + carry) as f64 / HIGH_SCALE;
-        let low = (low - (carry << 47)) as f64 / (HIGH_SCALE * LOW_SCALE);
-        *mean = (((high + low) / divisor) as f32).to_le_bytes();
+        *mean = ((total(*high, *low) / divisor) as f32).to_le_bytes();
     }
+}
+
+/// The sum as a float. Whole multiples of the high unit move up first, so that what remains low is below one unit
+/// and both parts convert with a relative error of at most 2^-53.
+#[inline(always)]
+fn total(high: i64, low: i64) -> f64 {
+    let carry = low >> 47;
+    let high = (high + carry) as f64 / HIGH_SCALE;
+    let low = (low - (carry << 47)) as f64 / (HIGH_SCALE * LOW_SCALE);
+    high + low
 }
 
 #[cfg(test)]

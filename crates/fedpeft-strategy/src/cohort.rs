@@ -13,11 +13,14 @@ const DOMAIN: &[u8; 16] = b"fedpeft/cohort/1";
 /// The sample depends on the seed, the round and the *set* of present clients: their order and repetitions do
 /// not matter. It comes sorted.
 pub fn sample<C: Ord + Clone>(present: &[C], size: usize, seed: u64, round: u32) -> Vec<C> {
-    let mut clients = present.to_vec();
-    clients.sort_unstable();
-    clients.dedup();
+    sample_by(present, size, &key(seed, round))
+}
+
+/// [`sample`], by a key that nobody should know who is not to know the sample.
+pub fn sample_by<C: Ord + Clone>(present: &[C], size: usize, key: &[u8; 32]) -> Vec<C> {
+    let mut clients = set(present);
     let size = size.min(clients.len());
-    let mut rng = generator(seed, round);
+    let mut rng = ChaCha8Rng::from_seed(*key);
     // The first `size` steps of a Fisher-Yates shuffle.
     for drawn in 0..size {
         let other = drawn + below(&mut rng, clients.len() - drawn);
@@ -28,12 +31,29 @@ pub fn sample<C: Ord + Clone>(present: &[C], size: usize, seed: u64, round: u32)
     clients
 }
 
-fn generator(seed: u64, round: u32) -> ChaCha8Rng {
+/// Samples each of `present` by itself with probability `rate`: a Poisson sample, of any size. It comes sorted, and depends on
+/// nothing but the key and the set of present clients.
+pub fn poisson_by<C: Ord + Clone>(present: &[C], rate: f64, key: &[u8; 32]) -> Vec<C> {
+    let mut clients = set(present);
+    let mut rng = ChaCha8Rng::from_seed(*key);
+    // Of 2^53 values of equal probability.
+    clients.retain(|_| ((rng.next_u64() >> 11) as f64) < rate * (1u64 << 53) as f64);
+    clients
+}
+
+fn set<C: Ord + Clone>(present: &[C]) -> Vec<C> {
+    let mut clients = present.to_vec();
+    clients.sort_unstable();
+    clients.dedup();
+    clients
+}
+
+fn key(seed: u64, round: u32) -> [u8; 32] {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..12].copy_from_slice(&round.to_le_bytes());
     key[16..].copy_from_slice(DOMAIN);
-    ChaCha8Rng::from_seed(key)
+    key
 }
 
 /// A uniform index below `bound` (at least 1). Written out, because a cohort must stay the same when a
@@ -76,6 +96,19 @@ mod tests {
         }
         // Binomial(10,000, 0.3): standard deviation 46; five of them.
         assert!(drawn.iter().all(|n| n.abs_diff(3000) < 230), "{drawn:?}");
+    }
+
+    #[test]
+    fn poisson_samples_have_any_size_and_the_right_one_in_the_mean() {
+        let clients: Vec<u32> = (0..50).collect();
+        let sizes: Vec<usize> =
+            (0..400u32).map(|round| poisson_by(&clients, 0.2, &key(7, round)).len()).collect();
+        let mean = sizes.iter().sum::<usize>() as f64 / 400.0;
+        // Ten, with a standard deviation of 2.8 / 20.
+        assert!((mean - 10.0).abs() < 0.5, "{mean}");
+        assert!(sizes.iter().max() > sizes.iter().min());
+        assert_eq!(poisson_by(&clients, 1.0, &key(7, 1)), clients);
+        assert!(poisson_by(&clients, 0.0, &key(7, 1)).is_empty());
     }
 
     proptest! {

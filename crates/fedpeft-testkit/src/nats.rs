@@ -10,6 +10,13 @@ use tempfile::TempDir;
 
 use crate::assets;
 
+/// A configuration to start from.
+enum Config<'a> {
+    None,
+    Text(&'a str),
+    File(&'a Path),
+}
+
 /// A `nats-server` with JetStream on a free port and a temporary store. Dropping it kills the broker and
 /// removes the store. Its methods panic when the broker cannot be run: the test cannot go on.
 pub struct NatsServer {
@@ -20,31 +27,37 @@ pub struct NatsServer {
 impl NatsServer {
     /// Starts a broker with JetStream.
     pub async fn start() -> Self {
-        Self::launch(true, None).await
+        Self::launch(true, Config::None).await
     }
 
     /// Starts a broker without JetStream.
     pub async fn start_without_jetstream() -> Self {
-        Self::launch(false, None).await
+        Self::launch(false, Config::None).await
     }
 
     /// Starts a broker with JetStream and a configuration file of this text.
     pub async fn start_with_config(text: &str) -> Self {
-        Self::launch(true, Some(text)).await
+        Self::launch(true, Config::Text(text)).await
+    }
+
+    /// Starts a broker with this configuration file, which says all but the address.
+    pub async fn start_with_file(path: &Path) -> Self {
+        Self::launch(false, Config::File(path)).await
     }
 
     #[allow(clippy::panic, reason = "a test harness reports by panicking")]
-    async fn launch(jetstream: bool, config: Option<&str>) -> Self {
+    async fn launch(jetstream: bool, config: Config<'_>) -> Self {
         let prepare = || -> Result<(TempDir, ServerOptions), Box<dyn std::error::Error>> {
             let binary = assets().nats_server()?;
             let folder = tempfile::Builder::new().prefix("fedpeft-test-").tempdir()?;
             let config = match config {
-                Some(text) => {
+                Config::Text(text) => {
                     let path = folder.path().join("nats.conf");
                     std::fs::write(&path, text)?;
                     Some(path)
                 }
-                None => None,
+                Config::File(path) => Some(path.to_owned()),
+                Config::None => None,
             };
             let store = jetstream.then(|| folder.path().join("store"));
             Ok((folder, ServerOptions { binary, store, port: None, config }))
@@ -67,7 +80,7 @@ impl NatsServer {
     /// A connection with all streams and buckets in place.
     #[allow(clippy::panic, reason = "a test harness reports by panicking")]
     pub async fn bus(&self) -> Bus {
-        let config = BusConfig { server: self.url(), creds: None, name: "test".into() };
+        let config = BusConfig { server: self.url(), name: "test".into(), ..Default::default() };
         let connected = async {
             let bus = Bus::connect(&config).await?;
             bus.ensure_topology().await?;

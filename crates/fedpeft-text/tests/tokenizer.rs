@@ -88,3 +88,35 @@ fn minilm_tokens_are_those_of_transformers() {
         assert_eq!(tokenizer.ids(line["text"].as_str().unwrap()).unwrap(), wanted, "{}", line["text"]);
     }
 }
+
+/// `tokenizers` panics about both.
+#[test]
+fn a_damaged_tokenizer_is_one_clear_error() {
+    let text = small().to_string();
+    let broken = text.replace("\"decoder\":null", "\"decoder\":{\"type\":\"WordPiece\",}");
+    assert_ne!(text, broken);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    std::fs::write(&path, broken).unwrap();
+    let error = Tokenizer::load(&path, 6).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json is no tokenizer") && !error.contains('\n'), "{error}");
+
+    let mut precompiled = small();
+    precompiled["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"});
+    let error = load(&precompiled, 6).1.unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json is no tokenizer") && !error.contains('\n'), "{error}");
+    // One unit of a table, which points out of it.
+    precompiled["normalizer"]["precompiled_charsmap"] = json!("BAAAAP///38=");
+    let error = load(&precompiled, 6).1.unwrap_err().to_string();
+    assert!(error.contains("do not fit together"), "{error}");
+
+    let mut template = small();
+    template["post_processor"] = json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {}
+    });
+    let error = load(&template, 6).1.unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json is no tokenizer") && !error.contains('\n'), "{error}");
+}

@@ -1,45 +1,50 @@
 //! The life of one hosted client: wait for a task, wait for its turn, do it, answer.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use fedpeft_bus::{BusError, TaskDelivery};
 use fedpeft_protocol::round::{Task, Update};
-use fedpeft_service::{CancellationToken, now_ms};
 
 use crate::{
-    engine::Engine,
+    faults::Faults,
     metrics::Metrics,
     roster::Hosted,
-    task::{Answer, Workshop},
+    seen::Seen,
+    task::{Answer, Assignment, Held, Workshop},
 };
 
 /// A third of the time after which the broker would deliver a task again.
-const RENEWAL: Duration = Duration::from_secs(10);
+const RENEWAL: Duration = Duration::from_secs(4);
 /// Before a task is tried again whose update the broker did not take.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// What all clients of a process share.
 pub(crate) struct Shared {
     pub workshop: Workshop,
-    pub engine: Engine,
     pub metrics: Metrics,
-    /// Take no further tasks.
-    pub shutdown: CancellationToken,
+    /// Whether tasks may ask for simulated faults.
+    pub simulate_faults: bool,
 }
 
 /// Serves tasks of `client` until shutdown.
 pub(crate) async fn run(client: Hosted, shared: Arc<Shared>) -> Result<(), BusError> {
     let mut tasks = shared.workshop.bus.tasks(&client.id).await?;
+    let mut seen = Seen::default();
     loop {
         let delivery = tokio::select! {
-            () = shared.shutdown.cancelled() => return Ok(()),
+            biased;
+            () = shared.workshop.shutdown.cancelled() => return Ok(()),
             delivery = tasks.next() => delivery?,
         };
-        handle(&client, &shared, &delivery).await;
+        handle(&client, &shared, &mut seen, &delivery).await;
     }
 }
 
-async fn handle(client: &Hosted, shared: &Shared, delivery: &TaskDelivery) {
+async fn handle(client: &Hosted, shared: &Shared, seen: &mut Seen, delivery: &TaskDelivery) {
     let task = match &delivery.result {
         Ok(task) => task,
         Err(error) => {
@@ -48,42 +53,58 @@ async fn handle(client: &Hosted, shared: &Shared, delivery: &TaskDelivery) {
         }
     };
     tracing::debug!(client = %client.id, run = %task.run, round = task.round, work = task.work.name(), "task");
-    let answer = renewing(delivery, Box::pin(answer(client, shared, task))).await;
-    let settled = match answer {
-        Answer::Update(update) => publish(client, shared, task, *update, delivery).await,
-        Answer::Late => {
-            tracing::info!(client = %client.id, run = %task.run, round = task.round, "skipping a task past its deadline");
-            delivery.ack().await
+    if !seen.admit(task) {
+        tracing::info!(client = %client.id, run = %task.run, round = task.round, "skipping a task of the past");
+        return settle(client, delivery.ack().await);
+    }
+    // It was under way to us when we were done with it. One that is sent anew is done anew.
+    if delivery.deliveries > 1 && seen.has_answered(task) {
+        return settle(client, delivery.ack().await);
+    }
+    let faults = if shared.simulate_faults { Faults::of(task, &client.id) } else { Faults::default() };
+    if faults.drops_out {
+        tracing::info!(client = %client.id, run = %task.run, round = task.round, "simulated drop-out");
+        return settle(client, delivery.ack().await);
+    }
+    let assignment = Assignment { client, task, deadline: seen.deadline(task), faults };
+    let settled = if Instant::now() >= assignment.deadline {
+        late(client, task, delivery).await
+    } else {
+        match renewing(delivery, Box::pin(shared.workshop.answer(&assignment))).await {
+            Answer::Update(update, held) => {
+                publish(client, shared, seen, task, *update, held, delivery).await
+            }
+            Answer::Late => late(client, task, delivery).await,
+            Answer::HandBack => delivery.retry(Duration::ZERO).await,
         }
-        Answer::HandBack => delivery.retry(Duration::ZERO).await,
     };
     settle(client, settled);
 }
 
-async fn answer(client: &Hosted, shared: &Shared, task: &Task) -> Answer {
-    if now_ms() >= task.deadline_ms {
-        return Answer::Late;
-    }
-    let turn = tokio::select! {
-        // Whoever still waits when the process is told to stop would not get a turn in time.
-        biased;
-        () = shared.shutdown.cancelled() => return Answer::HandBack,
-        turn = shared.engine.turn() => turn,
-    };
-    shared.workshop.perform(client, task, &turn).await
+async fn late(client: &Hosted, task: &Task, delivery: &TaskDelivery) -> Result<(), BusError> {
+    tracing::info!(client = %client.id, run = %task.run, round = task.round, "skipping a task past its deadline");
+    delivery.ack().await
 }
 
 /// The task is acknowledged after the broker has stored the update, never before.
 async fn publish(
     client: &Hosted,
     shared: &Shared,
+    seen: &mut Seen,
     task: &Task,
     update: Update,
+    mut held: Held<'_>,
     delivery: &TaskDelivery,
 ) -> Result<(), BusError> {
-    let bus = &shared.workshop.bus;
-    let published =
-        renewing(delivery, Box::pin(bus.publish_update(&task.run, task.round, &client.id, &update))).await;
+    let Workshop { bus, abort, .. } = &shared.workshop;
+    let publish = bus.publish_update(&task.run, task.round, &client.id, &update);
+    let published = tokio::select! {
+        published = renewing(delivery, Box::pin(publish)) => published,
+        () = abort.cancelled() => {
+            held.saved().await;
+            return delivery.retry(Duration::ZERO).await;
+        }
+    };
     match published {
         Ok(measured) => {
             shared.metrics.answered(task.work.name(), &update.outcome);
@@ -91,10 +112,14 @@ async fn publish(
                 client = %client.id, run = %task.run, round = task.round,
                 outcome = update.outcome.name(), bytes = measured.total, "answered"
             );
-            delivery.ack().await
+            seen.answer(task);
+            let settled = delivery.ack().await;
+            held.sent().await;
+            settled
         }
         Err(error) => {
             tracing::warn!(client = %client.id, run = %task.run, round = task.round, %error, "update not published");
+            held.saved().await;
             delivery.retry(RETRY).await
         }
     }

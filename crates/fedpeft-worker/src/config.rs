@@ -1,6 +1,7 @@
 //! Options of the worker.
 
 use std::{
+    collections::BTreeMap,
     env,
     path::{Path, PathBuf},
 };
@@ -59,6 +60,29 @@ pub struct Args {
     #[arg(long, env = "FEDPEFT_CACHE", value_name = "DIR", value_hint = ValueHint::DirPath)]
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<PathBuf>,
+    /// Folder for checkpoints of trainings in progress, kept so that a worker that is killed or stopped goes on
+    /// where it was [default: beside --cache, named <cache>-state]
+    #[arg(long, env = "FEDPEFT_STATE", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<PathBuf>,
+    /// Seconds between two checkpoints of a training; longer where writing one takes more than a twentieth of
+    /// that; 0 keeps none [default: 30]
+    #[arg(long, env = "FEDPEFT_CHECKPOINT_SECONDS", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint_seconds: Option<u32>,
+    /// Largest checkpoint, in MiB; each client has one at most [default: 4096]
+    #[arg(long, env = "FEDPEFT_STATE_MIB", value_name = "MIB")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_mib: Option<u32>,
+    /// What to tell of the hosted clients, for a run's eligibility rules: site=eu; may be repeated. In the
+    /// configuration file also a table, label = { site = "eu" }
+    #[arg(long, env = "FEDPEFT_LABEL", value_name = "NAME=VALUE", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    label: Vec<String>,
+    /// Let runs simulate drop-outs, crashes and delays of the hosted clients, as `fedpeft simulate` does
+    #[arg(long, env = "FEDPEFT_SIMULATE_FAULTS")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    simulate_faults: bool,
     /// Device to compute on: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, env = "FEDPEFT_DEVICE", value_name = "DEVICE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -75,7 +99,8 @@ pub struct Args {
     #[arg(long, env = "FEDPEFT_WORKER", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<String>,
-    /// Seconds that the task in progress may take after SIGTERM before it is handed back [default: 20]
+    /// Seconds that the task in progress may take after SIGTERM before it is kept and handed back; the worker ends
+    /// at most ten seconds later. A second signal ends it at once [default: 20]
     #[arg(long, env = "FEDPEFT_DRAIN_SECONDS", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     drain_seconds: Option<u32>,
@@ -117,6 +142,21 @@ pub struct Config {
     /// Folder for artifacts.
     #[serde(default)]
     pub cache: Option<PathBuf>,
+    /// Folder for checkpoints.
+    #[serde(default)]
+    pub state: Option<PathBuf>,
+    /// Seconds between checkpoints; 0 means none.
+    #[serde(default = "checkpoint_seconds")]
+    pub checkpoint_seconds: u32,
+    /// MiB of the largest checkpoint.
+    #[serde(default = "state_mib")]
+    pub state_mib: u32,
+    /// What is told of the hosted clients.
+    #[serde(default, deserialize_with = "crate::labels::deserialize")]
+    pub label: BTreeMap<String, String>,
+    /// Whether runs may simulate faults.
+    #[serde(default)]
+    pub simulate_faults: bool,
     /// Device.
     #[serde(default, deserialize_with = "device")]
     pub device: Device,
@@ -142,6 +182,14 @@ impl AsRef<Common> for Config {
 
 fn prefix() -> String {
     "client-".to_owned()
+}
+
+fn checkpoint_seconds() -> u32 {
+    30
+}
+
+fn state_mib() -> u32 {
+    4096
 }
 
 fn drain_seconds() -> u32 {
@@ -237,6 +285,16 @@ impl Config {
         self.cache.clone().or_else(default).ok_or(ConfigError::NoCache)
     }
 
+    /// Folder for checkpoints: another than that for artifacts, which may be emptied at any time.
+    pub fn state(&self) -> Result<PathBuf, ConfigError> {
+        if let Some(folder) = &self.state {
+            return Ok(folder.clone());
+        }
+        let cache = self.cache()?;
+        let name = cache.file_name().map_or_else(|| "fedpeft".into(), |name| name.to_string_lossy());
+        Ok(cache.with_file_name(format!("{name}-state")))
+    }
+
     /// Name of this process.
     pub fn worker(&self) -> String {
         self.worker.clone().unwrap_or_else(|| {
@@ -293,6 +351,33 @@ mod tests {
         std::fs::write(&file, "[data]\nclinets = 7").unwrap();
         let error = parse(&["--data", file.to_str().unwrap()]).data.read().unwrap_err().to_string();
         assert!(error.contains("clinets") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn labels_come_from_flags_or_a_table() {
+        let config = parse(&["--label", "site=eu,tier=a", "--label", "x=1=2"]);
+        let labels = config.label.iter().map(|(name, value)| format!("{name}:{value}"));
+        assert_eq!(labels.collect::<Vec<_>>(), ["site:eu", "tier:a", "x:1=2"]);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("worker.toml");
+        std::fs::write(&file, "[label]\nsite = \"us\"").unwrap();
+        let config: Config = load(&Args::parse_from(["fedpeft-worker"]), Some(&file)).unwrap();
+        assert_eq!(config.label["site"], "us");
+        for bad in ["site", "=eu", "a b=c", "site=eu,site=us"] {
+            let args = Args::parse_from(["fedpeft-worker", "--label", bad]);
+            let error = load::<_, Config>(&args, None).unwrap_err().to_string();
+            assert!(error.contains("label") && !error.contains('\n'), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn checkpoints_lie_beside_the_cache() {
+        let config = parse(&["--cache", "/a/cache"]);
+        assert_eq!(config.state().unwrap(), Path::new("/a/cache-state"));
+        assert_eq!((config.checkpoint_seconds, config.simulate_faults), (30, false));
+        let config = parse(&["--state", "/b", "--checkpoint-seconds", "0", "--simulate-faults"]);
+        assert_eq!(config.state().unwrap(), Path::new("/b"));
+        assert_eq!((config.checkpoint_seconds, config.simulate_faults), (0, true));
     }
 
     #[test]

@@ -10,14 +10,17 @@ use std::{
 
 use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_data::ClientData;
-use fedpeft_protocol::{ClientId, Digest, Round, run::TrainingSpec};
+use fedpeft_protocol::{ClientId, Digest, Round, round::Transfer, run::TrainingSpec};
 use fedpeft_runtime::{
     Device, Evaluated, LocalTraining, OrderSeed, Runtime, RuntimeError, SessionOptions, Trained, Trainer,
 };
 use fedpeft_text::Tokenizer;
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 
-use crate::examples::{ClientExamples, tokenizer};
+use crate::{
+    examples::{ClientExamples, tokenizer},
+    keep::{self, Keep},
+};
 
 /// What the thread is given.
 pub(crate) struct Job {
@@ -26,8 +29,21 @@ pub(crate) struct Job {
     pub client: ClientId,
     pub data: ClientData,
     pub work: EngineWork,
-    /// Asked before every step.
-    pub proceed: Box<dyn FnMut() -> bool + Send>,
+    /// Where training is kept meanwhile; nowhere where there is no such place.
+    pub keep: Option<Keep>,
+    /// Asked before every step, with the steps done and the steps in all; evaluation has none.
+    pub next: Box<dyn FnMut(u64, u64) -> Next + Send>,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Another step.
+    Step,
+    /// Nothing, and keep what is done: it will be gone on with.
+    HandBack,
+    /// Nothing, and forget what is done.
+    Stop,
 }
 
 /// What it should do.
@@ -39,7 +55,12 @@ pub(crate) enum EngineWork {
 
 /// What came of it.
 pub(crate) enum Done {
-    Trained { result: Trained, adapter: Vec<f32> },
+    Trained {
+        result: Trained,
+        adapter: Vec<f32>,
+        /// What an earlier attempt, which this one went on from, had fetched.
+        fetched: Vec<Transfer>,
+    },
     Evaluated(Evaluated),
 }
 
@@ -165,17 +186,21 @@ impl Thread {
     fn work(&mut self, mut job: Job) -> Result<Done, EngineError> {
         let loaded = self.load(job.folder)?;
         let (trainer, examples) = loaded.prepare(&job.client, &job.data)?;
-        trainer.set_adapter(&job.adapter)?;
         match job.work {
             EngineWork::Train { training, seed, round, rounds } => {
                 let seed = OrderSeed { run: seed, round, client: job.client.as_str() };
                 let local = LocalTraining { spec: &training, seed, rounds };
-                let result = trainer.train(local, examples, &mut *job.proceed)?;
+                let (keep, next) = (job.keep.as_ref(), &mut *job.next);
+                let (result, fetched) = keep::train(trainer, local, &job.adapter, examples, keep, next)?;
                 let mut adapter = Vec::new();
                 trainer.adapter_into(&mut adapter)?;
-                Ok(Done::Trained { result, adapter })
+                Ok(Done::Trained { result, adapter, fetched })
             }
-            EngineWork::Evaluate => Ok(Done::Evaluated(trainer.evaluate(examples, &mut *job.proceed)?)),
+            EngineWork::Evaluate => {
+                trainer.set_adapter(&job.adapter)?;
+                let mut proceed = || (job.next)(0, 0) == Next::Step;
+                Ok(Done::Evaluated(trainer.evaluate(examples, &mut proceed)?))
+            }
         }
     }
 

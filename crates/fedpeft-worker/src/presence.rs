@@ -4,46 +4,98 @@ use std::time::Duration;
 
 use fedpeft_bus::{BusError, Records};
 use fedpeft_protocol::presence::Presence;
-use fedpeft_service::CancellationToken;
+use fedpeft_service::{CancellationToken, process};
 use futures::{StreamExt, stream};
-use tokio::time::{MissedTickBehavior, interval};
 
 /// A third of the time after which the broker forgets a client.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Pauses between heartbeats differ by up to this share of [`HEARTBEAT`]: workers that were started or cut off
+/// together do not stay in step.
+const JITTER: f64 = 0.2;
 /// Heartbeats on the way at once.
 const CONCURRENT: usize = 16;
 
-/// Renews the presence of all clients until `leave`, then withdraws it.
-pub(crate) async fn keep(records: Records<Presence>, clients: Vec<Presence>, leave: CancellationToken) {
-    let mut ticks = interval(HEARTBEAT);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            biased;
-            () = leave.cancelled() => break,
-            _ = ticks.tick() => beat(&records, &clients).await,
+/// The presence of all clients of a process.
+pub(crate) struct Heartbeats {
+    records: Records<Presence>,
+    clients: Vec<Presence>,
+}
+
+impl Heartbeats {
+    /// Puts every client once.
+    pub async fn announce(records: Records<Presence>, clients: Vec<Presence>) -> Result<Self, BusError> {
+        let mut beats = Self { records, clients };
+        beats.look();
+        for client in &beats.clients {
+            beats.records.put(client.client.as_str(), client).await?;
+        }
+        Ok(beats)
+    }
+
+    /// Renews the presence of all clients until `gone`, then withdraws it. From `leaving` on, they are there, for
+    /// they may have a task to finish, but take no further part.
+    pub async fn keep(mut self, leaving: CancellationToken, gone: CancellationToken) {
+        loop {
+            let left = leaving.is_cancelled();
+            tokio::select! {
+                biased;
+                () = gone.cancelled() => break,
+                () = leaving.cancelled(), if !left => {
+                    for client in &mut self.clients {
+                        client.capabilities.trains = false;
+                        client.capabilities.evaluates = false;
+                    }
+                }
+                () = tokio::time::sleep(pause()) => {}
+            }
+            self.look();
+            tokio::select! {
+                biased;
+                () = gone.cancelled() => break,
+                () = self.beat() => {}
+            }
+        }
+        for client in &self.clients {
+            if let Err(error) = self.records.delete(client.client.as_str()).await {
+                tracing::debug!(client = %client.client, %error, "presence not withdrawn, it will expire");
+                // Of a broker that is away, the others need not be asked.
+                break;
+            }
         }
     }
-    for client in &clients {
-        if let Err(error) = records.delete(client.client.as_str()).await {
-            tracing::debug!(client = %client.client, %error, "presence not withdrawn, it will expire");
-        }
+
+    /// What changes from beat to beat.
+    fn look(&mut self) {
+        let free = process::available_memory().map(|bytes| bytes >> 20);
+        self.clients.iter_mut().for_each(|client| client.capabilities.free_memory_mib = free);
+    }
+
+    async fn beat(&self) {
+        let beats = stream::iter(&self.clients).for_each_concurrent(CONCURRENT, async |client| {
+            if let Err(error) = self.records.put(client.client.as_str(), client).await {
+                tracing::warn!(client = %client.client, %error, "heartbeat lost");
+            }
+        });
+        beats.await;
     }
 }
 
-/// Puts every client once.
-pub(crate) async fn announce(records: &Records<Presence>, clients: &[Presence]) -> Result<(), BusError> {
-    for client in clients {
-        records.put(client.client.as_str(), client).await?;
-    }
-    Ok(())
+/// Until the next heartbeat.
+fn pause() -> Duration {
+    HEARTBEAT.mul_f64(1.0 + JITTER * (2.0 * fastrand::f64() - 1.0))
 }
 
-async fn beat(records: &Records<Presence>, clients: &[Presence]) {
-    let beats = stream::iter(clients).for_each_concurrent(CONCURRENT, async |client| {
-        if let Err(error) = records.put(client.client.as_str(), client).await {
-            tracing::warn!(client = %client.client, %error, "heartbeat lost");
-        }
-    });
-    beats.await;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heartbeats_are_spread_and_never_too_late() {
+        let pauses: Vec<Duration> = (0..1000).map(|_| pause()).collect();
+        let (least, most) = (pauses.iter().min().unwrap(), pauses.iter().max().unwrap());
+        assert!(*least >= HEARTBEAT.mul_f64(0.79) && *most <= HEARTBEAT.mul_f64(1.21), "{least:?} {most:?}");
+        assert!(most.saturating_sub(*least) > HEARTBEAT.mul_f64(0.3));
+        // Two may be lost.
+        assert!(*most * 2 < fedpeft_bus::CLIENT_TTL);
+    }
 }

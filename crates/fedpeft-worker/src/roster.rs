@@ -1,5 +1,7 @@
 //! Who is hosted, and with which data.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, bail};
 use fedpeft_data::{ClientData, Federation};
 use fedpeft_protocol::{ClientId, presence::Capabilities};
@@ -22,14 +24,14 @@ pub(crate) struct Hosted {
 }
 
 impl Hosted {
-    pub fn capabilities(&self, device: &str) -> Capabilities {
+    pub fn capabilities(&self, device: &str, labels: &BTreeMap<String, String>) -> Capabilities {
         Capabilities {
             trains: self.role == Role::Trains,
             evaluates: self.role == Role::Evaluates,
             examples: self.data.len() as u64,
             device: device.to_owned(),
             free_memory_mib: None,
-            labels: Default::default(),
+            labels: labels.clone(),
         }
     }
 }

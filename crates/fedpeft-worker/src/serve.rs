@@ -4,44 +4,57 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use fedpeft_data::Federation;
-use fedpeft_protocol::{PROTOCOL_VERSION, presence::Presence};
+use fedpeft_protocol::{Digest, PROTOCOL_VERSION, presence::Presence};
 use fedpeft_registry::Cache;
 use fedpeft_service::{CancellationToken, Context};
-use tokio::task::JoinSet;
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::{
     Config,
     client::{self, Shared},
     engine::{Engine, EngineOptions},
     metrics::Metrics,
-    presence,
+    presence::Heartbeats,
     roster::{Hosted, roster},
-    task::Workshop,
+    state::StateFolder,
+    task::{AT_ONCE, Keeping, Workshop},
 };
+
+/// Tasks that are handed back are saved and settled within this time.
+const LAST_STEPS: Duration = Duration::from_secs(10);
 
 /// Hosts the clients of `config` until shutdown.
 ///
 /// # Errors
 /// One line naming the option, file or service that cannot be used.
 pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
-    let clients = hosted(&config).await?;
+    let (clients, data) = hosted(&config).await?;
+    clients.iter().try_for_each(|client| context.bus.check_client(&client.id))?;
     let cache = Cache::new(config.cache()?);
+    let keeping = keeping(&config, data)?;
     let (ort_lib, device, threads) = (config.ort_lib.clone(), config.device, usize::from(config.threads));
     let engine = Engine::start(EngineOptions { ort_lib, device, threads }).await?;
     let presences = presences(&config, &clients, engine.device());
     tracing::info!(clients = clients.len(), device = engine.device(), worker = config.worker(), "hosting");
 
-    let abort = CancellationToken::new();
+    let (abort, gone) = (CancellationToken::new(), CancellationToken::new());
     let shared = Arc::new(Shared {
-        workshop: Workshop { bus: context.bus.clone(), cache, abort: abort.clone() },
-        engine,
+        workshop: Workshop {
+            bus: context.bus.clone(),
+            cache,
+            engine,
+            keeping,
+            shutdown: context.shutdown.clone(),
+            abort: abort.clone(),
+            computing: Semaphore::new(AT_ONCE),
+            sending: Semaphore::new(AT_ONCE),
+        },
         metrics: Metrics::register(&context.metrics, clients.len())?,
-        shutdown: context.shutdown.clone(),
+        simulate_faults: config.simulate_faults,
     });
-    let records = context.bus.clients().await?;
     // Present before the first task is asked for, so that a run that waits for clients sees all of them.
-    presence::announce(&records, &presences).await?;
-    let heartbeats = tokio::spawn(presence::keep(records, presences, context.shutdown.clone()));
+    let heartbeats = Heartbeats::announce(context.bus.clients().await?, presences).await?;
+    let heartbeats = tokio::spawn(heartbeats.keep(context.shutdown.clone(), gone.clone()));
     let mut running = JoinSet::new();
     for client in clients {
         running.spawn(client::run(client, shared.clone()));
@@ -52,25 +65,41 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
         () = context.shutdown.cancelled() => Ok(()),
         result = first_failure(&mut running) => result,
         // Failing every task from here on would help nobody; a supervisor starts a fresh process.
-        () = shared.engine.ended() => Err(anyhow::anyhow!("the computing thread has ended; see the log above")),
+        () = shared.workshop.engine.ended() => Err(anyhow::anyhow!("the computing thread has ended; see the log above")),
     };
+    context.set_ready(false);
     context.shutdown.cancel();
     tracing::info!("draining");
-    // Tasks in progress are finished, or after a while handed back.
+    // Tasks in progress are finished, or after a while kept and handed back.
     let drain = Duration::from_secs(u64::from(config.drain_seconds));
     if tokio::time::timeout(drain, drained(&mut running)).await.is_err() {
         abort.cancel();
-        drained(&mut running).await;
+        if tokio::time::timeout(LAST_STEPS, drained(&mut running)).await.is_err() {
+            tracing::warn!("some tasks could not be handed back; the broker delivers them again by itself");
+        }
     }
+    gone.cancel();
     heartbeats.await.context("heartbeats ended early")?;
     result
 }
 
-async fn hosted(config: &Config) -> anyhow::Result<Vec<Hosted>> {
+/// Checkpoints, unless they are switched off.
+fn keeping(config: &Config, data: Digest) -> anyhow::Result<Option<Keeping>> {
+    if config.checkpoint_seconds == 0 {
+        return Ok(None);
+    }
+    let state = StateFolder::new(config.state()?, u64::from(config.state_mib) << 20);
+    Ok(Some(Keeping { state, every: Duration::from_secs(u64::from(config.checkpoint_seconds)), data }))
+}
+
+/// The clients, and what tells their data from other data.
+async fn hosted(config: &Config) -> anyhow::Result<(Vec<Hosted>, Digest)> {
     let config = config.clone();
     tokio::task::spawn_blocking(move || {
-        let federation = Federation::load(&config.data.read()?)?;
-        roster(&config, &federation)
+        let spec = config.data.read()?;
+        let federation = Federation::load(&spec)?;
+        let data = Digest::of(toml::to_string(&spec).context("the data description cannot be written")?);
+        Ok((roster(&config, &federation)?, data))
     })
     .await?
 }
@@ -81,7 +110,7 @@ fn presences(config: &Config, clients: &[Hosted], device: &str) -> Vec<Presence>
         version: PROTOCOL_VERSION,
         client: client.id.clone(),
         worker: worker.clone(),
-        capabilities: client.capabilities(device),
+        capabilities: client.capabilities(device, &config.label),
     };
     clients.iter().map(presence).collect()
 }

@@ -1,22 +1,37 @@
 //! One task, from its adapter to its update.
 
-use std::sync::Arc;
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use fedpeft_artifacts::ArtifactFolder;
-use fedpeft_bus::Bus;
+use fedpeft_bus::{Bus, UploadKey};
 use fedpeft_codec::Layout;
 use fedpeft_protocol::{
     Digest, PROTOCOL_VERSION,
     round::{ByteKind, Direction, Outcome, Payload, Task, Transfer, Update, Work},
 };
 use fedpeft_registry::Cache;
-use fedpeft_runtime::RuntimeError;
-use fedpeft_service::{CancellationToken, now_ms};
+use fedpeft_runtime::{OptimizerState, RuntimeError, Snapshot, Trained};
+use fedpeft_service::CancellationToken;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    task::JoinHandle,
+};
 
 use crate::{
-    engine::{Done, EngineError, EngineWork, Job, Turn},
+    engine::{Done, Engine, EngineError, EngineWork, Job, Next},
+    faults::{Crash, Faults},
+    keep::Keep,
+    retry::retrying,
     roster::{Hosted, Role},
+    state::{self, Checkpoint, StateFolder},
 };
 
 /// Bytes of an update beside its adapter, generously.
@@ -25,51 +40,183 @@ const ENVELOPE: usize = 8 << 10;
 /// Longest reason a failed update gives.
 const MAX_REASON: usize = 300;
 
+/// A task, and what its client knows of it.
+pub(crate) struct Assignment<'a> {
+    pub client: &'a Hosted,
+    pub task: &'a Task,
+    /// When nobody waits for the update any more, by the clock of this process.
+    pub deadline: Instant,
+    /// What is to go wrong.
+    pub faults: Faults,
+}
+
 /// What a task comes to.
-pub(crate) enum Answer {
-    /// To be published.
-    Update(Box<Update>),
+pub(crate) enum Answer<'a> {
+    /// To be published, and only then to be forgotten.
+    Update(Box<Update>, Held<'a>),
     /// Its deadline has passed: nobody waits.
     Late,
     /// This process is told to stop: another, or a later one, should do it.
     HandBack,
 }
 
+/// What an update that is not yet sent holds.
+#[derive(Default)]
+pub(crate) struct Held<'a> {
+    keep: Option<Keep>,
+    saving: Option<JoinHandle<()>>,
+    _sends: Option<SemaphorePermit<'a>>,
+}
+
+impl Held<'_> {
+    /// Waits until the update would survive this process.
+    pub async fn saved(&mut self) {
+        if let Some(saving) = self.saving.take()
+            && let Err(error) = saving.await
+        {
+            tracing::warn!(%error, "keeping an update broke off");
+        }
+    }
+
+    /// Forgets what was kept: the broker has the update.
+    pub async fn sent(mut self) {
+        self.saved().await;
+        if let Some(keep) = self.keep {
+            keep.remove();
+        }
+    }
+}
+
+/// How checkpoints are kept.
+#[derive(Debug, Clone)]
+pub(crate) struct Keeping {
+    pub state: StateFolder,
+    pub every: Duration,
+    /// Identity of the data that this process deals out.
+    pub data: Digest,
+}
+
 /// Where tasks are done.
 pub(crate) struct Workshop {
     pub bus: Bus,
     pub cache: Cache,
-    /// Stops the task in progress.
+    pub engine: Engine,
+    /// None where nothing is kept.
+    pub keeping: Option<Keeping>,
+    /// Begin nothing new.
+    pub shutdown: CancellationToken,
+    /// Stop what is in progress.
     pub abort: CancellationToken,
+    /// Clients that hold an adapter: one computes, and one fetches in the meantime.
+    pub computing: Semaphore,
+    /// Clients that send an update, so that slow ones do not stop the others from computing.
+    pub sending: Semaphore,
 }
 
+/// Clients for [`Workshop::computing`] and for [`Workshop::sending`].
+pub(crate) const AT_ONCE: usize = 2;
+
 impl Workshop {
-    /// Does `task` for `client`, whose turn it is.
-    pub async fn perform(&self, client: &Hosted, task: &Task, turn: &Turn<'_>) -> Answer {
-        if now_ms() >= task.deadline_ms {
-            return Answer::Late;
-        }
+    /// Does a task.
+    pub async fn answer(&self, assignment: &Assignment<'_>) -> Answer<'_> {
+        let Assignment { client, task, .. } = assignment;
+        let mut held = Held { keep: self.keep(assignment), ..Held::default() };
         let mut fetched = Vec::new();
-        let outcome = match self.outcome(client, task, turn, &mut fetched).await {
+        let outcome = match self.outcome(assignment, &mut held, &mut fetched).await {
             Ok(outcome) => outcome,
-            Err(Failure::Stopped) if self.abort.is_cancelled() => return Answer::HandBack,
-            Err(Failure::Stopped) => return Answer::Late,
+            Err(Failure::HandBack) => {
+                held.saved().await;
+                return Answer::HandBack;
+            }
+            Err(Failure::Late) => {
+                held.sent().await;
+                return Answer::Late;
+            }
             Err(Failure::Reason(reason)) => {
                 tracing::warn!(client = %client.id, run = %task.run, round = task.round, reason, "task failed");
                 Outcome::Failed { reason }
             }
         };
         let (version, epoch, task) = (PROTOCOL_VERSION, task.epoch, task.task.clone());
-        Answer::Update(Box::new(Update { version, epoch, task, outcome, fetched }))
+        Answer::Update(Box::new(Update { version, epoch, task, outcome, fetched }), held)
     }
 
-    async fn outcome(
-        &self,
-        client: &Hosted,
-        task: &Task,
-        turn: &Turn<'_>,
+    fn keep(&self, Assignment { client, task, .. }: &Assignment<'_>) -> Option<Keep> {
+        let Work::Train { .. } = task.work else { return None };
+        let Keeping { state, every, data } = self.keeping.as_ref()?;
+        let data = Digest::of(format!("{data} {}", client.data.len()));
+        Some(Keep {
+            state: state.clone(),
+            client: client.id.clone(),
+            key: state::key(task, &client.id, &data),
+            every: *every,
+            fetched: Vec::new(),
+        })
+    }
+
+    async fn outcome<'a>(
+        &'a self,
+        assignment: &Assignment<'_>,
+        held: &mut Held<'a>,
         fetched: &mut Vec<Transfer>,
     ) -> Result<Outcome, Failure> {
+        let (done, computes) = self.computed(assignment, held.keep.as_ref(), fetched).await?;
+        let (result, adapter, layout) = match done {
+            Finished::Evaluated(outcome) => return Ok(outcome),
+            Finished::Trained { result, adapter, layout } => (result, adapter, layout),
+        };
+        held.saving = held.keep.as_ref().map(|keep| save(keep, result, adapter.clone(), fetched.clone()));
+        let mut computes = Some(computes);
+        if !assignment.faults.delay.is_zero() {
+            // Only this client waits.
+            computes = None;
+            self.wait(assignment, assignment.faults.delay).await?;
+        }
+        held._sends = Some(self.stoppable(&self.abort, self.sending.acquire()).await?.map_err(Failure::new)?);
+        drop(computes);
+        let bytes = fedpeft_codec::encode_shared(adapter);
+        fedpeft_codec::validate(&bytes, &layout).map_err(Failure::new)?;
+        let adapter = self.payload(assignment, bytes, fetched).await?;
+        let Trained { examples, steps, loss, seconds } = result;
+        Ok(Outcome::Trained { examples, steps, loss, seconds, adapter })
+    }
+
+    /// What the task comes to, through simulated crashes, with the right to compute.
+    async fn computed(
+        &self,
+        assignment: &Assignment<'_>,
+        keep: Option<&Keep>,
+        fetched: &mut Vec<Transfer>,
+    ) -> Result<(Finished, SemaphorePermit<'_>), Failure> {
+        let mut crash = assignment.faults.crash;
+        loop {
+            let computes = self.stoppable(&self.shutdown, self.computing.acquire()).await?;
+            let computes = computes.map_err(Failure::new)?;
+            // What was in memory is lost: all that is left is what was kept.
+            fetched.clear();
+            let crashed = Arc::new(AtomicBool::new(false));
+            let done =
+                self.attempt(assignment, keep, fetched, crash.map(|crash| (crash, crashed.clone()))).await;
+            match crash.take().filter(|_| crashed.load(Ordering::Relaxed)) {
+                None => return Ok((done?, computes)),
+                Some(Crash { absence, .. }) => {
+                    drop(computes);
+                    let Task { run, round, .. } = assignment.task;
+                    tracing::info!(client = %assignment.client.id, %run, round, "simulated crash");
+                    self.wait(assignment, absence).await?;
+                }
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        assignment: &Assignment<'_>,
+        keep: Option<&Keep>,
+        fetched: &mut Vec<Transfer>,
+        crash: Option<(Crash, Arc<AtomicBool>)>,
+    ) -> Result<Finished, Failure> {
+        let Assignment { client, task, deadline, .. } = assignment;
         let work = match (&task.work, client.role) {
             (Work::Train { training, seed, rounds, .. }, Role::Trains) => EngineWork::Train {
                 training: training.clone(),
@@ -80,40 +227,47 @@ impl Workshop {
             (Work::Evaluate, Role::Evaluates) => EngineWork::Evaluate,
             (work, _) => return Err(Failure::new(format!("client {} does not {}", client.id, work.name()))),
         };
-        let folder = self.pull(task.manifest, false, fetched).await?;
+        let folder = self.pull(assignment, false, fetched).await?;
         let layout = folder.manifest().adapter.clone();
-        let adapter = Arc::new(self.adapter(&task.adapter, &layout, fetched).await?);
-        let job = |folder, adapter| {
-            let (abort, deadline) = (self.abort.clone(), task.deadline_ms);
-            let proceed = Box::new(move || !abort.is_cancelled() && now_ms() < deadline);
+        let adapter = Arc::new(self.adapter(assignment, &layout, fetched).await?);
+        let turn = self.stoppable(&self.shutdown, self.engine.turn()).await?;
+        let job = |folder, adapter, fetched: &[Transfer]| {
+            let (abort, deadline, crash) = (self.abort.clone(), *deadline, crash.clone());
+            let next = Box::new(move |steps, planned| match &crash {
+                Some((crash, crashed)) if steps >= crash.step(planned) => {
+                    crashed.store(true, Ordering::Relaxed);
+                    Next::Stop
+                }
+                _ if abort.is_cancelled() => Next::HandBack,
+                _ if Instant::now() >= deadline => Next::Stop,
+                _ => Next::Step,
+            });
+            let keep = keep.map(|keep| Keep { fetched: fetched.to_vec(), ..keep.clone() });
             let (client, data) = (client.id.clone(), client.data.clone());
-            Job { folder, adapter, client, data, work: work.clone(), proceed }
+            Job { folder, adapter, client, data, work: work.clone(), keep, next }
         };
-        let mut done = turn.run(job(folder, adapter.clone())).await;
+        let mut done = turn.run(job(folder, adapter.clone(), fetched)).await;
         if let Err(EngineError::Runtime(RuntimeError::Artifacts(error))) = &done {
             tracing::warn!(%error, "cached artifacts are damaged, fetching them again");
-            let folder = self.pull(task.manifest, true, fetched).await?;
-            done = turn.run(job(folder, adapter)).await;
+            let folder = self.pull(assignment, true, fetched).await?;
+            done = turn.run(job(folder, adapter, fetched)).await;
         }
+        drop(turn);
         match done {
-            Ok(Done::Evaluated(result)) => Ok(Outcome::Evaluated {
+            Ok(Done::Evaluated(result)) => Ok(Finished::Evaluated(Outcome::Evaluated {
                 examples: result.examples,
                 loss: result.loss,
                 accuracy: result.accuracy,
                 seconds: result.seconds,
-            }),
-            Ok(Done::Trained { result, adapter }) => {
-                let bytes = fedpeft_codec::encode(&adapter);
-                fedpeft_codec::validate(&bytes, &layout).map_err(Failure::new)?;
-                Ok(Outcome::Trained {
-                    examples: result.examples,
-                    steps: result.steps,
-                    loss: result.loss,
-                    seconds: result.seconds,
-                    adapter: self.payload(bytes, fetched).await?,
-                })
+            })),
+            Ok(Done::Trained { result, adapter, fetched: earlier }) => {
+                fetched.splice(0..0, earlier);
+                Ok(Finished::Trained { result, adapter: Arc::new(adapter), layout })
             }
-            Err(EngineError::Runtime(RuntimeError::Stopped)) => Err(Failure::Stopped),
+            Err(EngineError::Runtime(RuntimeError::Stopped)) if self.abort.is_cancelled() => {
+                Err(Failure::HandBack)
+            }
+            Err(EngineError::Runtime(RuntimeError::Stopped)) => Err(Failure::Late),
             Err(error) => Err(Failure::new(error)),
         }
     }
@@ -121,12 +275,14 @@ impl Workshop {
     /// The artifact folder of a task; `verify` hashes what is cached.
     async fn pull(
         &self,
-        manifest: Digest,
+        Assignment { task, deadline, .. }: &Assignment<'_>,
         verify: bool,
         fetched: &mut Vec<Transfer>,
     ) -> Result<ArtifactFolder, Failure> {
-        let pulled = fedpeft_registry::pull(&self.bus, &manifest, &self.cache, verify, |_, _, _| ());
-        let pulled = pulled.await.map_err(Failure::new)?;
+        let pull = retrying("fetching artifacts", *deadline, || {
+            fedpeft_registry::pull(&self.bus, &task.manifest, &self.cache, verify, |_, _, _| ())
+        });
+        let pulled = self.stoppable(&self.abort, Box::pin(pull)).await?.map_err(Failure::new)?;
         fetched.extend(pulled.transfers);
         ArtifactFolder::open(pulled.folder).map_err(Failure::new)
     }
@@ -134,18 +290,20 @@ impl Workshop {
     /// The global adapter of the task, checked.
     async fn adapter(
         &self,
-        payload: &Payload,
+        Assignment { task, deadline, .. }: &Assignment<'_>,
         layout: &Layout,
         fetched: &mut Vec<Transfer>,
     ) -> Result<Vec<f32>, Failure> {
-        let bytes = match payload {
+        let bytes = match &task.adapter {
             Payload::Message { digest, data } if Digest::of(data) == *digest => data.clone(),
             Payload::Message { .. } => {
                 return Err(Failure::new("the adapter in the task does not have the digest it declares"));
             }
             Payload::Blob { digest, .. } => {
+                let get =
+                    retrying("fetching an adapter", *deadline, || self.bus.get_blob(digest, layout.bytes()));
                 let (bytes, measured) =
-                    self.bus.get_blob(digest, layout.bytes()).await.map_err(Failure::new)?;
+                    self.stoppable(&self.abort, Box::pin(get)).await?.map_err(Failure::new)?;
                 fetched.push(Transfer {
                     direction: Direction::Down,
                     kind: ByteKind::Adapter,
@@ -157,23 +315,73 @@ impl Workshop {
         fedpeft_codec::decode(&bytes, layout).map_err(Failure::new)
     }
 
-    /// The trained adapter, in the update or, where it is too large for a message, in the blob store.
-    async fn payload(&self, bytes: Bytes, fetched: &mut Vec<Transfer>) -> Result<Payload, Failure> {
+    /// The trained adapter, in the update or, where it is too large for a message, in the store of uploads. An upload
+    /// that broke off, with its connection or with an earlier process, goes on where it stopped.
+    async fn payload(
+        &self,
+        Assignment { client, task, deadline, .. }: &Assignment<'_>,
+        bytes: Bytes,
+        fetched: &mut Vec<Transfer>,
+    ) -> Result<Payload, Failure> {
         if bytes.len() + ENVELOPE <= self.bus.max_payload() {
             return Ok(Payload::inline(bytes));
         }
         let size = bytes.len() as u64;
-        let stored = self.bus.put_blob(bytes).await.map_err(Failure::new)?;
+        let key = UploadKey { run: &task.run, round: task.round, client: &client.id };
+        let put = retrying("storing an adapter", *deadline, || self.bus.put_upload(key, bytes.clone()));
+        let stored = self.stoppable(&self.abort, Box::pin(put)).await?.map_err(Failure::new)?;
         let sent = stored.measured.total;
         fetched.push(Transfer { direction: Direction::Up, kind: ByteKind::Adapter, size: sent });
         Ok(Payload::Blob { digest: stored.digest, size })
     }
+
+    /// Waits as a client that is simulated to be away or slow, but not past the deadline.
+    async fn wait(&self, assignment: &Assignment<'_>, time: Duration) -> Result<(), Failure> {
+        let left = assignment.deadline.saturating_duration_since(Instant::now());
+        self.stoppable(&self.abort, tokio::time::sleep(time.min(left))).await?;
+        if time < left { Ok(()) } else { Err(Failure::Late) }
+    }
+
+    /// `work`, unless `stop` comes first.
+    async fn stoppable<T>(
+        &self,
+        stop: &CancellationToken,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(Failure::HandBack),
+            done = work => Ok(done),
+        }
+    }
+}
+
+/// What computing came to.
+enum Finished {
+    Trained { result: Trained, adapter: Arc<Vec<f32>>, layout: Layout },
+    Evaluated(Outcome),
+}
+
+/// Keeps a result until it is sent, beside everything else that happens.
+fn save(keep: &Keep, result: Trained, adapter: Arc<Vec<f32>>, fetched: Vec<Transfer>) -> JoinHandle<()> {
+    let keep = keep.clone();
+    tokio::task::spawn_blocking(move || {
+        let Trained { steps, loss, seconds, .. } = result;
+        let (adapter, optimizer) = (adapter.to_vec(), OptimizerState::default());
+        // Nothing is added to the mean loss any more.
+        keep.save(&Checkpoint {
+            snapshot: Snapshot { steps, loss, weight: 1.0, seconds, adapter, optimizer },
+            fetched,
+        });
+    })
 }
 
 /// A task without a result.
 enum Failure {
-    /// Told to stop, or out of time.
-    Stopped,
+    /// This process is told to stop.
+    HandBack,
+    /// Out of time.
+    Late,
     /// One line.
     Reason(String),
 }

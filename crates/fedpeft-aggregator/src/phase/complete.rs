@@ -7,14 +7,15 @@ use std::time::Duration;
 use fedpeft_protocol::run::RunStatus;
 use tokio::time::{Instant, timeout_at};
 
-use crate::{drive::Drive, model, stop::Stop};
+use crate::{drive::Drive, model, retention, stop::Stop};
 
 /// How long updates are still refused by name; later ones are left to the stream's age limit.
 const LINGER: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<(), Stop> {
+    let mark = drive.bus.task_mark().await?;
     drive.record.end(RunStatus::Completed).await?;
-    drive.bus.purge_tasks(&drive.record.run).await?;
+    drive.bus.purge_tasks(&drive.record.run, mark).await?;
     tracing::info!(
         run = %drive.record.run,
         rounds = drive.record.round,
@@ -24,7 +25,11 @@ pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<(), Stop> {
     drive.events.emit(model::status_event(drive.record, Some(&drive.model)));
     let until = Instant::now() + LINGER;
     while let Ok(late) = timeout_at(until, drive.updates.next()).await {
-        drive.refuse_closed(late.round, &late.client).await?;
+        drive.refuse(late.round, &late.client, drive.closed(late.round));
+        if let Some(upload) = retention::upload_of(&late) {
+            retention::forget_upload(drive, late.round, &late.client, &upload).await;
+        }
+        drive.forget(late.round, &late.client).await?;
     }
     Ok(())
 }

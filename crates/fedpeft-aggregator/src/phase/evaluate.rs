@@ -21,7 +21,7 @@ use fedpeft_protocol::{
 use fedpeft_service::now_ms;
 use tokio::time::{self, interval_at, sleep};
 
-use super::Phase;
+use super::{Phase, collect::TASK_CHECK};
 use crate::{admit::one_line, drive::Drive, round::report_key, stop::Stop};
 
 /// How often the evaluator's presence is looked up.
@@ -44,12 +44,12 @@ enum Answer {
 
 pub(crate) async fn run(drive: &mut Drive<'_>, mut committed: Box<Committed>) -> Result<Phase, Stop> {
     let (round, started) = (committed.report.round, Instant::now());
-    if committed.report.loss.is_none() && is_due(drive, round) {
-        if let Some((loss, accuracy)) = evaluation(drive, round).await? {
-            committed.report.loss = Some(loss);
-            committed.report.accuracy = accuracy;
-        }
-        drive.bus.purge_updates(&drive.record.run, round).await?;
+    if committed.report.loss.is_none()
+        && is_due(drive, round)
+        && let Some((loss, accuracy)) = evaluation(drive, round).await?
+    {
+        committed.report.loss = Some(loss);
+        committed.report.accuracy = accuracy;
     }
     let seconds = &mut committed.report.seconds;
     seconds.evaluate = started.elapsed().as_secs_f64();
@@ -79,6 +79,7 @@ async fn evaluation(drive: &mut Drive<'_>, round: u32) -> Result<Option<(f64, Op
     let patience = Duration::try_from_secs_f64(drive.record.spec.evaluation.deadline_seconds)
         .map_err(|error| Stop::Failed(format!("evaluation.deadline_seconds: {error}")))?;
     let deadline_ms = now_ms().saturating_add(patience.as_millis() as u64);
+    drive.evaluations.clear();
     let mut asked = BTreeSet::new();
     loop {
         let present = drive.present().await?.into_iter();
@@ -104,17 +105,22 @@ async fn ask(
     evaluator: &ClientId,
     deadline_ms: u64,
 ) -> Result<Answer, Stop> {
-    let task = drive.task(round, drive.record.epoch, evaluator, Work::Evaluate, deadline_ms);
+    let task = drive.task(round, drive.record.epoch, evaluator, Work::Evaluate, deadline_ms).await?;
+    drive.evaluations.insert(task.task.clone());
+    // Only its answer is read: what others send meanwhile waits for the next round.
+    let mut answers = drive.bus.updates_of(&drive.record.run, round, evaluator).await?;
     drive.bus.publish_task(&task, evaluator).await?;
     let deadline = sleep(Duration::from_millis(deadline_ms.saturating_sub(now_ms())));
     tokio::pin!(deadline);
     let mut presence_check = interval_at(time::Instant::now() + PRESENCE_CHECK, PRESENCE_CHECK);
+    let mut task_check = interval_at(time::Instant::now() + TASK_CHECK, TASK_CHECK);
     let mut missed = 0;
     loop {
         tokio::select! {
             biased;
-            delivery = drive.updates.next() => {
-                if let Some(answer) = judge(drive, &task, evaluator, delivery).await? {
+            delivery = answers.next() => {
+                if let Some(answer) = judge(drive, &task, evaluator, delivery) {
+                    drive.forget(round, evaluator).await?;
                     return Ok(answer);
                 }
             }
@@ -126,63 +132,34 @@ async fn ask(
                     return Ok(Answer::Gone);
                 }
             }
+            _ = task_check.tick() => {
+                drive.restore(vec![(evaluator.clone(), task.clone())]).await?;
+            }
             () = &mut deadline => return Ok(Answer::TimedOut),
         }
     }
 }
 
-/// What an update means while an evaluation is awaited; nothing if it is not the evaluator's answer.
-async fn judge(
-    drive: &Drive<'_>,
-    task: &Task,
-    evaluator: &ClientId,
-    delivery: UpdateDelivery,
-) -> Result<Option<Answer>, Stop> {
-    let UpdateDelivery { round, client, update, .. } = delivery;
-    let ours = round == task.round && client == *evaluator;
-    let update = match update {
-        Ok(update) if ours && update.task == task.task => update,
-        Err(error) if ours => {
-            drive.refuse(round, &client, error.to_string());
-            return Ok(Some(Answer::Useless));
-        }
-        // Not purged: the answer we wait for may be stored right behind it.
-        Ok(update) if round == task.round => {
-            let outcome = update.outcome.name();
-            let reason = format!("round {round} is closed, the update ({outcome}) came too late");
-            drive.refuse(round, &client, reason);
-            return Ok(None);
-        }
-        Err(error) if round == task.round => {
-            drive.refuse(round, &client, error.to_string());
-            return Ok(None);
-        }
-        _ => {
-            drive.refuse_closed(round, &client).await?;
-            return Ok(None);
-        }
+/// What the evaluator's update means; nothing if it answers another task.
+fn judge(drive: &Drive<'_>, task: &Task, evaluator: &ClientId, delivery: UpdateDelivery) -> Option<Answer> {
+    let refuse = |reason: String| {
+        drive.refuse(task.round, evaluator, reason);
+        Some(Answer::Useless)
     };
-    match update.outcome {
-        Outcome::Evaluated { loss, accuracy, .. }
-            if loss.is_finite() && accuracy.is_none_or(|share| (0.0..=1.0).contains(&share)) =>
-        {
-            Ok(Some(Answer::Measured { loss, accuracy }))
-        }
-        Outcome::Evaluated { loss, accuracy, .. } => {
-            drive.refuse(
-                round,
-                &client,
-                format!("evaluation has loss {loss} and accuracy {}", accuracy.unwrap_or(f64::NAN)),
-            );
-            Ok(Some(Answer::Useless))
-        }
-        Outcome::Failed { reason } => {
-            drive.refuse(round, &client, format!("evaluation failed: {}", one_line(&reason)));
-            Ok(Some(Answer::Useless))
-        }
-        Outcome::Trained { .. } => {
-            drive.refuse(round, &client, "the task was to evaluate, the update is a training".into());
-            Ok(Some(Answer::Useless))
-        }
+    match delivery.update {
+        Ok(update) if update.task != task.task => None,
+        Err(error) => refuse(error.to_string()),
+        Ok(update) => match update.outcome {
+            Outcome::Evaluated { loss, accuracy, .. }
+                if loss.is_finite() && accuracy.is_none_or(|share| (0.0..=1.0).contains(&share)) =>
+            {
+                Some(Answer::Measured { loss, accuracy })
+            }
+            Outcome::Evaluated { loss, accuracy, .. } => {
+                refuse(format!("evaluation has loss {loss} and accuracy {}", accuracy.unwrap_or(f64::NAN)))
+            }
+            Outcome::Failed { reason } => refuse(format!("evaluation failed: {}", one_line(&reason))),
+            Outcome::Trained { .. } => refuse("the task was to evaluate, the update is a training".into()),
+        },
     }
 }

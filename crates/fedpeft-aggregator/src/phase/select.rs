@@ -12,17 +12,19 @@ use std::{
 };
 
 use fedpeft_protocol::{
-    ClientId,
+    ClientId, Round,
     event::EventKind,
-    run::{OpenRound, RunStatus},
+    run::{OpenRound, RunSpec, RunStatus, StabilitySpec},
 };
 use fedpeft_service::now_ms;
 use fedpeft_strategy::cohort;
 use tokio::time::sleep;
 
 use super::Phase;
-use crate::{drive::Drive, model, round::RoundState, stop::Stop};
+use crate::{drive::Drive, model, privacy, round::RoundState, stop::Stop};
 
+/// Draws of availability before everybody is taken: a participation that small has no other end.
+const DRAWS: u64 = 1000;
 /// Expiry of a client announces itself nowhere, so presence is polled.
 const POLL: Duration = Duration::from_millis(500);
 
@@ -32,14 +34,12 @@ pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<Phase, Stop> {
         return Ok(Phase::Complete);
     }
     let (present, started) = enough_clients(drive).await?;
-    let names: Vec<&ClientId> = present.keys().collect();
-    let spec = &drive.record.spec;
-    let cohort = cohort::sample(&names, spec.cohort as usize, spec.seed, round);
+    let cohort = sampled(drive, &present, round);
     let open = OpenRound {
         round,
         epoch: drive.record.epoch,
-        examples: cohort.iter().map(|client| present[*client]).collect(),
-        cohort: cohort.into_iter().cloned().collect(),
+        examples: cohort.iter().map(|client| present[client]).collect(),
+        cohort,
         opened_ms: now_ms(),
     };
     let begins = drive.record.status == RunStatus::Pending;
@@ -56,6 +56,48 @@ pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<Phase, Stop> {
     let mut state = RoundState::new(drive, open, started).await?;
     state.seconds.select = started.elapsed().as_secs_f64();
     Ok(Phase::Broadcast(Box::new(state)))
+}
+
+/// The clients that begin in this round. Those carried over from earlier ones go on, and are not asked again.
+fn sampled(drive: &Drive<'_>, present: &BTreeMap<ClientId, u64>, round: Round) -> Vec<ClientId> {
+    let (spec, carried) = (&drive.record.spec, &drive.record.carried);
+    if let Some(privacy) = &spec.privacy {
+        // Of all clients, whether they are available or not: what is accounted for is the sample.
+        let drawn = privacy::sampled(drive, privacy, &present.keys().collect::<Vec<_>>(), round);
+        let Some(stability) = &spec.stability else { return drawn };
+        let seed = stability.seed.unwrap_or(spec.seed);
+        let is_available =
+            |client: &ClientId| fedpeft_stability::is_available(stability, seed, round, client);
+        return drawn.into_iter().filter(is_available).collect();
+    }
+    let training = |client: &ClientId| carried.iter().any(|carried| carried.client == *client);
+    let busy = carried.iter().filter(|carried| present.contains_key(&carried.client)).count();
+    let free: Vec<&ClientId> = present.keys().filter(|client| !training(client)).collect();
+    let wanted = (spec.sampled() as usize).saturating_sub(busy);
+    cohort::sample(&available(spec, free, round), wanted, spec.seed, round).into_iter().cloned().collect()
+}
+
+/// Those of `clients` that a simulated instability makes available in this round. Where they are fewer than the
+/// quorum, all are drawn anew, as if time had passed.
+fn available<'a>(spec: &RunSpec, clients: Vec<&'a ClientId>, round: Round) -> Vec<&'a ClientId> {
+    let Some(stability) = &spec.stability else { return clients };
+    let needed = clients.len().min(spec.quorum() as usize);
+    for attempt in 0..DRAWS {
+        let seed = stability.seed.unwrap_or(spec.seed).wrapping_add(attempt);
+        let drawn = clients.iter().filter(|client| {
+            fedpeft_stability::is_available(
+                &StabilitySpec { seed: Some(seed), ..stability.clone() },
+                seed,
+                round,
+                client,
+            )
+        });
+        let drawn: Vec<_> = drawn.copied().collect();
+        if drawn.len() >= needed {
+            return drawn;
+        }
+    }
+    clients
 }
 
 /// Waits until enough clients are present; returns their declared examples, and when the last look at them began.
@@ -79,9 +121,17 @@ async fn enough_clients(drive: &Drive<'_>) -> Result<(BTreeMap<ClientId, u64>, I
     }
 }
 
-/// Present clients that train, with the examples they declare.
+/// Present clients that may be sampled, with the examples they declare.
 async fn trainers(drive: &Drive<'_>) -> Result<BTreeMap<ClientId, u64>, Stop> {
-    let present = drive.present().await?.into_iter().filter(|presence| presence.capabilities.trains);
-    let declared = present.map(|presence| (presence.client, presence.capabilities.examples));
-    Ok(declared.filter(|(_, examples)| drive.strategy.weight(*examples).is_ok()).collect())
+    let rules = &drive.record.spec.eligibility;
+    let eligible = drive.present().await?.into_iter().filter(|presence| match rules.check(presence) {
+        Ok(()) => true,
+        Err(reason) => {
+            tracing::debug!(run = %drive.record.run, client = %presence.client, reason, "not eligible");
+            false
+        }
+    });
+    let declared = eligible.map(|presence| (presence.client, presence.capabilities.examples));
+    let rule = drive.rule()?;
+    Ok(declared.filter(|(_, examples)| rule.weight(*examples, 0).is_ok()).collect())
 }

@@ -1,14 +1,15 @@
 //! A broker with a published model, aggregators to start and kill, and clients to play.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
-use fedpeft_aggregator::Aggregator;
+use fedpeft_aggregator::{Aggregator, Options};
 use fedpeft_artifacts::manifest::{
     BackboneSpec, ElementType, FORMAT_VERSION, FileRef, Files, InputSource, InputSpec, Manifest, TaskSpec,
 };
-use fedpeft_bus::{Bus, BusError, Tasks};
+use fedpeft_bus::{Bus, BusError, Stored, Tasks, UploadKey};
 use fedpeft_codec::{Layout, TensorSpec, decode, encode};
+use fedpeft_privacy::NoiseSecret;
 use fedpeft_protocol::{
     ClientId, Digest, ModelName, PROTOCOL_VERSION, Round, RunId,
     api::{CreateRun, RunRequest},
@@ -25,6 +26,9 @@ use tokio::{task::JoinHandle, time::timeout};
 
 /// Nothing in these tests takes longer, a lease's end included.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The stream behind the object store of uploads.
+const UPLOADS: &str = "OBJ_fedpeft-uploads";
 
 pub struct Federation {
     pub nats: NatsServer,
@@ -59,6 +63,18 @@ pub fn client(name: &str) -> ClientId {
 
 pub fn run_id(name: &str) -> RunId {
     RunId::new(name).unwrap()
+}
+
+/// A client that trains.
+pub fn capabilities(examples: u64) -> Capabilities {
+    Capabilities {
+        trains: true,
+        evaluates: false,
+        examples,
+        device: "cpu".into(),
+        free_memory_mib: None,
+        labels: BTreeMap::new(),
+    }
 }
 
 pub fn spec(rounds: Round, cohort: u32) -> RunSpec {
@@ -149,8 +165,22 @@ impl Federation {
 
     pub async fn aggregator(&self) -> Service {
         // A connection of its own, as another process has.
-        let bus = self.nats.bus().await;
-        let aggregator = Aggregator::start(&bus).await.unwrap();
+        self.aggregator_on(&self.nats.bus().await, None).await
+    }
+
+    /// An aggregator on this connection, with this spool folder.
+    pub async fn aggregator_on(&self, bus: &Bus, spool: Option<PathBuf>) -> Service {
+        self.start_service(bus, Options { spool, ..Options::default() }).await
+    }
+
+    /// An aggregator that draws noise and samples by this secret.
+    pub async fn aggregator_with(&self, secret: NoiseSecret) -> Service {
+        let options = Options { noise_secret: Some(secret), ..Options::default() };
+        self.start_service(&self.nats.bus().await, options).await
+    }
+
+    async fn start_service(&self, bus: &Bus, options: Options) -> Service {
+        let aggregator = Aggregator::start(bus, options).await.unwrap();
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(aggregator.run(shutdown.clone()));
         Service { task, shutdown }
@@ -166,19 +196,13 @@ impl Federation {
     }
 
     async fn present(&mut self, name: &str, examples: u64, trains: bool, evaluates: bool) {
-        let presence = Presence {
-            version: PROTOCOL_VERSION,
-            client: client(name),
-            worker: "test".into(),
-            capabilities: Capabilities {
-                trains,
-                evaluates,
-                examples,
-                device: "cpu".into(),
-                free_memory_mib: None,
-                labels: Default::default(),
-            },
-        };
+        self.present_with(name, Capabilities { trains, evaluates, ..capabilities(examples) }).await;
+    }
+
+    /// Makes a client present that says this of itself, and keeps it so.
+    pub async fn present_with(&mut self, name: &str, capabilities: Capabilities) {
+        let presence =
+            Presence { version: PROTOCOL_VERSION, client: client(name), worker: "test".into(), capabilities };
         let records = self.bus.clients().await.unwrap();
         records.put(name, &presence).await.unwrap();
         let key = name.to_owned();
@@ -244,6 +268,13 @@ impl Federation {
     /// The adapter of a blob.
     pub async fn adapter(&self, digest: &Digest) -> Bytes {
         self.bus.get_blob(digest, self.layout.bytes()).await.unwrap().0
+    }
+
+    /// Messages in the object store of uploads.
+    pub async fn uploads(&self) -> u64 {
+        let client = async_nats::connect(self.nats.url()).await.unwrap();
+        let stream = async_nats::jetstream::new(client).get_stream(UPLOADS).await.unwrap();
+        stream.cached_info().state.messages
     }
 
     /// Events of the run, up to the first that is `last`.
@@ -340,6 +371,18 @@ impl Player {
         assert!(matches!(task.work, Work::Train { seed: 7, .. }));
         let values = self.train(&self.global(task).await);
         self.update_with(task, examples, Payload::inline(encode(&values)))
+    }
+
+    /// Uploads an adapter for the round of `task`.
+    pub async fn upload(&self, task: &Task, adapter: &[f32]) -> Stored {
+        let key = UploadKey { run: &task.run, round: task.round, client: &self.id };
+        self.bus.put_upload(key, encode(adapter)).await.unwrap()
+    }
+
+    /// An honest update whose adapter is uploaded.
+    pub async fn uploaded(&self, task: &Task, examples: u64) -> Update {
+        let stored = self.upload(task, &self.train(&self.global(task).await)).await;
+        self.update_with(task, examples, Payload::Blob { digest: stored.digest, size: stored.size })
     }
 
     pub fn update_with(&self, task: &Task, examples: u64, adapter: Payload) -> Update {

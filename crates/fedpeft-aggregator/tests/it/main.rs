@@ -4,7 +4,11 @@
 
 mod api;
 mod federation;
+mod gigabyte;
+mod large;
+mod modes;
 mod owners;
 mod rounds;
+mod rules;
 mod trouble;
 mod updates;

@@ -1,11 +1,13 @@
 //! Aggregators that die, and those that take over.
 
+use std::time::Duration;
+
 use fedpeft_protocol::{
     event::EventKind,
-    round::{Outcome, Work},
+    round::{Outcome, Task, Work},
 };
 
-use crate::federation::{Federation, Service, spec};
+use crate::federation::{Federation, Service, client, run_id, spec};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_aggregator_is_replaced_without_anybody_training_twice() {
@@ -111,4 +113,35 @@ async fn a_restarted_broker_loses_nothing() {
     b.send(&task, &b.trained(&task, 10).await).await;
     let view = federation.completed("r").await;
     assert!(view.rounds[0].clients.iter().all(|client| client.outcome.word() == "accepted"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_was_replaced_is_sent_again() {
+    let mut federation = Federation::start(20).await;
+    for name in ["a", "b"] {
+        federation.join(name, 40).await;
+    }
+    let mut a = federation.player("a").await;
+    let _service = federation.aggregator().await;
+    federation.create("r", spec(1, 2)).await.unwrap();
+    let task_a = a.task().await;
+    // What an owner of the past might send before the client has begun.
+    let stale = Task { round: 0, task: "of yesterday".into(), ..task_a.clone() };
+    let stored = async || federation.bus.stored_tasks(&run_id("r")).await.unwrap();
+    while !stored().await.contains_key(&client("b")) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    federation.bus.publish_task_again(&stale, &client("b"), None).await.unwrap();
+    assert!(stored().await[&client("b")].is(&stale, &client("b")));
+    let mut b = federation.player("b").await;
+    let mut task_b = b.task().await;
+    while task_b.round == 0 {
+        task_b = b.task().await;
+    }
+    assert_eq!((task_b.round, task_b.epoch, &task_b.adapter), (1, task_a.epoch, &task_a.adapter));
+    for (player, task) in [(&a, &task_a), (&b, &task_b)] {
+        player.send(task, &player.trained(task, 10).await).await;
+    }
+    let view = federation.completed("r").await;
+    assert_eq!(view.rounds[0].clients.len(), 2);
 }

@@ -3,11 +3,11 @@
 use fedpeft_codec::decode;
 use fedpeft_protocol::{
     event::EventKind,
-    round::{ByteKind, ClientOutcome, Direction, Outcome, Payload, Transfer, Work},
+    round::{ByteKind, Direction, Outcome, Transfer, Work},
     run::RunStatus,
 };
 
-use crate::federation::{Federation, assert_close, mean, run_id, spec};
+use crate::federation::{Federation, assert_close, client, mean, run_id, spec};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_rounds_with_evaluation_end_as_computed_by_hand() {
@@ -156,47 +156,6 @@ async fn the_order_of_arrival_does_not_change_a_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_adapter_travels_as_a_blob_both_ways() {
-    // 1.2 MB; the broker takes messages of 1 MiB.
-    let mut federation = Federation::start(300_000).await;
-    let mut players = Vec::new();
-    for name in ["a", "b"] {
-        federation.join(name, 10).await;
-        players.push(federation.player(name).await);
-    }
-    let _service = federation.aggregator().await;
-    federation.create("r", spec(1, 2)).await.unwrap();
-    let mut sent = Vec::new();
-    for player in &mut players {
-        let task = player.task().await;
-        assert!(matches!(task.adapter, Payload::Blob { size: 1_200_000, .. }));
-        let bytes = fedpeft_codec::encode(&player.train(&player.global(&task).await));
-        let stored = federation.bus.put_blob(bytes).await.unwrap();
-        sent.push(stored.digest);
-        let payload = Payload::Blob { digest: stored.digest, size: stored.size };
-        let mut update = player.update_with(&task, 10, payload);
-        if player.id.as_str() == "a" {
-            let size = stored.measured.total;
-            update.fetched = vec![Transfer { direction: Direction::Up, kind: ByteKind::Adapter, size }];
-        }
-        player.send(&task, &update).await;
-    }
-    let view = federation.completed("r").await;
-    let global = decode(&federation.initial(), &federation.layout).unwrap();
-    let expected = mean(&[(&players[0], 10), (&players[1], 10)], &global);
-    let found = decode(&federation.adapter(&view.record.adapter).await, &federation.layout).unwrap();
-    assert_close(&found, &expected);
-    // Whether the client says so or not, its upload is counted.
-    for client in &view.rounds[0].clients {
-        assert!(client.bytes_up > 1_200_000 && client.bytes_up < 1_230_000, "{client:?}");
-        assert!(matches!(client.outcome, ClientOutcome::Accepted { .. }));
-    }
-    for digest in sent {
-        assert!(!federation.bus.has_blob(&digest).await.unwrap(), "update blobs go with their round");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_run_waits_for_its_clients() {
     let mut federation = Federation::start(10).await;
     let _service = federation.aggregator().await;
@@ -209,4 +168,21 @@ async fn a_run_waits_for_its_clients() {
     federation.trainers(&[("b", 5)]).await;
     let view = federation.completed("r").await;
     assert_eq!(view.rounds[0].clients.len(), 2, "a cohort is as large as those present allow");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn presence_in_the_name_of_another_counts_for_nobody() {
+    let mut federation = Federation::start(10).await;
+    federation.trainers(&[("a", 5)]).await;
+    // The broker lets a client write its own key; what it writes there may name anybody.
+    let records = federation.bus.clients().await.unwrap();
+    let (mut forged, _) = records.get("a").await.unwrap().unwrap();
+    forged.client = client("b");
+    records.put("c", &forged).await.unwrap();
+    let mut wanted = spec(1, 3);
+    wanted.min_clients = Some(2);
+    let _service = federation.aggregator().await;
+    federation.create("r", wanted).await.unwrap();
+    federation.events_until("r", |kind| matches!(kind, EventKind::Waiting { present: 1, needed: 2 })).await;
+    assert_eq!(federation.view("r").await.record.status, RunStatus::Pending);
 }

@@ -1,5 +1,7 @@
 //! Updates that must not reach the sum.
 
+use std::time::Duration;
+
 use fedpeft_codec::{decode, encode};
 use fedpeft_protocol::{
     Digest,
@@ -8,7 +10,7 @@ use fedpeft_protocol::{
     subject,
 };
 
-use crate::federation::{Federation, Player, assert_close, mean, run_id, spec};
+use crate::federation::{Federation, PATIENCE, Player, assert_close, mean, run_id, spec};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_updates_are_refused_by_name_and_change_nothing() {
@@ -212,4 +214,79 @@ async fn a_late_update_is_refused_by_name() {
     assert_eq!(outcomes(0), [("fast", "accepted"), ("late", "dropped")]);
     assert_eq!(outcomes(1), [("fast", "accepted"), ("late", "accepted")]);
     assert_eq!(federation.bus.updates(&run_id("r")).await.unwrap().pending(), 0);
+}
+
+/// Two runs of the same model with the same clients: what was honest for one, or for a round before, is sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn updates_of_other_runs_and_rounds_do_not_count() {
+    let mut federation = Federation::start(20).await;
+    for name in ["a", "b"] {
+        federation.join(name, 40).await;
+    }
+    let (mut a, mut b) = (federation.player("a").await, federation.player("b").await);
+    let _service = federation.aggregator().await;
+    federation.create("first", spec(1, 2)).await.unwrap();
+    let (task_a, task_b) = (a.task().await, b.task().await);
+    let replayed = a.trained(&task_a, 40).await;
+    a.send(&task_a, &replayed).await;
+    b.send(&task_b, &b.trained(&task_b, 10).await).await;
+    federation.completed("first").await;
+
+    federation.create("second", spec(2, 2)).await.unwrap();
+    let (task_a, task_b) = (a.task().await, b.task().await);
+    a.send(&task_a, &replayed).await;
+    let reason = federation.refusal("second", "a").await;
+    assert!(reason.contains("answers task") && reason.contains("first"), "{reason}");
+    let honest = a.trained(&task_a, 30).await;
+    a.send(&task_a, &honest).await;
+    b.send(&task_b, &b.trained(&task_b, 10).await).await;
+
+    let (next_a, next_b) = (a.task().await, b.task().await);
+    assert_eq!(next_a.round, 2);
+    a.send(&next_a, &honest).await;
+    let expected = mean(&[(&a, 30), (&b, 10)], &a.global(&next_a).await);
+    a.send(&next_a, &a.trained(&next_a, 30).await).await;
+    b.send(&next_b, &b.trained(&next_b, 10).await).await;
+    let view = federation.completed("second").await;
+    let found = decode(&federation.adapter(&view.record.adapter).await, &federation.layout).unwrap();
+    assert_close(&found, &expected);
+    let replays = federation.events("second").await.into_iter().filter(
+        |kind| matches!(kind, EventKind::UpdateRejected { reason, .. } if reason.contains("answers task")),
+    );
+    assert_eq!(replays.count(), 2);
+}
+
+/// Nobody reads them, so they would fill the broker's disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn updates_of_runs_that_are_not_active_are_forgotten() {
+    let mut federation = Federation::start(20).await;
+    federation.join("a", 40).await;
+    let mut a = federation.player("a").await;
+    let service = federation.aggregator().await;
+    federation.create("ended", spec(1, 1)).await.unwrap();
+    let task = a.task().await;
+    a.send(&task, &a.trained(&task, 40).await).await;
+    federation.completed("ended").await;
+    federation.create("active", spec(1, 1)).await.unwrap();
+    let active = a.task().await;
+    service.stop().await;
+
+    let mut stray = task;
+    for (run, round) in [("ended", 7), ("ghost", 1)] {
+        (stray.run, stray.round) = (run_id(run), round);
+        a.send(&stray, &a.update_with(&stray, 40, Payload::inline(encode(&[1.0; 20])))).await;
+    }
+    a.send(&active, &a.trained(&active, 40).await).await;
+    let stored = federation.bus.runs_with_updates(10).await.unwrap();
+    assert_eq!(stored, ["active", "ended", "ghost"].map(run_id).into());
+    assert_eq!(federation.bus.runs_with_updates(2).await.unwrap().len(), 2);
+
+    let _service = federation.aggregator().await;
+    federation.completed("active").await;
+    let forgotten = async {
+        while !federation.bus.runs_with_updates(10).await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, forgotten).await.expect("they are forgotten in time");
 }

@@ -15,21 +15,21 @@ use fedpeft_passes::PassError;
 use super::Step;
 use crate::manifest::GRADIENT_SUFFIX;
 
-/// Sum of the weighted gradients of the micro-batches before this one, one flat vector.
+/// Sum of the weighted gradients of the micro-batches before this one, joined.
 pub const ACCUMULATED: &str = "accumulated";
 /// Weight of this micro-batch.
 pub const WEIGHT: &str = "gradient_weight";
 /// Reciprocal of the sum of the weights.
 pub const SCALE: &str = "gradient_scale";
-/// The adapter that the proximal term pulls towards, one flat vector.
+/// The adapter that the proximal term pulls towards, joined.
 pub const ANCHOR: &str = "anchor";
 /// Strength of the proximal term.
 pub const PROXIMAL_MU: &str = "proximal_mu";
 /// Most that the norm of the gradient may be.
 pub const CLIP_NORM: &str = "clip_norm";
 
-/// Inputs that are one flat vector.
-pub(super) const VECTORS: [&str; 2] = [ACCUMULATED, ANCHOR];
+/// Inputs that are joined, as [`super::rows`] does it.
+pub(super) const JOINED_INPUTS: [&str; 2] = [ACCUMULATED, ANCHOR];
 /// Inputs that are scalars.
 pub(super) const CONSTANTS: [&str; 4] = [WEIGHT, SCALE, PROXIMAL_MU, CLIP_NORM];
 
@@ -45,7 +45,7 @@ const CLIP_EPSILON: f32 = 1e-6;
 
 /// Appends all transformations and returns the gradient of the adapter `p` after them.
 pub(super) fn transform(s: &mut Step, p: &str) -> Result<String, PassError> {
-    s.flat(GRADIENT_SUFFIX, JOINED)?;
+    s.join(GRADIENT_SUFFIX, JOINED)?;
     let weighted = s.op("Mul", &[JOINED, WEIGHT])?;
     s.named("Add", &[ACCUMULATED, &weighted], SUM)?;
     s.named("Mul", &[SUM, SCALE], MEAN)?;

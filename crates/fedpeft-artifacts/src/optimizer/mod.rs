@@ -1,13 +1,15 @@
 //! Optimizer steps as graphs, for devices on which adapter and gradients stay between steps. All tensors are
-//! joined into one flat vector first, so that a step costs a dozen operators whatever the number of tensors.
+//! joined into one matrix first ([`rows`]), so that a step costs a dozen operators whatever the number of tensors.
 //! Formulas: [`fedpeft_protocol::run::OptimizerSpec`], and [`gradient`] for what comes before.
 
 pub mod gradient;
+pub mod rows;
 
 use fedpeft_codec::Layout;
 use fedpeft_onnx::{DType, Graph, Model, Node, Tensor};
 use fedpeft_passes::{Builder, Extent, PassError, Type};
 
+use self::rows::{ROW, rows};
 use crate::manifest::GRADIENT_SUFFIX;
 
 /// Suffix of outputs: the value after the step.
@@ -28,8 +30,9 @@ impl Step {
                 b.input(&format!("{}{suffix}", tensor.name), Type::new(DType::F32, shape));
             }
         }
-        for name in gradient::VECTORS.iter().chain(state) {
-            b.input(name, Type::new(DType::F32, vec![Extent::from(layout.values())]));
+        for name in gradient::JOINED_INPUTS.iter().chain(state) {
+            let shape = vec![Extent::from(rows::total(layout)), Extent::from(ROW)];
+            b.input(name, Type::new(DType::F32, shape));
         }
         for name in gradient::CONSTANTS.iter().chain(constants) {
             b.input(name, Type::new(DType::F32, Vec::new()));
@@ -37,12 +40,20 @@ impl Step {
         Ok(Self { b, layout: layout.clone() })
     }
 
-    /// All tensors whose name ends with `suffix`, as one vector called `name`.
-    fn flat(&mut self, suffix: &str, name: &str) -> Result<(), PassError> {
+    /// All tensors whose name ends with `suffix`, as one matrix called `name`.
+    fn join(&mut self, suffix: &str, name: &str) -> Result<(), PassError> {
         let mut parts = Vec::new();
         for tensor in self.layout.tensors() {
-            parts
-                .push(self.b.reshape(&format!("{}{suffix}", tensor.name), &[Extent::from(tensor.values())])?);
+            let (value, values) = (format!("{}{suffix}", tensor.name), tensor.values());
+            let missing = rows(values) * ROW - values;
+            let whole = if missing == 0 {
+                value
+            } else {
+                let flat = self.b.reshape(&value, &[Extent::from(values)])?;
+                let pads = self.b.constant(Tensor::i64([2], &[0, missing as i64]));
+                self.b.op("Pad", &[&flat, &pads])?
+            };
+            parts.push(self.b.reshape(&whole, &[Extent::from(rows(values)), Extent::from(ROW)])?);
         }
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         self.b.push(Node::new("Concat", &parts, &[name]).with("axis", 0i64))
@@ -60,20 +71,27 @@ impl Step {
     /// The adapter and its gradient, ready for a step.
     fn begin(&mut self) -> Result<(String, String), PassError> {
         const ADAPTER: &str = "adapter.joined";
-        self.flat("", ADAPTER)?;
+        self.join("", ADAPTER)?;
         Ok((ADAPTER.to_owned(), gradient::transform(self, ADAPTER)?))
     }
 
-    /// Gives back the flat adapter as tensors.
+    /// Gives back the joined adapter as tensors.
     fn finish(mut self, adapter: &str, state: &[(&str, String)]) -> Result<Model, PassError> {
-        let sizes: Vec<i64> = self.layout.tensors().iter().map(|t| t.values() as i64).collect();
+        let sizes: Vec<i64> = self.layout.tensors().iter().map(|t| rows(t.values()) as i64).collect();
         let sizes = self.b.constant(Tensor::i64([sizes.len()], &sizes));
         let mut split = Node::new("Split", &[adapter, &sizes], &[]).with("axis", 0i64);
-        split.outputs = self.layout.tensors().iter().map(|t| format!("{}.flat", t.name)).collect();
+        split.outputs = self.layout.tensors().iter().map(|t| format!("{}.rows", t.name)).collect();
         self.b.push(split)?;
         for tensor in self.layout.clone().tensors() {
             let shape: Vec<Extent> = tensor.shape.iter().map(|dim| Extent::fixed(*dim as i64)).collect();
-            let value = self.b.reshape(&format!("{}.flat", tensor.name), &shape)?;
+            let (mut value, values) = (format!("{}.rows", tensor.name), tensor.values());
+            if rows(values) * ROW > values {
+                let flat = self.b.reshape(&value, &[Extent::from(rows(values) * ROW)])?;
+                let [start, end, axis] =
+                    [0, values as i64, 0].map(|number| self.b.constant(Tensor::i64([1], &[number])));
+                value = self.b.op("Slice", &[&flat, &start, &end, &axis])?;
+            }
+            let value = self.b.reshape(&value, &shape)?;
             self.b.output(&value, &format!("{}{NEXT_SUFFIX}", tensor.name))?;
         }
         for (name, value) in state {

@@ -1,27 +1,34 @@
 //! Fetching blobs.
 
-use std::{path::Path, time::Duration};
+use std::{fs::File, path::Path, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use fedpeft_protocol::Digest;
 use sha2::{Digest as _, Sha256};
-use tokio::{fs::File, io::AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 
-use super::{chunk_subject, stream_name};
+use super::{
+    part::{Part, Prefix},
+    pieces::{Mark, Pieces, digest_so_far},
+    place::{self, Found, Place, Whole},
+};
 use crate::{
     Bus, BusError, Measured,
     follow::{self, Follow},
 };
 
 /// Chunks pulled at once.
-const BATCH: usize = 64;
-/// A download without a chunk for this long, reconnects included, is given up.
-const STALLED: Duration = Duration::from_secs(60);
+const BATCH: usize = 32;
+/// A transfer without a chunk for this long, reconnects included, is given up.
+pub(super) const STALLED: Duration = Duration::from_secs(60);
+/// A blob in more pieces than this, and one for every KiB, is meant to keep us busy.
+const MANY: u64 = 1024;
 
 impl Bus {
     /// Fetches a blob of at most `limit` bytes.
     pub async fn get_blob(&self, digest: &Digest, limit: u64) -> Result<(Bytes, Measured), BusError> {
-        let mut download = Download::start(self, digest, limit).await?;
+        let place = Place::blob(digest);
+        let mut download = Box::pin(Download::start(self, &place, limit, Prefix::none())).await?;
         let mut bytes = BytesMut::with_capacity(download.size.min(1 << 20) as usize);
         while let Some(chunk) = download.next().await? {
             bytes.extend_from_slice(&chunk);
@@ -30,7 +37,8 @@ impl Bus {
     }
 
     /// Fetches a blob of exactly `size` bytes into the file `dest`, which appears only once it is whole,
-    /// verified and on disk. `progress` is told the bytes fetched so far.
+    /// verified and on disk. What came before the process was killed lies beside it, and is not fetched again.
+    /// `progress` is told the bytes that are there so far.
     pub async fn get_blob_file(
         &self,
         digest: &Digest,
@@ -38,78 +46,218 @@ impl Bus {
         dest: &Path,
         mut progress: impl FnMut(u64),
     ) -> Result<Measured, BusError> {
-        let mut download = Download::start(self, digest, size).await?;
+        let place = Place::blob(digest);
+        let mut part = Part::open(dest, digest).map_err(|source| BusError::file(dest, source))?;
+        let mut resumed = part.prefix(size).await.map_err(|source| BusError::file(dest, source))?;
+        let mut measured = Measured::default();
+        loop {
+            let was_there = resumed.length > 0;
+            let file = part.file().map_err(|source| BusError::file(dest, source))?;
+            let fetched =
+                Box::pin(self.fetch(&place, size, resumed, file, dest, &mut progress, &mut measured)).await;
+            match fetched {
+                Ok(()) => break,
+                // What lay there may be to blame.
+                Err(BusError::Corrupt { .. }) if was_there => {
+                    tracing::warn!(%digest, "what was there of a download is damaged, fetching all of it");
+                    part.clear().map_err(|source| BusError::file(dest, source))?;
+                    resumed = Prefix::none();
+                }
+                Err(error) => {
+                    if !is_worth_keeping(&error) {
+                        part.discard();
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        part.become_file(dest).await.map_err(|source| BusError::file(dest, source))?;
+        Ok(measured)
+    }
+
+    /// Fetches a blob of exactly `size` bytes into `file`, chunk by chunk. With an error the file is of no use.
+    pub async fn get_blob_into(&self, digest: &Digest, size: u64, file: File) -> Result<Measured, BusError> {
+        self.fetch_into(&Place::blob(digest), size, file).await
+    }
+
+    /// Fetches what lies at `place` into an unnamed file.
+    pub(super) async fn fetch_into(
+        &self,
+        place: &Place,
+        size: u64,
+        file: File,
+    ) -> Result<Measured, BusError> {
+        let mut measured = Measured::default();
+        let name = Path::new("temporary file");
+        let progress = &mut |_| {};
+        let fetching = self.fetch(place, size, Prefix::none(), file, name, progress, &mut measured);
+        Box::pin(fetching).await?;
+        Ok(measured)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the one loop behind two calls")]
+    async fn fetch(
+        &self,
+        place: &Place,
+        size: u64,
+        prefix: Prefix,
+        file: File,
+        name: &Path,
+        progress: &mut impl FnMut(u64),
+        measured: &mut Measured,
+    ) -> Result<(), BusError> {
+        let mut download = Box::pin(Download::start(self, place, size, prefix)).await?;
         if download.size != size {
             let reason = format!("the store has {} bytes of it, {size} were expected", download.size);
-            return Err(BusError::Corrupt { digest: *digest, reason });
+            return Err(BusError::Corrupt { digest: place.digest, reason });
         }
-        let failed = |source| BusError::file(dest, source);
-        let folder = dest.parent().unwrap_or(Path::new("."));
-        let temporary = tempfile::Builder::new().prefix(".part-").tempfile_in(folder).map_err(failed)?;
-        let mut file = File::from_std(temporary.reopen().map_err(failed)?);
-        while let Some(chunk) = download.next().await? {
-            file.write_all(&chunk).await.map_err(failed)?;
-            progress(download.fetched);
+        let mut file = tokio::fs::File::from_std(file);
+        let written = async {
+            while let Some(chunk) = download.next().await? {
+                file.write_all(&chunk).await.map_err(|source| BusError::file(name, source))?;
+                progress(download.fetched);
+            }
+            Ok(())
         }
-        file.flush().await.map_err(failed)?;
-        file.sync_all().await.map_err(failed)?;
-        temporary.persist(dest).map_err(|error| failed(error.error))?;
-        Ok(download.measured)
+        .await;
+        *measured += download.measured;
+        // Also when the download broke off: what came is kept.
+        let flushed = file.flush().await;
+        written?;
+        flushed.map_err(|source| BusError::file(name, source))
     }
 }
 
-struct Download {
-    digest: Digest,
+/// Whether what came can be built upon: a broken connection says nothing against it, but wrong bytes do, and a
+/// disk that is full is not to stay so.
+fn is_worth_keeping(error: &BusError) -> bool {
+    matches!(error, BusError::Timeout { .. } | BusError::Broker { .. })
+}
+
+struct Download<'a> {
+    place: &'a Place,
     /// Declared size; more is refused while it arrives.
     size: u64,
     fetched: u64,
+    /// Bytes of the next chunk that are there already.
+    overlap: u64,
     hasher: Sha256,
     follow: Option<Follow>,
+    /// Stored chunks still to come.
+    left: u64,
     measured: Measured,
 }
 
-impl Download {
-    async fn start(bus: &Bus, digest: &Digest, limit: u64) -> Result<Self, BusError> {
-        let info = bus.blob_info(digest).await?.ok_or(BusError::NoBlob { digest: *digest })?;
-        let size = info.size as u64;
+impl<'a> Download<'a> {
+    /// Goes on behind `prefix`.
+    async fn start(bus: &Bus, place: &'a Place, limit: u64, prefix: Prefix) -> Result<Self, BusError> {
+        let digest = place.digest;
+        let head = place::look_up(bus, place).await?;
+        let Found::Whole(whole) = head.found else { return Err(BusError::NoBlob { digest }) };
+        let size = whole.size;
         if size > limit {
-            return Err(BusError::BlobTooLarge { digest: *digest, size, limit });
+            return Err(BusError::BlobTooLarge { digest, size, limit });
         }
-        let follow = if size == 0 {
-            None
-        } else {
-            let filter = chunk_subject(&info.nuid);
-            Some(Follow::start(bus, stream_name(), filter, follow::From::First, BATCH).await?)
+        let Prefix { hasher, length } = prefix;
+        let mut download = Self {
+            place,
+            size,
+            fetched: length,
+            overlap: 0,
+            hasher,
+            follow: None,
+            left: 0,
+            measured: Measured::default(),
         };
-        let (hasher, measured) = (Sha256::new(), Measured::default());
-        Ok(Self { digest: *digest, size, fetched: 0, hasher, follow, measured })
+        if length < size {
+            let after = download.seek(bus, &whole, head.floor).await?;
+            let from = follow::From::After(after);
+            let follow = Follow::start(bus, place.stream(), whole.chunks, from, BATCH).await?;
+            download.left = follow.stored();
+            download.follow = Some(follow);
+            if download.left > MANY + size / 1024 {
+                return Err(download.corrupt(format!("its {size} bytes are in {} pieces", download.left)));
+            }
+        }
+        Ok(download)
+    }
+
+    /// The sequence after which the chunk lies that holds the next byte.
+    async fn seek(&mut self, bus: &Bus, whole: &Whole, floor: u64) -> Result<u64, BusError> {
+        if self.fetched == 0 {
+            return Ok(floor);
+        }
+        let mut pieces = Pieces::list(bus, self.place, &whole.chunks, floor).await?;
+        let mut offset = 0u64;
+        while let Some(piece) = pieces.next(self.place).await? {
+            if piece.mark.is_some_and(|mark| mark.offset != offset) {
+                continue;
+            }
+            let end = offset.saturating_add(piece.length);
+            if end > self.fetched {
+                self.overlap = self.fetched - offset;
+                self.measured += pieces.measured;
+                return Ok(piece.sequence - 1);
+            }
+            offset = end;
+        }
+        Err(self.corrupt(format!("it should have {} bytes, {offset} are stored", self.size)))
     }
 
     /// The next chunk; nothing once the blob is complete and its digest right.
     async fn next(&mut self) -> Result<Option<Bytes>, BusError> {
-        let digest = self.digest;
-        if self.fetched == self.size {
-            self.follow = None;
-            let got = Digest::from_bytes(self.hasher.clone().finalize().into());
-            if got != digest {
-                let reason = format!("its bytes have the digest {got}");
-                return Err(BusError::Corrupt { digest, reason });
+        loop {
+            if self.fetched == self.size {
+                self.follow = None;
+                let got = digest_so_far(&self.hasher);
+                if got != self.place.digest {
+                    return Err(self.corrupt(format!("its bytes have the digest {got}")));
+                }
+                return Ok(None);
             }
+            let Some(follow) = self.follow.as_mut().filter(|_| self.left > 0) else {
+                let reason = format!("it should have {} bytes, {} came", self.size, self.fetched);
+                return Err(self.corrupt(reason));
+            };
+            let Ok(next) = tokio::time::timeout(STALLED, follow.next()).await else {
+                let (digest, fetched, size) = (self.place.digest, self.fetched, self.size);
+                let what = format!("fetching blob {digest}: {fetched} of {size} bytes came");
+                return Err(BusError::Timeout { what });
+            };
+            self.left = (self.left - 1).min(next.pending);
+            let message = next.message.message;
+            let headers = message.headers.as_ref();
+            self.measured += Measured::of(&message.subject, headers, message.payload.len());
+            if let Some(chunk) = self.take(message.payload, Mark::of(headers))? {
+                return Ok(Some(chunk));
+            }
+        }
+    }
+
+    /// A chunk's share in what is to come; nothing, if another is to come first: uploads that were broken off leave
+    /// chunks behind a gap, and send them again.
+    fn take(&mut self, mut chunk: Bytes, mark: Option<Mark>) -> Result<Option<Bytes>, BusError> {
+        let start = self.fetched - self.overlap;
+        if mark.is_some_and(|mark| mark.offset != start) {
             return Ok(None);
         }
-        let Some(follow) = &mut self.follow else { return Ok(None) };
-        let Ok(next) = tokio::time::timeout(STALLED, follow.next()).await else {
-            let what = format!("fetching blob {digest}: {} of {} bytes came", self.fetched, self.size);
-            return Err(BusError::Timeout { what });
-        };
-        let message = next.message.message;
-        self.measured += Measured::of(&message.subject, message.headers.as_ref(), message.payload.len());
-        self.hasher.update(&message.payload);
-        self.fetched += message.payload.len() as u64;
-        if self.fetched > self.size || (next.pending == 0 && self.fetched < self.size) {
-            let reason = format!("it should have {} bytes, {} came", self.size, self.fetched);
-            return Err(BusError::Corrupt { digest, reason });
+        if (chunk.len() as u64) < self.overlap || start + chunk.len() as u64 > self.size {
+            let reason = format!("it should have {} bytes, {} came", self.size, start + chunk.len() as u64);
+            return Err(self.corrupt(reason));
         }
-        Ok(Some(message.payload))
+        chunk.advance(self.overlap as usize);
+        self.overlap = 0;
+        self.hasher.update(&chunk);
+        self.fetched += chunk.len() as u64;
+        match mark {
+            Some(mark) if mark.prefix != digest_so_far(&self.hasher) => {
+                Err(self.corrupt(format!("its bytes {start} to {} are not those stored", self.fetched)))
+            }
+            _ => Ok(Some(chunk)),
+        }
+    }
+
+    fn corrupt(&self, reason: String) -> BusError {
+        BusError::Corrupt { digest: self.place.digest, reason }
     }
 }

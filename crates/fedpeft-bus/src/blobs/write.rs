@@ -1,42 +1,58 @@
 //! Storing blobs.
+//!
+//! An upload claims its place, finds out what is stored there already, sends the rest, and commits. A lost
+//! connection, a killed process or another writer only means that the next attempt begins with the same steps:
+//! chunks that are stored are compared by their headers with the bytes at hand, and not sent again.
 
-use std::{collections::VecDeque, path::Path, time::Duration};
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, Seek},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_nats::{
-    HeaderMap,
-    header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_ROLLUP},
-    jetstream::{
-        context::{PublishAckFuture, PublishError, PublishErrorKind},
-        stream::Stream,
-    },
+    header::NATS_ROLLUP,
+    jetstream::context::{PublishAckFuture, PublishErrorKind},
 };
-use base64::{Engine, engine::general_purpose::URL_SAFE};
 use bytes::Bytes;
-use fedpeft_protocol::{Digest, subject};
+use fedpeft_protocol::{Digest, subject::CHUNK_HEADER};
+use futures::TryStreamExt;
 use sha2::{Digest as _, Sha256};
-use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::{CHUNK, Stored, chunk_subject, meta_sequence, meta_subject, stream_name};
+use super::{
+    CHUNK, Stored,
+    pieces::{Mark, Pieces, digest_so_far},
+    place::{self, Found, Head, Place, failure, refusal},
+    read::STALLED,
+};
 use crate::{Bus, BusError, Measured};
 
-/// Chunks on their way at once: 2 MiB keeps a fast link busy and no broker's buffers full.
+/// Chunks on their way at once: 2 MiB keeps a fast link busy and no broker's buffers full. So much is sent twice
+/// when a connection breaks.
 const WINDOW: usize = 16;
-/// An upload that a lost connection broke begins anew, so often: chunks may be missing in its middle.
-const RETRIES: usize = 5;
+/// Room for the headers of a chunk.
+const HEADERS: usize = 1024;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A writer without a chunk for this long is taken to be dead. If it is not, the broker refuses its next chunk.
+const RIVAL_DEAD: Duration = Duration::from_secs(10);
+const RIVAL_POLL: Duration = Duration::from_millis(500);
 
 impl Bus {
     /// Stores `bytes` under their digest, unless they are stored already.
     pub async fn put_blob(&self, bytes: Bytes) -> Result<Stored, BusError> {
-        let digest = Digest::of(&bytes);
-        self.put(digest, bytes.len() as u64, |_| {}, &Source::Memory(bytes)).await
+        let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
+        self.put(&Place::blob(&digest), size, |_| {}, Source::Memory(bytes)).await
     }
 
     /// Stores a file under its digest, unless it is stored already. `progress` is told the bytes of the file
     /// that are safe so far.
     pub async fn put_blob_file(&self, path: &Path, progress: impl FnMut(u64)) -> Result<Stored, BusError> {
         let (digest, size) = digest_of_file(path).await.map_err(|source| BusError::file(path, source))?;
-        self.put(digest, size, progress, &Source::File(path)).await
+        self.put_blob_file_as(digest, size, path, progress).await
     }
 
     /// Stores a file whose digest and size are known, unless they are stored already; what turns out to have
@@ -48,217 +64,353 @@ impl Bus {
         path: &Path,
         progress: impl FnMut(u64),
     ) -> Result<Stored, BusError> {
-        self.put(digest, size, progress, &Source::File(path)).await
+        self.put(&Place::blob(&digest), size, progress, Source::File(path)).await
     }
 
-    async fn put(
+    /// Stores an open file, from its first byte on, under its digest, unless it is stored already. Nobody else may
+    /// read it meanwhile.
+    pub async fn put_blob_open(&self, file: &File) -> Result<Stored, BusError> {
+        let name = Path::new("temporary file");
+        let copy = || file.try_clone().map_err(|source| BusError::file(name, source));
+        let (digest, size) = digest_of_open(copy()?).await.map_err(|source| BusError::file(name, source))?;
+        self.put(&Place::blob(&digest), size, |_| {}, Source::Open(copy()?)).await
+    }
+
+    pub(super) async fn put(
         &self,
-        digest: Digest,
+        place: &Place,
         size: u64,
-        mut progress: impl FnMut(u64),
-        source: &Source<'_>,
+        progress: impl FnMut(u64),
+        source: Source<'_>,
     ) -> Result<Stored, BusError> {
-        let (mut measured, mut broken) = (Measured::default(), Vec::new());
+        let owner = self.client.new_inbox();
+        let (rival, measured) = (None, Measured::default());
+        let (safe, since) = (0, Instant::now());
+        let mut upload =
+            Upload { bus: self, place, size, source, progress, owner, safe, since, rival, measured };
         let mut pause = FIRST_PAUSE;
-        let result = loop {
-            let nuid = new_nuid(self);
-            let attempt = self.attempt(digest, size, &nuid, source, &mut progress, &mut measured).await;
-            match attempt {
-                Ok(false) => break Ok(Stored { digest, size, measured }),
-                Ok(true) => {}
+        loop {
+            let safe = upload.safe;
+            match Box::pin(upload.attempt_while_connected()).await {
+                Ok(Step::Stored) => {
+                    return Ok(Stored { digest: place.digest, size, measured: upload.measured });
+                }
+                Ok(Step::Overtaken) => {}
+                Ok(Step::Wait) => {
+                    upload.since = Instant::now();
+                    tokio::time::sleep(RIVAL_POLL).await;
+                }
                 Err(error @ (BusError::Timeout { .. } | BusError::Broker { .. }))
-                    if broken.len() < RETRIES =>
+                    if upload.since.elapsed() < STALLED =>
                 {
-                    tracing::warn!(%error, %digest, "blob upload broken, beginning anew");
+                    tracing::warn!(%error, digest = %place.digest, safe = upload.safe, "blob upload broken, going on");
                     tokio::time::sleep(pause).await;
-                    pause *= 2;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
-                Err(error) => {
-                    broken.push(nuid);
-                    break Err(error);
-                }
+                Err(error) => return Err(error),
             }
-            broken.push(nuid);
-        };
-        self.take_back(&digest, &broken).await;
-        result
-    }
-
-    /// One upload. Says whether its chunks are in the way now: another upload of the blob was faster.
-    async fn attempt(
-        &self,
-        digest: Digest,
-        size: u64,
-        nuid: &str,
-        source: &Source<'_>,
-        progress: &mut impl FnMut(u64),
-        measured: &mut Measured,
-    ) -> Result<bool, BusError> {
-        if self.blob_info(&digest).await?.is_some() {
-            progress(size);
-            return Ok(false);
-        }
-        let upload = Upload { bus: self, digest, nuid, stream: self.blob_stream().await? };
-        upload.run(source.open().await?, size, progress, measured).await
-    }
-
-    /// Frees the chunks of broken uploads, save one that turns out to have been committed after all.
-    async fn take_back(&self, digest: &Digest, broken: &[String]) {
-        if broken.is_empty() {
-            return;
-        }
-        let (Ok(info), Ok(stream)) = (self.blob_info(digest).await, self.blob_stream().await) else {
-            // Not knowing is no licence to delete: orphaned chunks cost space, lost ones cost a blob.
-            tracing::warn!(%digest, "chunks of a broken upload stay behind in the blob store");
-            return;
-        };
-        let committed = info.map(|info| info.nuid);
-        for nuid in broken.iter().filter(|nuid| committed.as_ref() != Some(nuid)) {
-            if let Err(error) = stream.purge().filter(chunk_subject(nuid)).await {
-                tracing::warn!(%error, %digest, "chunks of a broken upload stay behind in the blob store");
+            if upload.safe > safe {
+                pause = FIRST_PAUSE;
             }
         }
-    }
-
-    pub(super) async fn blob_stream(&self) -> Result<Stream, BusError> {
-        let stream = self.js.get_stream(stream_name()).await;
-        stream.map_err(|error| BusError::broker("opening the blob store", error))
     }
 }
 
-/// Where the bytes of a blob come from; an upload that begins anew reads them again.
-enum Source<'a> {
+/// Where the bytes of a blob come from; every attempt reads them from the first.
+pub(super) enum Source<'a> {
     Memory(Bytes),
     File(&'a Path),
+    Open(File),
 }
 
-type Reader = Box<dyn AsyncRead + Send + Unpin>;
-
 impl Source<'_> {
-    async fn open(&self) -> Result<Reader, BusError> {
+    fn open(&self) -> io::Result<Reader> {
         match self {
-            Self::Memory(bytes) => Ok(Box::new(std::io::Cursor::new(bytes.clone()))),
-            Self::File(path) => match tokio::fs::File::open(path).await {
-                Ok(file) => Ok(Box::new(file)),
-                Err(source) => Err(BusError::file(path, source)),
-            },
+            Self::Memory(bytes) => Ok(Reader::Memory(bytes.clone())),
+            Self::File(path) => Ok(Reader::File(Arc::new(File::open(path)?))),
+            Self::Open(file) => Ok(Reader::File(Arc::new(file.try_clone()?))),
+        }
+    }
+
+    fn failed(&self, source: io::Error) -> BusError {
+        match self {
+            Self::File(path) => BusError::file(path, source),
+            Self::Memory(_) | Self::Open(_) => BusError::file(Path::new("temporary file"), source),
         }
     }
 }
 
-/// Object stores name the chunks of one upload by a unique token; the client's inbox ends in one.
-fn new_nuid(bus: &Bus) -> String {
-    let inbox = bus.client.new_inbox();
-    inbox.rsplit('.').next().unwrap_or_default().to_owned()
+/// A source that is being read. Files are read by offset: an attempt that was broken off may still be reading.
+enum Reader {
+    Memory(Bytes),
+    File(Arc<File>),
 }
 
-async fn digest_of_file(path: &Path) -> std::io::Result<(Digest, u64)> {
-    let path = path.to_owned();
+impl Reader {
+    /// Up to `size` bytes from `offset` on; fewer only at the end.
+    async fn read(&self, offset: u64, size: usize) -> io::Result<Bytes> {
+        match self {
+            Self::Memory(bytes) => {
+                let start = bytes.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
+                Ok(bytes.slice(start..bytes.len().min(start.saturating_add(size))))
+            }
+            Self::File(file) => {
+                let file = file.clone();
+                let reading = tokio::task::spawn_blocking(move || {
+                    let (mut chunk, mut filled) = (vec![0; size], 0);
+                    while filled < size {
+                        match read_at(&file, &mut chunk[filled..], offset + filled as u64) {
+                            Ok(0) => break,
+                            Ok(read) => filled += read,
+                            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                            Err(error) => return Err(error),
+                        }
+                    }
+                    chunk.truncate(filled);
+                    Ok(chunk.into())
+                });
+                reading.await.map_err(io::Error::other)?
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, chunk: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, chunk, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, chunk: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, chunk, offset)
+}
+
+async fn digest_of_file(path: &Path) -> io::Result<(Digest, u64)> {
+    digest_of_open(tokio::fs::File::open(path).await?.into_std().await).await
+}
+
+async fn digest_of_open(mut file: File) -> io::Result<(Digest, u64)> {
     let hashing = tokio::task::spawn_blocking(move || {
-        let file = std::fs::File::open(path)?;
+        file.rewind()?;
         let size = file.metadata()?.len();
         Ok((Digest::of_reader(file)?, size))
     });
-    hashing.await.map_err(std::io::Error::other)?
+    hashing.await.map_err(io::Error::other)?
 }
 
-struct Upload<'a> {
+/// What came of an attempt.
+enum Step {
+    /// The blob is there, by us or by another writer.
+    Stored,
+    /// Another writer claimed the blob.
+    Overtaken,
+    /// Another writer is at it.
+    Wait,
+}
+
+/// The writer before us, when something of it was last seen.
+struct Rival {
+    claim: u64,
+    chunks: usize,
+    since: Instant,
+}
+
+struct Upload<'a, P> {
     bus: &'a Bus,
-    digest: Digest,
-    nuid: &'a str,
-    stream: Stream,
+    place: &'a Place,
+    size: u64,
+    source: Source<'a>,
+    progress: P,
+    owner: String,
+    /// Bytes that the broker has, as far as we know.
+    safe: u64,
+    /// When they last grew more.
+    since: Instant,
+    rival: Option<Rival>,
+    measured: Measured,
 }
 
-impl Upload<'_> {
-    async fn run(
-        &self,
-        mut reader: Reader,
-        size: u64,
-        progress: &mut impl FnMut(u64),
-        measured: &mut Measured,
-    ) -> Result<bool, BusError> {
-        let meta_before = meta_sequence(&self.stream, &self.digest).await?;
-        let chunk_size = CHUNK.min(self.bus.max_payload());
-        let subject = chunk_subject(self.nuid);
-        let mut hasher = Sha256::new();
-        let mut in_flight: VecDeque<(PublishAckFuture, usize)> = VecDeque::with_capacity(WINDOW);
-        let (mut sent, mut safe, mut chunks) = (0u64, 0u64, 0u64);
+/// How far an upload is: the source is read and hashed up to `offset`, and the broker has it.
+struct Position {
+    reader: Reader,
+    hasher: Sha256,
+    offset: u64,
+    chunks: u64,
+    /// The first chunk that is sent replaces whatever is stored.
+    anew: bool,
+}
+
+impl<P: FnMut(u64)> Upload<'_, P> {
+    /// What was in flight over a connection that was lost is unknown, so a new one ends the attempt at once.
+    async fn attempt_while_connected(&mut self) -> Result<Step, BusError> {
+        let mut connections = self.bus.connections.clone();
+        connections.mark_unchanged();
+        let what = format!("storing blob {}", self.place.digest);
+        tokio::select! {
+            step = Box::pin(self.attempt()) => step,
+            _ = connections.changed() => Err(BusError::broker(what, "the connection was lost")),
+        }
+    }
+
+    async fn attempt(&mut self) -> Result<Step, BusError> {
+        let mut head = place::look_up(self.bus, self.place).await?;
+        match &head.found {
+            Found::Whole(whole) if whole.size == self.size => {
+                self.report(self.size);
+                return Ok(Step::Stored);
+            }
+            // Whatever it is, it is not the blob.
+            Found::Whole(_) => head.floor = head.sequence,
+            Found::Claim { owner } if self.place.shared && *owner != self.owner => {
+                if self.is_alive(head.sequence).await? {
+                    return Ok(Step::Wait);
+                }
+            }
+            Found::Claim { .. } | Found::Nothing => {}
+        }
+        let claimed = place::claim(self.bus, self.place, &head, &self.owner, &mut self.measured).await?;
+        let Some(mut claim) = claimed else { return Ok(Step::Overtaken) };
+        self.rival = None;
+        let position = Box::pin(self.resume(&head)).await?;
+        if position.anew && !self.place.shared {
+            // No rollup removes what is stored of an upload: it is left behind.
+            head = Head { sequence: claim, floor: claim, found: Found::Nothing };
+            let claimed = place::claim(self.bus, self.place, &head, &self.owner, &mut self.measured).await?;
+            let Some(again) = claimed else { return Ok(Step::Overtaken) };
+            claim = again;
+        }
+        Box::pin(self.send(position, claim, head.floor)).await
+    }
+
+    /// Whether the writer with this claim has done anything of late.
+    async fn is_alive(&mut self, claim: u64) -> Result<bool, BusError> {
+        let stream = place::open(self.bus, self.place).await?;
+        let mut counts = stream
+            .info_with_subjects(&self.place.chunks)
+            .await
+            .map_err(|error| failure(self.place, error))?;
+        let count = counts.try_next().await.map_err(|error| failure(self.place, error))?;
+        let chunks = count.map_or(0, |(_, count)| count);
+        match &self.rival {
+            Some(rival) if (rival.claim, rival.chunks) == (claim, chunks) => {
+                Ok(rival.since.elapsed() < RIVAL_DEAD)
+            }
+            _ => {
+                if self.rival.is_none() {
+                    tracing::info!(digest = %self.place.digest, "the blob is being stored by another program, waiting");
+                }
+                self.rival = Some(Rival { claim, chunks, since: Instant::now() });
+                Ok(true)
+            }
+        }
+    }
+
+    /// Reads the source along with the chunks that are stored, as long as they agree.
+    async fn resume(&mut self, head: &Head) -> Result<Position, BusError> {
+        let begin = |anew| {
+            let reader = self.source.open().map_err(|source| self.source.failed(source))?;
+            Ok::<_, BusError>(Position { reader, hasher: Sha256::new(), offset: 0, chunks: 0, anew })
+        };
+        let mut at = begin(false)?;
+        if head.sequence == 0 {
+            return Ok(at);
+        }
+        let mut strays = Vec::new();
+        let mut pieces = Pieces::list(self.bus, self.place, &self.place.chunks, head.floor).await?;
+        while let Some(piece) = pieces.next(self.place).await? {
+            let Some(mark) = piece.mark.filter(|mark| mark.offset == at.offset) else {
+                strays.push(piece.sequence);
+                continue;
+            };
+            // No chunk is larger than a message.
+            let length = piece.length.min(self.bus.max_payload() as u64) as usize;
+            let chunk = self.read_chunk(&at, length).await?;
+            at.hasher.update(&chunk);
+            (at.offset, at.chunks) = (at.offset + chunk.len() as u64, at.chunks + 1);
+            if chunk.len() as u64 != piece.length || digest_so_far(&at.hasher) != mark.prefix {
+                tracing::warn!(digest = %self.place.digest, "other bytes are stored of the blob, beginning anew");
+                return begin(true);
+            }
+        }
+        if at.offset == 0 {
+            at.anew = true;
+            return Ok(at);
+        }
+        self.remove(&strays).await;
+        tracing::info!(digest = %self.place.digest, safe = at.offset, size = self.size, "going on with an upload");
+        self.report(at.offset);
+        Ok(at)
+    }
+
+    /// Removes chunks behind a gap. Ours skip them when they read; other programs do not know how to.
+    async fn remove(&self, strays: &[u64]) {
+        // A client may not, and its uploads are read by ours only.
+        if !self.place.shared {
+            return;
+        }
+        let Ok(stream) = place::open(self.bus, self.place).await else { return };
+        for sequence in strays {
+            if let Err(error) = stream.delete_message(*sequence).await {
+                tracing::debug!(%error, digest = %self.place.digest, "chunk behind a gap not removed");
+            }
+        }
+    }
+
+    async fn send(&mut self, mut at: Position, claim: u64, floor: u64) -> Result<Step, BusError> {
+        let chunk_size = CHUNK.min(self.bus.max_payload().saturating_sub(HEADERS)).max(HEADERS);
+        let mut in_flight: VecDeque<(PublishAckFuture, u64)> = VecDeque::with_capacity(WINDOW);
         loop {
-            let chunk = read_chunk(&mut reader, chunk_size).await.map_err(|error| {
-                BusError::broker(format!("reading blob {} to store it", self.digest), error)
-            })?;
+            let chunk = self.read_chunk(&at, chunk_size).await?;
             let last = chunk.is_empty();
             while in_flight.len() >= WINDOW || (last && !in_flight.is_empty()) {
-                let Some((ack, length)) = in_flight.pop_front() else { break };
-                ack.await.map_err(|error| self.failed(&error))?;
-                safe += length as u64;
-                progress(safe);
+                let Some((ack, end)) = in_flight.pop_front() else { break };
+                match ack.await {
+                    Ok(_) => self.report(end),
+                    Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
+                        return Ok(Step::Overtaken);
+                    }
+                    Err(error) => return Err(refusal(self.place, &error)),
+                }
             }
             if last {
                 break;
             }
-            hasher.update(&chunk);
-            (sent, chunks) = (sent + chunk.len() as u64, chunks + 1);
-            *measured += Measured::of(&subject, None, chunk.len());
-            let length = chunk.len();
-            let ack = self.bus.js.publish(subject.clone(), chunk).await;
-            in_flight.push_back((ack.map_err(|error| self.failed(&error))?, length));
+            at.hasher.update(&chunk);
+            let mark = Mark { offset: at.offset, prefix: digest_so_far(&at.hasher) };
+            (at.offset, at.chunks) = (at.offset + chunk.len() as u64, at.chunks + 1);
+            let mut headers = self.place.fence(claim);
+            headers.insert(CHUNK_HEADER, mark.header());
+            if std::mem::take(&mut at.anew) && self.place.shared {
+                headers.insert(NATS_ROLLUP, "sub");
+            }
+            self.measured += Measured::of(&self.place.chunks, Some(&headers), chunk.len());
+            let sending = self.bus.js.publish_with_headers(self.place.chunks.clone(), headers, chunk);
+            let ack = sending.await.map_err(|error| refusal(self.place, &error))?;
+            in_flight.push_back((ack, at.offset));
         }
-        let got = Digest::from_bytes(hasher.finalize().into());
-        if got != self.digest || sent != size {
-            let reason = format!("the {sent} bytes to store have the digest {got}");
-            return Err(BusError::Corrupt { digest: self.digest, reason });
+        let got = digest_so_far(&at.hasher);
+        if got != self.place.digest || at.offset != self.size {
+            if self.place.shared {
+                place::forget(self.bus, self.place, &self.place.chunks, claim).await?;
+            }
+            let reason = format!("the {} bytes to store have the digest {got}", at.offset);
+            return Err(BusError::Corrupt { digest: self.place.digest, reason });
         }
-        self.commit(size, chunks, meta_before, measured).await
+        let whole = (self.size, at.chunks);
+        let committed =
+            place::commit(self.bus, self.place, (claim, floor), whole, &mut self.measured).await?;
+        Ok(if committed { Step::Stored } else { Step::Overtaken })
     }
 
-    /// Writes the metadata, which makes the blob visible. Of two concurrent uploads of one blob one wins;
-    /// says whether this is the other.
-    async fn commit(
-        &self,
-        size: u64,
-        chunks: u64,
-        meta_before: u64,
-        measured: &mut Measured,
-    ) -> Result<bool, BusError> {
-        let meta = serde_json::json!({
-            "name": self.digest.to_string(),
-            "bucket": subject::BLOB_BUCKET,
-            "nuid": self.nuid,
-            "size": size,
-            "chunks": chunks,
-            "digest": format!("SHA-256={}", URL_SAFE.encode(self.digest.as_bytes())),
-            "options": {"max_chunk_size": CHUNK},
-        });
-        let body = Bytes::from(meta.to_string());
-        let mut headers = HeaderMap::new();
-        headers.insert(NATS_ROLLUP, "sub");
-        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, meta_before.to_string());
-        let subject = meta_subject(&self.digest);
-        *measured += Measured::of(&subject, Some(&headers), body.len());
-        let acknowledged = match self.bus.js.publish_with_headers(subject, headers, body).await {
-            Ok(ack) => ack.await.map(|_| ()),
-            Err(error) => Err(error),
-        };
-        match acknowledged {
-            Ok(()) => Ok(false),
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(true),
-            Err(error) => Err(self.failed(&error)),
-        }
+    /// The next chunk.
+    async fn read_chunk(&self, at: &Position, size: usize) -> Result<Bytes, BusError> {
+        at.reader.read(at.offset, size).await.map_err(|source| self.source.failed(source))
     }
 
-    fn failed(&self, error: &PublishError) -> BusError {
-        let what = format!("storing blob {}", self.digest);
-        match error.kind() {
-            PublishErrorKind::TimedOut => BusError::Timeout { what },
-            _ => BusError::broker(what, error),
+    fn report(&mut self, safe: u64) {
+        if safe > self.safe {
+            (self.safe, self.since) = (safe, Instant::now());
+            (self.progress)(safe);
         }
     }
-}
-
-/// Up to `size` bytes; fewer only at the end.
-async fn read_chunk(reader: &mut Reader, size: usize) -> std::io::Result<Bytes> {
-    let mut chunk = Vec::with_capacity(size);
-    reader.take(size as u64).read_to_end(&mut chunk).await?;
-    Ok(chunk.into())
 }

@@ -4,7 +4,7 @@ use fedpeft_protocol::{Digest, subject};
 use fedpeft_testkit::NatsServer;
 
 /// Bytes that differ everywhere, so that a chunk out of place is noticed.
-fn noise(size: usize) -> Bytes {
+pub(crate) fn noise(size: usize) -> Bytes {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {
         state ^= state << 13;
@@ -29,14 +29,14 @@ async fn ten_megabytes_round_trip_through_memory_and_files() {
     assert_eq!((stored.digest, stored.size), (Digest::of(&bytes), 10_000_000));
     assert_eq!(seen.last(), Some(&10_000_000));
     assert!(seen.is_sorted());
-    // Chunks and metadata cost less than one part in a thousand.
-    assert!(stored.measured.payload >= 10_000_000 && stored.measured.total < 10_010_000);
+    // Subjects, headers and metadata cost less than four parts in a thousand.
+    assert!(stored.measured.payload >= 10_000_000 && stored.measured.total < 10_040_000);
 
     assert!(bus.has_blob(&stored.digest).await.unwrap());
     assert_eq!(bus.blob_size(&stored.digest).await.unwrap(), Some(10_000_000));
     let (fetched, measured) = bus.get_blob(&stored.digest, 10_000_000).await.unwrap();
     assert!(fetched == bytes);
-    assert!(measured.payload == 10_000_000 && measured.total < 10_010_000);
+    assert!(measured.payload == 10_000_000 && measured.total < 10_040_000);
 
     let dest = server.folder().join("dest");
     let mut done = 0;
@@ -158,7 +158,7 @@ async fn a_download_goes_on_after_the_broker_crashed() {
 }
 
 #[tokio::test]
-async fn an_upload_begins_anew_after_the_broker_crashed_and_leaves_nothing_behind() {
+async fn an_upload_goes_on_after_the_broker_crashed_and_leaves_nothing_behind() {
     let mut server = NatsServer::start().await;
     let bus = server.bus().await;
     let bytes = noise(30_000_000);

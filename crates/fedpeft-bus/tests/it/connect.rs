@@ -2,7 +2,7 @@ use fedpeft_bus::{Bus, BusConfig, BusError};
 use fedpeft_testkit::NatsServer;
 
 fn config(server: &str) -> BusConfig {
-    BusConfig { server: server.into(), creds: None, name: "test".into() }
+    BusConfig { server: server.into(), name: "test".into(), ..Default::default() }
 }
 
 async fn error_of(config: &BusConfig) -> BusError {

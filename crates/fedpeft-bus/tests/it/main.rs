@@ -6,6 +6,8 @@ mod connect;
 mod messages;
 mod records;
 mod service;
+mod tls;
+mod transfers;
 
 use fedpeft_protocol::{
     ClientId, Digest, PROTOCOL_VERSION, RunId,
@@ -32,6 +34,7 @@ fn task(run: &RunId, round: u32) -> Task {
         adapter: Payload::inline(vec![1, 2, 3, 4]),
         work: Work::Evaluate,
         deadline_ms: 1,
+        lifetime_ms: 1,
     }
 }
 
@@ -48,5 +51,5 @@ fn update(task: &str, size: usize) -> Update {
 
 fn event(run: &RunId, present: u32) -> Event {
     let kind = EventKind::Waiting { present, needed: 3 };
-    Event { version: PROTOCOL_VERSION, run: run.clone(), at_ms: 5, kind }
+    Event { version: PROTOCOL_VERSION, run: run.clone(), at_ms: 5, epoch: 1, kind }
 }

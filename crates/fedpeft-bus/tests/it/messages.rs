@@ -1,7 +1,10 @@
 use std::time::Duration;
 
-use fedpeft_bus::{Bus, BusError, Updates};
-use fedpeft_protocol::{subject, wire::WireError};
+use fedpeft_bus::{Bus, BusError, Stale, Updates};
+use fedpeft_protocol::{
+    subject,
+    wire::{Format, WireError},
+};
 use fedpeft_testkit::NatsServer;
 
 use crate::{client_id, event, run_id, task, update};
@@ -63,7 +66,11 @@ async fn purged_tasks_are_not_delivered() {
     let client = client_id("c");
     bus.publish_task(&task(&run_id("gone"), 1), &client).await.unwrap();
     bus.publish_task(&task(&run_id("kept"), 1), &client).await.unwrap();
-    bus.purge_tasks(&run_id("gone")).await.unwrap();
+    let mark = bus.task_mark().await.unwrap();
+    bus.publish_task(&task(&run_id("gone"), 2), &client_id("later")).await.unwrap();
+    bus.purge_tasks(&run_id("gone"), mark).await.unwrap();
+    let mut later = bus.tasks(&client_id("later")).await.unwrap();
+    assert_eq!(later.next().await.unwrap().result.unwrap().round, 2, "it came after the mark");
     let mut tasks = bus.tasks(&client).await.unwrap();
     assert_eq!(tasks.next().await.unwrap().result.unwrap().run, run_id("kept"));
 }
@@ -100,9 +107,18 @@ async fn updates_are_replayed_from_the_first_until_their_round_is_purged() {
         }
         server.restart().await;
     }
-    bus.purge_updates(&run, 1).await.unwrap();
+    let mark = bus.update_mark().await.unwrap();
+    bus.publish_update(&run, 1, &client_id("e"), &update("t", 100)).await.unwrap();
+    bus.purge_updates(&run, Stale::Client(1, &client_id("b")), mark).await.unwrap();
+    let mut updates = bus.updates(&run).await.unwrap();
+    for client in ["a", "c", "e"] {
+        is_next(&mut updates, client).await;
+    }
+    bus.purge_updates(&run, Stale::Round(1), mark).await.unwrap();
     bus.publish_update(&run, 2, &client_id("d"), &update("t", 100)).await.unwrap();
-    is_next(&mut bus.updates(&run).await.unwrap(), "d").await;
+    let mut updates = bus.updates(&run).await.unwrap();
+    is_next(&mut updates, "e").await;
+    is_next(&mut updates, "d").await;
 }
 
 #[tokio::test]
@@ -178,6 +194,10 @@ async fn what_strangers_send_is_refused_by_name_and_stops_nothing() {
     assert!(updates.next().await.update.is_ok());
 
     publish_raw(&server, subject::event(&run, "odd"), &[], b"?").await;
+    // An event of one run under the subject of another, and one of another kind.
+    let forged: &'static [u8] = Format::MessagePack.encode(&event(&run, 9)).unwrap().leak();
+    publish_raw(&server, subject::event(&run_id("mine"), "waiting"), &[], forged).await;
+    publish_raw(&server, subject::event(&run, "status"), &[], forged).await;
     bus.publish_event(&event(&run, 4)).await.unwrap();
     assert_eq!(bus.events(None, true).await.unwrap().next().await.unwrap(), event(&run, 4));
 
@@ -195,4 +215,35 @@ async fn a_message_over_the_brokers_limit_is_refused_and_the_connection_lives() 
     let error = bus.publish_update(&run, 1, &client_id("a"), &update("t", 70_000)).await.unwrap_err();
     assert!(matches!(error, BusError::MessageTooLarge { limit: 65_536, .. }), "{error}");
     bus.publish_update(&run, 1, &client_id("a"), &update("t", 60_000)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_floods_its_subject_is_refused_and_its_first_answers_stay() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let run = run_id("r");
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let flood = subject::update(&run, 1, &client_id("flood"));
+    let mut stored = 0;
+    for _ in 0..100 {
+        stored += u32::from(jetstream.publish(flood.clone(), "x".into()).await.unwrap().await.is_ok());
+    }
+    assert_eq!(stored, 64);
+    bus.publish_update(&run, 1, &client_id("honest"), &update("t", 8)).await.unwrap();
+    let mut updates = bus.updates(&run).await.unwrap();
+    for _ in 0..stored {
+        is_next(&mut updates, "flood").await;
+    }
+    is_next(&mut updates, "honest").await;
+}
+
+#[tokio::test]
+async fn a_record_of_a_client_is_small() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    bus.clients().await.unwrap();
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let bucket = jetstream.get_key_value(subject::CLIENT_BUCKET).await.unwrap();
+    bucket.put("c", vec![b'x'; 30 << 10].into()).await.unwrap();
+    assert!(bucket.put("c", vec![b'x'; 33 << 10].into()).await.is_err());
 }

@@ -1,7 +1,8 @@
 use std::time::Duration;
 
-use fedpeft_bus::{BusError, Change, Lease, Records};
-use fedpeft_testkit::NatsServer;
+use fedpeft_bus::{Bus, BusConfig, BusError, Change, Lease, Records};
+use fedpeft_protocol::{Digest, ModelName, PROTOCOL_VERSION, model::ModelVersion};
+use fedpeft_testkit::{NatsServer, Proxy, Way};
 
 fn lease(owner: &str) -> Lease {
     Lease { owner: owner.into() }
@@ -71,6 +72,39 @@ async fn long_lists_come_whole() {
     }
     assert_eq!(records.list("").await.unwrap().len(), 600);
     assert_eq!(records.keys("").await.unwrap().len(), 600);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_whose_connection_is_cut_comes_whole() {
+    let server = NatsServer::start().await;
+    let models = server.bus().await.models().await.unwrap();
+    let version = |number| ModelVersion {
+        version: PROTOCOL_VERSION,
+        name: ModelName::new("m").unwrap(),
+        number,
+        method: "x".repeat(200),
+        manifest: Digest::of(b"m"),
+        files: vec![],
+        published_ms: 0,
+    };
+    for number in 100..600 {
+        models.put(&format!("m.{number}"), &version(number)).await.unwrap();
+    }
+    let proxy = Proxy::start(&server.url()).await;
+    let config = BusConfig { server: proxy.url(), name: "far".into(), ..Default::default() };
+    let bus = Bus::connect(&config).await.unwrap();
+    let models = bus.models().await.unwrap();
+    let before = proxy.passed(Way::Down);
+    assert_eq!(models.list("").await.unwrap().len(), 500);
+    let whole = proxy.passed(Way::Down) - before;
+    assert!(whole > 100_000);
+    // In the answer to the first request, between two messages, in the last of them.
+    for bytes in [50, 2_000, whole / 4, whole / 2, whole * 3 / 4, whole - 2_000, whole - 700] {
+        proxy.cut_after(Way::Down, bytes);
+        let listed = tokio::time::timeout(Duration::from_secs(60), models.list("")).await;
+        let listed = listed.unwrap_or_else(|_| panic!("hangs when cut after {bytes} of {whole} bytes"));
+        assert_eq!(listed.unwrap().len(), 500, "cut after {bytes} of {whole} bytes");
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,11 @@
-use fedpeft_bus::{ApiError, Bus, BusError, Service};
+use std::{sync::Arc, time::Duration};
+
+use fedpeft_bus::{ApiError, Bus, BusError, Limits, Service};
 use fedpeft_protocol::subject;
 use fedpeft_testkit::NatsServer;
+use futures::future::join_all;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Double {
@@ -85,4 +89,58 @@ async fn services_come_back_with_the_broker() {
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+/// Asks `count` times at once, as a program does that knows no pause, and returns the codes of the refusals.
+async fn flood(server: &NatsServer, endpoint: &str, count: usize) -> Vec<String> {
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let subject = format!("{}.{endpoint}", subject::API);
+    let ask = || {
+        let request = async_nats::Request::new().payload("{\"value\": 4}".into());
+        client.send_request(subject.clone(), request.timeout(Some(Duration::from_secs(60))))
+    };
+    let replies = join_all((0..count).map(|_| ask())).await;
+    let code = |reply: Result<async_nats::Message, _>| {
+        Some(reply.unwrap().headers?.get("Nats-Service-Error-Code")?.as_str().to_owned())
+    };
+    replies.into_iter().filter_map(code).collect()
+}
+
+#[tokio::test]
+async fn a_flood_is_refused_by_name_and_ends_with_itself() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let mut service = bus.service("limited", "Takes so much and no more.").await.unwrap();
+    let held = Arc::new(Semaphore::new(0));
+    let hold = held.clone();
+    service
+        .limit(Limits { concurrent: 300, per_second: 1.0, burst: 20.0 })
+        .endpoint("test.rate", |request: Double| async move { Ok::<_, ApiError>(request) })
+        .await
+        .unwrap()
+        .limit(Limits { concurrent: 4, ..Limits::default() })
+        .endpoint("test.held", move |request: Double| {
+            let hold = hold.clone();
+            async move {
+                hold.acquire().await.unwrap().forget();
+                Ok::<_, ApiError>(request)
+            }
+        })
+        .await
+        .unwrap();
+
+    let refused = flood(&server, "test.rate", 200).await;
+    // What the rate gives back while the flood lasts, however slow the machine, is little.
+    assert!((120..=180).contains(&refused.len()), "{}", refused.len());
+    assert!(refused.iter().all(|code| code == "429"));
+    let reply: Double = bus.request("test.rate", &Double { value: 7 }).await.unwrap();
+    assert_eq!(reply, Double { value: 7 }, "whoever asks again after a while is answered");
+
+    let flooding = flood(&server, "test.held", 10);
+    let released = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        held.add_permits(10);
+    };
+    let (refused, ()) = tokio::join!(flooding, released);
+    assert_eq!(refused, vec!["429"; 6], "four are worked on at once");
 }

@@ -1,9 +1,11 @@
 //! One file per group of commands.
 
 pub mod artifacts;
+pub mod auth;
 pub mod completions;
 pub mod data;
 pub mod export;
 pub mod models;
+pub mod privacy;
 pub mod run;
 mod targets;

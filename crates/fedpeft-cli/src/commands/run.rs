@@ -21,6 +21,7 @@ use crate::{
     output::{self, Output},
     records,
     report::Report,
+    verify::{self, Verified},
     view::{self, Sink, View},
 };
 
@@ -75,6 +76,14 @@ Examples:
     /// Go on with a run that failed or was cancelled.
     #[command(after_help = "Example:\n  fedpeft run resume trial-7")]
     Resume(Named),
+    /// Check the ledger of a run: every update in it counts once, and nothing was changed since.
+    #[command(after_help = "\
+With `keep_updates = true` in run.toml every round is aggregated again as well.
+
+Examples:
+  fedpeft run verify trial-7
+  fedpeft run verify trial-7 --json | jq .updates")]
+    Verify(Named),
     /// Write the JSON report of a run.
     #[command(after_help = "\
 Examples:
@@ -124,6 +133,12 @@ async fn dispatch(command: Command) -> Result<()> {
         Command::Watch { run, connection } => watch(&connection.open().await?, &run, Sink::Stdout).await,
         Command::Cancel(named) => change("runs.cancel", named).await,
         Command::Resume(named) => change("runs.resume", named).await,
+        Command::Verify(Named { run, connection, output }) => {
+            let bus = connection.open().await?;
+            let view = records::view(&bus, &run).await?;
+            let verified = Box::pin(verify::verify(&bus, &view)).await?;
+            output.show(&verified, Verified::human)
+        }
         Command::Report { run, output, connection } => {
             let view = records::view(&connection.open().await?, &run).await?;
             Report::new(&view).write(&output)

@@ -4,10 +4,14 @@
 //! Command-line overrides edit the parsed document before it is typed, so that a value meets the same checks
 //! wherever it came from.
 
+mod aggregation;
 pub mod backbone;
 pub mod method;
 mod model;
 mod overrides;
+mod privacy;
+mod rounds;
+mod strategy;
 pub mod task;
 mod training;
 
@@ -117,7 +121,11 @@ impl Document {
             let line = text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
             anyhow!("{name} line {line}: {}", error.message())
         })?;
-        Ok(Self { name: name.to_owned(), folder: PathBuf::new(), table })
+        let mut document = Self { name: name.to_owned(), folder: PathBuf::new(), table };
+        // Flags find them in one place.
+        document.make_part_of_run("aggregation")?;
+        document.make_part_of_run("privacy")?;
+        Ok(document)
     }
 
     /// A file without a line: everything comes from flags.
@@ -158,17 +166,19 @@ impl Document {
     }
 
     fn refuse_unknown_sections(&self) -> Result<()> {
-        const KNOWN: [&str; 4] = ["run", "model", "data", "simulate"];
+        const KNOWN: [&str; 7] = ["run", "aggregation", "privacy", "stability", "model", "data", "simulate"];
         match self.table.keys().find(|key| !KNOWN.contains(&key.as_str())) {
             None => Ok(()),
             Some(key) => bail!(
-                "{}: unknown section or key {key:?}: the sections are [run], [model], [data] and [simulate]",
-                self.name
+                "{}: unknown section or key {key:?}: the sections are [{}]",
+                self.name,
+                KNOWN.join("], [")
             ),
         }
     }
 
     fn run_section(&mut self, model: &Model) -> Result<RunSpec> {
+        self.make_part_of_run("stability")?;
         let table = self.subtable("run")?;
         if table.contains_key("model") {
             bail!("{}: [run] holds the key model: name the model in the section [model]", self.name);
@@ -178,6 +188,16 @@ impl Document {
         let run: RunSpec = self.section("run")?;
         run.validate().with_context(|| format!("{}: [run]", self.name))?;
         Ok(run)
+    }
+
+    /// Moves a section that may stand for itself to where it belongs.
+    fn make_part_of_run(&mut self, part: &str) -> Result<()> {
+        if let Some(section) = self.table.remove(part)
+            && self.subtable("run")?.insert(part.to_owned(), section).is_some()
+        {
+            bail!("{}: [{part}] and [run.{part}] are one section: keep one of them", self.name);
+        }
+        Ok(())
     }
 
     fn model_section(&mut self, data: &DataSpec, assets: Option<&Path>) -> Result<Model> {
@@ -307,6 +327,9 @@ mod tests {
             "pos_weight",
             "pooling",
             "tokenizer",
+            "soft_deadline_seconds",
+            "max_update_norm",
+            "eligibility",
         ];
         let is_default = |line: &str| match line.split_once(" = ") {
             None => line.starts_with('['),

@@ -6,7 +6,16 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use toml::{Table, Value};
 
-use super::{Document, EvaluateOn, method::MethodArgs, task::TaskArgs, training::TrainingOverrides};
+use super::{
+    Document, EvaluateOn,
+    aggregation::AggregationOverrides,
+    method::MethodArgs,
+    privacy::PrivacyOverrides,
+    rounds::{RoundOverrides, StabilityOverrides},
+    strategy::StrategyOverrides,
+    task::TaskArgs,
+    training::TrainingOverrides,
+};
 
 /// Names the four files have in the Fashion-MNIST and MNIST distributions.
 const IDX_FILES: [(&str, &str); 4] = [
@@ -138,6 +147,16 @@ pub struct RunOverrides {
     method: MethodArgs,
     #[command(flatten)]
     training: TrainingOverrides,
+    #[command(flatten)]
+    strategy: StrategyOverrides,
+    #[command(flatten)]
+    aggregation: AggregationOverrides,
+    #[command(flatten)]
+    privacy: PrivacyOverrides,
+    #[command(flatten)]
+    closing: RoundOverrides,
+    #[command(flatten)]
+    stability: StabilityOverrides,
 }
 
 impl RunOverrides {
@@ -151,6 +170,11 @@ impl RunOverrides {
             document.set("run.round_deadline_seconds", seconds)?;
         }
         self.training.apply(document)?;
+        self.strategy.apply(document)?;
+        self.aggregation.apply(document)?;
+        self.privacy.apply(document)?;
+        self.closing.apply(document)?;
+        self.stability.apply(document)?;
         let given = document.get("model.method").cloned().map(Value::try_into).transpose();
         if let Some(peft) = self.method.over(given.context("model.method")?)? {
             document.set("model.method", Value::try_from(peft)?)?;

@@ -149,7 +149,7 @@ impl TrainingOverrides {
 
 /// Edits the table at `path`, which is one kind of several, and returns which. Another kind than the file's
 /// drops what the file says of its own.
-fn tagged<const N: usize>(
+pub(super) fn tagged<const N: usize>(
     document: &mut Document,
     path: &str,
     chosen: Option<String>,

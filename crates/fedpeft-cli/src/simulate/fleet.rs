@@ -9,12 +9,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use fedpeft_bus::BusConfig;
 
 use super::{
     plan::{EVALUATOR, PREFIX, Plan, Worker},
     programs::{self, Places},
     supervisor::{Policy, Program},
 };
+use crate::connect;
 
 /// Where the programs are.
 #[derive(Debug)]
@@ -27,15 +29,6 @@ pub struct Fleet {
     ort_lib: PathBuf,
 }
 
-/// Where the broker is.
-#[derive(Debug, Clone)]
-pub struct Broker {
-    /// Its address.
-    pub server: String,
-    /// Credentials file.
-    pub creds: Option<PathBuf>,
-}
-
 /// How workers are run.
 #[derive(Debug, Clone)]
 pub struct WorkerOptions<'a> {
@@ -45,6 +38,8 @@ pub struct WorkerOptions<'a> {
     pub data: &'a Path,
     /// Folder of the artifacts they pull.
     pub cache: &'a Path,
+    /// Whether the run may have their clients drop out, crash and be late.
+    pub simulate_faults: bool,
 }
 
 impl Fleet {
@@ -66,28 +61,28 @@ impl Fleet {
     }
 
     /// A broker that stores in `store`, and its address.
-    pub fn broker(&self, store: &Path) -> Result<Option<(Program, Broker)>> {
+    pub fn broker(&self, store: &Path) -> Result<Option<(Program, BusConfig)>> {
         let Some(binary) = self.nats_server.clone() else { return Ok(None) };
         let port = free_port()?.port().to_string();
         let store = store.as_os_str();
         let args = ["--addr", "127.0.0.1", "--port", &port, "--jetstream", "--store_dir"];
         let args = args.into_iter().map(OsString::from).chain([store.to_owned()]).collect();
         let program = Program { name: "nats-server".to_owned(), binary, args, policy: Policy::Restart };
-        Ok(Some((program, Broker { server: format!("nats://127.0.0.1:{port}"), creds: None })))
+        Ok(Some((program, BusConfig { server: format!("nats://127.0.0.1:{port}"), ..connect::named() })))
     }
 
     /// The model registry.
-    pub fn registry(&self, broker: &Broker) -> Program {
+    pub fn registry(&self, broker: &BusConfig) -> Program {
         service("registry", &self.registry, broker, Policy::Restart)
     }
 
     /// The aggregator.
-    pub fn aggregator(&self, broker: &Broker) -> Program {
+    pub fn aggregator(&self, broker: &BusConfig) -> Program {
         service("aggregator", &self.aggregator, broker, Policy::Restart)
     }
 
     /// The exporter, and where it serves metrics.
-    pub fn exporter(&self, broker: &Broker, address: Option<SocketAddr>) -> Result<(Program, SocketAddr)> {
+    pub fn exporter(&self, broker: &BusConfig, address: Option<SocketAddr>) -> Result<(Program, SocketAddr)> {
         let address = address.map_or_else(free_port, Ok)?;
         let mut program = service("exporter", &self.exporter, broker, Policy::Restart);
         program.args.extend(["--http".into(), address.to_string().into()]);
@@ -97,7 +92,7 @@ impl Fleet {
     /// A worker with its clients.
     pub fn worker(
         &self,
-        broker: &Broker,
+        broker: &BusConfig,
         worker: &Worker,
         threads: u32,
         options: &WorkerOptions<'_>,
@@ -113,7 +108,7 @@ impl Fleet {
     }
 
     /// The worker that evaluates, where the plan has one.
-    pub fn evaluator(&self, broker: &Broker, plan: &Plan, options: &WorkerOptions<'_>) -> Option<Program> {
+    pub fn evaluator(&self, broker: &BusConfig, plan: &Plan, options: &WorkerOptions<'_>) -> Option<Program> {
         let split = plan.evaluator?;
         let mut program =
             self.any_worker(EVALUATOR, broker, plan.evaluator_threads, options, Policy::Restart);
@@ -124,7 +119,7 @@ impl Fleet {
     fn any_worker(
         &self,
         name: &str,
-        broker: &Broker,
+        broker: &BusConfig,
         threads: u32,
         options: &WorkerOptions<'_>,
         policy: Policy,
@@ -141,6 +136,9 @@ impl Fleet {
             ("--drain-seconds", "1".into()),
         ];
         program.args.extend(own.into_iter().flat_map(|(flag, value)| [flag.into(), value]));
+        if options.simulate_faults {
+            program.args.push("--simulate-faults".into());
+        }
         program
     }
 
@@ -164,10 +162,20 @@ impl Fleet {
     }
 }
 
-fn service(name: &str, binary: &Path, broker: &Broker, policy: Policy) -> Program {
+fn service(name: &str, binary: &Path, broker: &BusConfig, policy: Policy) -> Program {
     let mut args: Vec<OsString> = vec!["--server".into(), broker.server.clone().into()];
-    if let Some(creds) = &broker.creds {
-        args.extend(["--creds".into(), creds.clone().into()]);
+    let tls = &broker.tls;
+    let files = [
+        ("--creds", &broker.creds),
+        ("--tls-ca", &tls.ca),
+        ("--tls-cert", &tls.cert),
+        ("--tls-key", &tls.key),
+    ];
+    for (flag, file) in files {
+        args.extend(file.iter().flat_map(|file| [flag.into(), file.clone().into()]));
+    }
+    if tls.first {
+        args.push("--tls-first=true".into());
     }
     Program { name: name.to_owned(), binary: binary.to_owned(), args, policy }
 }

@@ -23,6 +23,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use fedpeft_artifacts::ArtifactFolder;
+use fedpeft_bus::BusConfig;
 use fedpeft_data::Federation;
 use fedpeft_protocol::{RunId, run::RunView};
 
@@ -65,6 +66,8 @@ pub struct Args {
     /// Credentials file for that server.
     #[arg(long, value_name = "FILE", requires = "server")]
     creds: Option<PathBuf>,
+    #[command(flatten)]
+    tls: connect::TlsArgs,
     /// Name of the run; made up where absent.
     #[arg(long)]
     name: Option<RunId>,
@@ -97,8 +100,18 @@ impl Args {
         }
         // All clients are there before the run is submitted, so that a cohort depends on the seed alone; from
         // then on a round may start without those that left.
+        if let Some(privacy) = &mut config.run.privacy {
+            // All of them are here, and all may be sampled.
+            privacy.population.get_or_insert(config.data.clients);
+        }
         config.run.min_clients.get_or_insert(config.run.quorum());
         Ok(config)
+    }
+
+    /// The broker of the user, where one is given.
+    fn broker(&self) -> Option<BusConfig> {
+        let (creds, tls) = (self.creds.clone(), self.tls.clone().into());
+        self.server.clone().map(|server| BusConfig { server, creds, tls, ..connect::named() })
     }
 
     fn sink(&self) -> Sink {
@@ -155,7 +168,7 @@ async fn simulate(
     let versions = fleet.versions().await;
     let (mut supervisor, incidents) = supervisor::Supervisor::new(store.folder())?;
     let simulation = outcome::Simulation {
-        broker: args.server.clone().map(|server| (server, args.creds.clone())),
+        broker: args.broker(),
         name: args.name.clone(),
         config,
         plan,

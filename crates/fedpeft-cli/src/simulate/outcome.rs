@@ -1,13 +1,9 @@
 //! The simulation itself: start, submit, follow.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use fedpeft_bus::{Bus, BusError};
+use fedpeft_bus::{Bus, BusConfig, BusError};
 use fedpeft_protocol::{
     RunId,
     api::{CreateRun, Empty, ModelList, RunList, RunRequest},
@@ -17,7 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    fleet::{Broker, Fleet, WorkerOptions},
+    fleet::{Fleet, WorkerOptions},
     plan::{Plan, Worker},
     store::Store,
     supervisor::{Incident, Supervisor},
@@ -37,7 +33,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// All that a simulation needs.
 pub struct Simulation<'a> {
     /// The user's broker, where there is one.
-    pub broker: Option<(String, Option<PathBuf>)>,
+    pub broker: Option<BusConfig>,
     /// The name asked for.
     pub name: Option<RunId>,
     /// What to run.
@@ -106,9 +102,9 @@ impl Simulation<'_> {
     }
 
     /// The broker, and how long it may take to answer: one that is there already answers at once.
-    fn start_broker(&mut self, supervisor: &mut Supervisor) -> Result<(Broker, Duration)> {
-        if let Some((server, creds)) = self.broker.take() {
-            return Ok((Broker { server, creds }, Duration::ZERO));
+    fn start_broker(&mut self, supervisor: &mut Supervisor) -> Result<(BusConfig, Duration)> {
+        if let Some(broker) = self.broker.take() {
+            return Ok((broker, Duration::ZERO));
         }
         let (program, broker) =
             self.fleet.broker(&self.store.path("nats"))?.context("no broker was asked for")?;
@@ -116,12 +112,17 @@ impl Simulation<'_> {
         Ok((broker, UP_WITHIN))
     }
 
-    fn start_workers(&self, supervisor: &mut Supervisor, broker: &Broker) -> Result<()> {
+    fn start_workers(&self, supervisor: &mut Supervisor, broker: &BusConfig) -> Result<()> {
         let data = self.store.path("data.toml");
         let text = toml::to_string(&self.config.data).context("the data section cannot be written")?;
         std::fs::write(&data, text).with_context(|| format!("{} cannot be written", data.display()))?;
         let cache = self.store.path("cache");
-        let options = WorkerOptions { device: &self.config.simulate.device, data: &data, cache: &cache };
+        let options = WorkerOptions {
+            device: &self.config.simulate.device,
+            data: &data,
+            cache: &cache,
+            simulate_faults: self.config.run.stability.is_some(),
+        };
         for worker in &self.plan.workers {
             supervisor.start(self.fleet.worker(broker, worker, self.plan.threads, &options))?;
         }
@@ -200,10 +201,10 @@ struct Begun {
 }
 
 /// Connects to a broker that may still be starting.
-async fn reach(broker: &Broker, patience: Duration) -> Result<Bus> {
+async fn reach(broker: &BusConfig, patience: Duration) -> Result<Bus> {
     let give_up = Instant::now() + patience;
     loop {
-        match connect::open(broker.server.clone(), broker.creds.clone()).await {
+        match connect::open(broker).await {
             Ok(bus) => return Ok(bus),
             Err(error) if Instant::now() >= give_up => return Err(error),
             Err(_) => tokio::time::sleep(POLL).await,

@@ -264,6 +264,15 @@ pub(crate) mod tests {
         assert!(matches!(error, IdxError::Truncated { found: 19, .. }), "{error}");
     }
 
+    #[test]
+    fn a_stream_is_not_inflated_beyond_what_its_header_announces() {
+        // Sixteen megabytes of nothing in sixteen kilobytes, under a header of one image of four bytes.
+        let packed = gzip(&images_file(1, 2, 2, &vec![0; 16 << 20]));
+        assert!(packed.len() < 1 << 17, "{}", packed.len());
+        let error = with_file(&packed, read_images).unwrap_err();
+        assert!(matches!(error, IdxError::Trailing { expected: 20, .. }), "{error}");
+    }
+
     proptest! {
         #[test]
         fn no_file_makes_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {

@@ -14,8 +14,8 @@ use crate::images::Images;
 
 /// Largest side of a file's image.
 const MAX_SIDE: u32 = 1 << 14;
-/// Most memory that decoding one may take.
-const MAX_DECODED: u64 = 1 << 30;
+/// Most memory that decoding one may take: 89 million pixels. A file of kilobytes can announce sixteen times that.
+const MAX_DECODED: u64 = 256 << 20;
 
 /// Reads files as colour images of `side` by `side` pixels: the largest square in the middle, scaled linearly
 /// with antialiasing.
@@ -63,4 +63,46 @@ fn square(picture: &RgbImage, side: u32) -> RgbImage {
     let shorter = width.min(height);
     let crop = imageops::crop_imm(picture, (width - shorter) / 2, (height - shorter) / 2, shorter, shorter);
     imageops::resize(&crop.to_image(), side, side, FilterType::Triangle)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::{Compression, Crc, write::ZlibEncoder};
+
+    use super::*;
+
+    /// A PNG file that announces `side` by `side` pixels of eight bytes and compresses as much of nothing as fits
+    /// a few kilobytes.
+    fn bomb(side: u32) -> Vec<u8> {
+        let mut nothing = ZlibEncoder::new(Vec::new(), Compression::best());
+        nothing.write_all(&vec![0; 4 << 20]).unwrap();
+        let header = [&side.to_be_bytes()[..], &side.to_be_bytes(), &[16, 6, 0, 0, 0]].concat();
+        let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
+        for (kind, data) in [(b"IHDR", header), (b"IDAT", nothing.finish().unwrap()), (b"IEND", Vec::new())] {
+            let mut crc = Crc::new();
+            crc.update(kind);
+            crc.update(&data);
+            file.extend((data.len() as u32).to_be_bytes());
+            file.extend(kind);
+            file.extend(data);
+            file.extend(crc.sum().to_be_bytes());
+        }
+        file
+    }
+
+    #[test]
+    fn announced_pixels_are_not_allocated() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bomb.png");
+        for (side, expected) in [(MAX_SIDE, "limit"), (MAX_SIDE + 1, "limit"), (u32::MAX, "")] {
+            let bytes = bomb(side);
+            assert!(bytes.len() < 1 << 13);
+            std::fs::write(&path, bytes).unwrap();
+            let error = decode(&path).unwrap_err().to_string().to_lowercase();
+            assert!(error.contains("bomb.png") && error.contains(expected), "{error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+    }
 }

@@ -23,6 +23,16 @@ impl Constants {
         Self { spec, steps: 0 }
     }
 
+    /// Steps so far.
+    pub fn steps(&self) -> u64 {
+        u64::try_from(self.steps).unwrap_or(0)
+    }
+
+    /// Goes on after so many steps.
+    pub fn set_steps(&mut self, steps: u64) {
+        self.steps = i32::try_from(steps).unwrap_or(i32::MAX);
+    }
+
     /// Of the next step, at this learning rate.
     pub fn next(&mut self, learning_rate: f64) -> Step {
         self.steps = self.steps.saturating_add(1);

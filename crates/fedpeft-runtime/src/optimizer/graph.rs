@@ -3,7 +3,7 @@
 
 use fedpeft_artifacts::{
     manifest::GRADIENT_SUFFIX,
-    optimizer::{NEXT_SUFFIX, gradient},
+    optimizer::{NEXT_SUFFIX, gradient, rows},
 };
 use fedpeft_codec::Layout;
 use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
@@ -13,8 +13,11 @@ use ort::{
     value::Tensor,
 };
 
-use super::constants::{Constants, Step};
-use crate::{RuntimeError, graph::Side};
+use super::{
+    check,
+    constants::{Constants, Step},
+};
+use crate::{OptimizerState, RuntimeError, graph::Side};
 
 /// What happens to gradients before a step of `training`.
 pub(crate) fn transforms(training: &TrainingSpec) -> gradient::Transforms {
@@ -47,6 +50,9 @@ pub(crate) struct Bound<'a> {
 pub(crate) struct GraphOptimizer {
     // Bindings and tensors go before the session whose memory they may use.
     bindings: [IoBinding; 2],
+    /// Velocity, or first and second moment, joined; each beside the adapter's set of the same number.
+    state: Vec<[Tensor<f32>; 2]>,
+    layout: Layout,
     accumulation: Option<Accumulation>,
     constants: Constants,
     session: Session,
@@ -57,19 +63,21 @@ impl GraphOptimizer {
     pub fn new(sessions: Sessions, training: &TrainingSpec, bound: Bound<'_>) -> Result<Self, RuntimeError> {
         let Sessions { step: session, accumulation } = sessions;
         let Bound { layout, adapter: [current, next], gradients, anchor, allocator } = bound;
-        let state: &[&str] = match training.optimizer {
+        let names: &[&str] = match training.optimizer {
             OptimizerSpec::Sgd { .. } => &["momentum"],
             OptimizerSpec::Adamw { .. } => &["m", "v"],
         };
         let mut bindings = [session.create_binding()?, session.create_binding()?];
-        for name in state {
-            let (mut a, mut b) = (zeros(layout.values(), allocator)?, zeros(layout.values(), allocator)?);
+        let mut state = Vec::new();
+        for name in names {
+            let (mut a, mut b) = (zeros(layout, allocator)?, zeros(layout, allocator)?);
             bind_both(&mut bindings, name, &mut a, &mut b)?;
+            state.push([a, b]);
         }
         for (spec, (current, next)) in layout.tensors().iter().zip(current.iter_mut().zip(next)) {
             bind_both(&mut bindings, &spec.name, current, next)?;
         }
-        let anchor = if anchor.is_empty() { None } else { Some(flat(anchor, allocator)?) };
+        let anchor = if anchor.is_empty() { None } else { Some(joined(layout, anchor, allocator)?) };
         for binding in &mut bindings {
             bind_gradients(binding, layout, gradients)?;
             if let Some(anchor) = &anchor {
@@ -83,7 +91,38 @@ impl GraphOptimizer {
         let accumulation = accumulation
             .map(|session| Accumulation::new(session, layout, gradients, allocator))
             .transpose()?;
-        Ok(Self { bindings, accumulation, constants: Constants::new(training.optimizer), session })
+        let constants = Constants::new(training.optimizer);
+        Ok(Self { bindings, state, layout: layout.clone(), accumulation, constants, session })
+    }
+
+    /// What the next steps depend on, where the adapter is in its set `side`.
+    pub fn state(&self, side: Side) -> Result<OptimizerState, RuntimeError> {
+        let read = |part: Option<&[Tensor<f32>; 2]>| match part {
+            Some(sets) => {
+                let mut host = Tensor::<f32>::new(&Allocator::default(), sets[side].shape().to_vec())?;
+                sets[side].copy_into(&mut host)?;
+                Ok::<_, RuntimeError>(rows::part(&self.layout, host.extract_tensor().1))
+            }
+            None => Ok(Vec::new()),
+        };
+        let (first, second) = (read(self.state.first())?, read(self.state.get(1))?);
+        Ok(OptimizerState { steps: self.constants.steps(), first, second })
+    }
+
+    /// Goes on from `state`, where the adapter is in its set `side`.
+    pub fn set_state(&mut self, side: Side, state: &OptimizerState) -> Result<(), RuntimeError> {
+        self.constants.set_steps(state.steps);
+        let parts = [&state.first, &state.second];
+        for (sets, values) in self.state.iter_mut().zip(parts) {
+            check(self.layout.values(), values)?;
+            let mut host = Tensor::<f32>::new(&Allocator::default(), sets[side].shape().to_vec())?;
+            host.extract_tensor_mut().1.copy_from_slice(&rows::join(&self.layout, values));
+            host.copy_into(&mut sets[side])?;
+        }
+        match parts.get(self.state.len()) {
+            Some(rest) => check(0, rest),
+            None => Ok(()),
+        }
     }
 
     /// Forgets gradients that no step has used.
@@ -145,7 +184,7 @@ impl Accumulation {
         gradients: &[Tensor<f32>],
         allocator: &Allocator,
     ) -> Result<Self, RuntimeError> {
-        let zeros = || zeros(layout.values(), allocator);
+        let zeros = || zeros(layout, allocator);
         let mut binding = session.create_binding()?;
         bind_gradients(&mut binding, layout, gradients)?;
         Ok(Self { binding, sums: [zeros()?, zeros()?, zeros()?], current: 0, weight: 0.0, session })
@@ -209,14 +248,14 @@ fn bind_scalar(binding: &mut IoBinding, name: &str, value: f32) -> Result<(), Ru
     Ok(())
 }
 
-fn zeros(count: usize, allocator: &Allocator) -> Result<Tensor<f32>, RuntimeError> {
-    flat(&vec![0.0; count], allocator)
+fn zeros(layout: &Layout, allocator: &Allocator) -> Result<Tensor<f32>, RuntimeError> {
+    joined(layout, &[], allocator)
 }
 
-fn flat(values: &[f32], allocator: &Allocator) -> Result<Tensor<f32>, RuntimeError> {
-    let shape = [values.len() as i64];
+fn joined(layout: &Layout, flat: &[f32], allocator: &Allocator) -> Result<Tensor<f32>, RuntimeError> {
+    let shape = [rows::total(layout) as i64, rows::ROW as i64];
     let mut host = Tensor::<f32>::new(&Allocator::default(), shape)?;
-    host.extract_tensor_mut().1.copy_from_slice(values);
+    host.extract_tensor_mut().1.copy_from_slice(&rows::join(layout, flat));
     let mut tensor = Tensor::<f32>::new(allocator, shape)?;
     host.copy_into(&mut tensor)?;
     Ok(tensor)

@@ -4,9 +4,12 @@ use fedpeft_codec::Layout;
 use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
 use ort::{memory::Allocator, value::Tensor};
 
-use super::constants::{Constants, Step};
+use super::{
+    constants::{Constants, Step},
+    overwrite,
+};
 use crate::{
-    RuntimeError,
+    OptimizerState, RuntimeError,
     graph::tensors,
     kernels::{self, Gradient},
 };
@@ -73,6 +76,19 @@ impl HostOptimizer {
             weight: 0.0,
             threads: if values < PARALLEL_VALUES { 1 } else { threads.max(1) },
         })
+    }
+
+    /// What the next steps depend on.
+    pub fn state(&self) -> OptimizerState {
+        let steps = self.constants.steps();
+        OptimizerState { steps, first: self.first.clone(), second: self.second.clone() }
+    }
+
+    /// Goes on from `state`.
+    pub fn set_state(&mut self, state: &OptimizerState) -> Result<(), RuntimeError> {
+        self.constants.set_steps(state.steps);
+        overwrite(&mut self.first, &state.first)?;
+        overwrite(&mut self.second, &state.second)
     }
 
     /// Forgets gradients that no step has used.

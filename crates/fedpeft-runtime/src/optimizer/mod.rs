@@ -13,7 +13,7 @@ pub(crate) use host::HostOptimizer;
 use fedpeft_protocol::run::TrainingSpec;
 use ort::value::Tensor;
 
-use crate::{RuntimeError, adapter::Adapter};
+use crate::{OptimizerState, RuntimeError, adapter::Adapter};
 
 /// An optimizer with its state; see [`crate::Trainer::optimizer`].
 pub struct Optimizer {
@@ -44,6 +44,26 @@ impl Optimizer {
     /// Most examples whose gradient is computed at once.
     pub(crate) fn micro_batch(&self) -> usize {
         self.micro_batch
+    }
+
+    /// What the next steps depend on, of an optimizer that works on `adapter`.
+    pub(crate) fn state(&self, adapter: &Adapter) -> Result<OptimizerState, RuntimeError> {
+        match &self.form {
+            Form::Host(optimizer) => Ok(optimizer.state()),
+            Form::Graph(optimizer) => optimizer.state(adapter.side()),
+        }
+    }
+
+    /// Goes on from a state that an optimizer of the same kind was in.
+    pub(crate) fn set_state(
+        &mut self,
+        adapter: &Adapter,
+        state: &OptimizerState,
+    ) -> Result<(), RuntimeError> {
+        match &mut self.form {
+            Form::Host(optimizer) => optimizer.set_state(state),
+            Form::Graph(optimizer) => optimizer.set_state(adapter.side(), state),
+        }
     }
 
     /// Forgets gradients that no step has used.
@@ -81,4 +101,19 @@ impl Optimizer {
         }
         Ok(())
     }
+}
+
+/// Checks that a part of an optimizer's state has as many values as it must.
+fn check(expected: usize, values: &[f32]) -> Result<(), RuntimeError> {
+    if values.len() == expected {
+        return Ok(());
+    }
+    Err(RuntimeError::Snapshot(format!("the optimizer's state has {} values, not {expected}", values.len())))
+}
+
+/// Overwrites a part of an optimizer's state.
+fn overwrite(part: &mut [f32], values: &[f32]) -> Result<(), RuntimeError> {
+    check(part.len(), values)?;
+    part.copy_from_slice(values);
+    Ok(())
 }

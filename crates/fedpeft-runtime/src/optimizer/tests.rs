@@ -141,6 +141,24 @@ fn schedules_are_those_of_transformers() {
     }
 }
 
+/// Tensors that fill their rows in the joined adapter, and tensors that do not.
+#[test]
+fn graphs_step_as_kernels_do_whatever_the_sizes() {
+    let runtime = toy::runtime();
+    let shapes = vec![vec![2, 128], vec![5], vec![130], vec![3, 64, 2], vec![1]];
+    let values = layout(&shapes).values();
+    let wave = |phase: f32| (0..values).map(|i| (i as f32 * 0.7 + phase).sin() * 0.1).collect::<Vec<f32>>();
+    let gradients = (0..5u8).map(|step| wave(f32::from(step))).collect();
+    let golden = Golden { shapes, weights: [3.0, 2.0], start: wave(9.0), gradients, cases: BTreeMap::new() };
+    let bare = TrainingSpec { learning_rate: 0.05, ..Default::default() };
+    let whole = TrainingSpec { accumulate: 2, proximal_mu: 0.1, clip_norm: Some(0.2), ..bare };
+    for training in [bare, whole] {
+        let [host, graph] =
+            [Residence::Host, Residence::Device].map(|place| steps(&runtime, &golden, &training, place));
+        assert!(largest_difference(&host, &graph) < 1e-6, "{training:?}");
+    }
+}
+
 /// A tensor of several parts and more threads than one, and the norm is still the same number.
 #[test]
 fn threads_do_not_show_in_a_step() {

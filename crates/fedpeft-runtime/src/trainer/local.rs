@@ -11,7 +11,7 @@ use fedpeft_protocol::{
     run::{OptimizerSpec, TrainingSpec},
 };
 
-use super::{Stepped, Trainer, mean};
+use super::{Snapshot, Standing, Stepped, Trainer, mean};
 use crate::{
     Examples, Optimizer, OrderSeed, RuntimeError, Schedule,
     graph::Residence,
@@ -52,6 +52,22 @@ impl Trainer {
         examples: &dyn Examples,
         proceed: &mut dyn FnMut() -> bool,
     ) -> Result<Trained, RuntimeError> {
+        self.train_from(training, None, examples, &mut |_| Ok(proceed()))
+    }
+
+    /// Trains on from `snapshot`, which the same training took: same specification, seed, examples and global
+    /// adapter, the last of which this trainer holds when the call begins. `between` is called before every step,
+    /// and after the last; it may take snapshots, and stops training by returning `false`.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Snapshot`] where the snapshot is not of such a training, and those of training.
+    pub fn train_from(
+        &mut self,
+        training: LocalTraining<'_>,
+        snapshot: Option<&Snapshot>,
+        examples: &dyn Examples,
+        between: &mut dyn FnMut(&Standing<'_>) -> Result<bool, RuntimeError>,
+    ) -> Result<Trained, RuntimeError> {
         let start = Instant::now();
         let LocalTraining { spec, seed, rounds } = training;
         let count = examples.len();
@@ -59,14 +75,29 @@ impl Trainer {
             return Err(RuntimeError::NoExamples);
         }
         let batch = (spec.batch_size.max(1) as usize).min(count);
-        let planned = u64::from(spec.local_epochs).saturating_mul(count.div_ceil(batch) as u64);
+        let per_epoch = count.div_ceil(batch) as u64;
+        let planned = u64::from(spec.local_epochs).saturating_mul(per_epoch);
         let schedule = Schedule::new(spec, planned, seed.round, rounds);
         let mut optimizer = self.optimizer(spec)?;
-        let (mut steps, mut loss, mut weight) = (0, 0.0, 0.0);
-        for epoch in 0..spec.local_epochs {
-            (loss, weight) = (0.0, 0.0);
-            for indices in seed.permutation(epoch, count).chunks(batch) {
-                if !proceed() {
+        let (mut steps, mut loss, mut weight, mut earlier) = (0, 0.0, 0.0, 0.0);
+        if let Some(snapshot) = snapshot {
+            self.restore(snapshot, planned, &mut optimizer)?;
+            (steps, loss, weight) = (snapshot.steps, snapshot.loss, snapshot.weight);
+            earlier = snapshot.seconds;
+        }
+        let mut ask = |trainer: &Self, optimizer: &Optimizer, steps, loss, weight| {
+            let seconds = earlier + start.elapsed().as_secs_f64();
+            let standing = Standing { trainer, optimizer, steps, planned, loss, weight, seconds };
+            Ok::<_, RuntimeError>((between(&standing)?, seconds))
+        };
+        // No more epochs than their specification has a number for.
+        for epoch in (steps / per_epoch) as u32..spec.local_epochs {
+            let done = (steps % per_epoch) as usize;
+            if done == 0 {
+                (loss, weight) = (0.0, 0.0);
+            }
+            for indices in seed.permutation(epoch, count).chunks(batch).skip(done) {
+                if !ask(self, &optimizer, steps, loss, weight)?.0 {
                     return Err(RuntimeError::Stopped);
                 }
                 optimizer.set_learning_rate(schedule.learning_rate(steps));
@@ -80,8 +111,23 @@ impl Trainer {
                 weight += stepped.weight;
             }
         }
-        let seconds = start.elapsed().as_secs_f64();
+        let (_, seconds) = ask(self, &optimizer, steps, loss, weight)?;
         Ok(Trained { examples: count as u64, steps, loss: mean(loss, weight), seconds })
+    }
+
+    fn restore(
+        &mut self,
+        snapshot: &Snapshot,
+        planned: u64,
+        optimizer: &mut Optimizer,
+    ) -> Result<(), RuntimeError> {
+        let Snapshot { steps, adapter, optimizer: state, .. } = snapshot;
+        if *steps > planned {
+            return Err(RuntimeError::Snapshot(format!("it is at step {steps} of {planned}")));
+        }
+        self.set_adapter(adapter).map_err(|error| RuntimeError::Snapshot(error.to_string()))?;
+        // After the last step nobody asks for it, and whoever keeps a result need not keep it.
+        if *steps == planned { Ok(()) } else { optimizer.set_state(&self.adapter, state) }
     }
 
     /// One step on the examples at `indices`. A loss that is no number leaves the adapter as it is.

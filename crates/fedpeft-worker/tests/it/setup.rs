@@ -22,7 +22,10 @@ use fedpeft_protocol::{
 };
 use fedpeft_testkit::{NatsServer, assets};
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
+use tokio::{
+    io::AsyncReadExt,
+    process::{Child, Command},
+};
 
 use crate::texts;
 
@@ -146,6 +149,18 @@ impl Setup {
         command
     }
 
+    /// What a worker has logged, once it is killed.
+    pub async fn log(&self, worker: &mut Child) -> String {
+        worker.kill().await.unwrap();
+        let mut text = String::new();
+        worker.stderr.take().unwrap().read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub fn cache(&self) -> PathBuf {
         self.folder.path().join("cache")
     }
@@ -176,6 +191,7 @@ impl Setup {
             adapter: Payload::inline(encode(&self.start)),
             work,
             deadline_ms: fedpeft_service::now_ms() + 60_000,
+            lifetime_ms: 60_000,
         }
     }
 
@@ -200,7 +216,7 @@ pub fn train() -> Work {
 
 /// A test that hangs fails.
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.expect("took longer than 60 s")
+    tokio::time::timeout(Duration::from_secs(180), future).await.expect("took longer than 180 s")
 }
 
 pub async fn next(updates: &mut Updates) -> UpdateDelivery {

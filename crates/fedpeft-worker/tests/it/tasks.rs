@@ -124,10 +124,10 @@ async fn tasks_past_their_deadline_are_skipped() {
     setup.present("client-000").await;
     let mut updates = setup.updates().await;
     let mut late = setup.task(1, "client-000", train());
-    late.deadline_ms = fedpeft_service::now_ms() - 1;
+    (late.deadline_ms, late.lifetime_ms) = (fedpeft_service::now_ms() - 1, 0);
     setup.send(&late, "client-000").await;
     let mut endless = setup.task(2, "client-000", train());
-    endless.deadline_ms = fedpeft_service::now_ms() + 1_500;
+    endless.lifetime_ms = 1_500;
     if let Work::Train { training, .. } = &mut endless.work {
         training.local_epochs = u32::MAX;
     }
@@ -154,6 +154,26 @@ async fn damaged_artifacts_are_fetched_again() {
             let mut bytes = std::fs::read(blob.path()).unwrap();
             bytes.iter_mut().take(1).for_each(|byte| *byte ^= 1);
             std::fs::write(blob.path(), bytes).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn tasks_of_the_past_are_skipped() {
+    let setup = Setup::new().await;
+    let _worker = setup.worker(&["--clients", "1"]);
+    setup.present("client-000").await;
+    let mut updates = setup.updates().await;
+    for (epoch, round, answered) in [(2, 5, true), (1, 6, false), (2, 4, false), (2, 6, true)] {
+        let mut task = setup.task(round, "client-000", train());
+        (task.epoch, task.task) = (epoch, format!("{epoch}/{round}"));
+        setup.send(&task, "client-000").await;
+        if answered {
+            let delivery = next(&mut updates).await;
+            assert_eq!((delivery.round, delivery.update.unwrap().epoch), (round, epoch));
+        } else {
+            // It is taken off the stream first, or the next would replace it.
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 }
@@ -195,7 +215,7 @@ async fn tasks_that_sigterm_cuts_off_are_done_by_the_next_process() {
     assert!(matches!(delivery.update.unwrap().outcome, Outcome::Trained { .. }));
 }
 
-fn terminate(worker: &tokio::process::Child) {
+pub fn terminate(worker: &tokio::process::Child) {
     let pid = worker.id().unwrap().to_string();
     assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
 }

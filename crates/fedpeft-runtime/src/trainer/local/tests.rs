@@ -5,7 +5,7 @@ use fedpeft_protocol::run::{ScheduleSpec, Span, Warmup};
 use ort::memory::Allocator;
 
 use super::{super::Memory, *};
-use crate::{ChosenDevice, Device, InMemory, SessionOptions, toy};
+use crate::{ChosenDevice, Device, InMemory, OptimizerState, SessionOptions, toy};
 
 const SEED: OrderSeed<'_> = OrderSeed { run: 1, round: 2, client: "c" };
 
@@ -129,4 +129,107 @@ fn the_rate_depends_on_the_round_where_it_should() {
     assert_eq!(subject.train(&round, 2).0, subject.train(&round, 4).0);
     // A task that does not say how many rounds there are is one of the last.
     assert_eq!(subject.train(&run, 0).0, subject.train(&run, 2).0);
+}
+
+/// Trains in two goes: the first is stopped before step `stop`, and another subject goes on from its snapshot.
+fn interrupted(
+    subject: &mut Subject,
+    other: &mut Subject,
+    spec: &TrainingSpec,
+    stop: u64,
+) -> (Vec<f32>, Trained) {
+    subject.trainer.set_adapter(&subject.start).unwrap();
+    let training = LocalTraining { spec, seed: SEED, rounds: 1 };
+    let mut snapshot = None;
+    let stopped = subject.trainer.train_from(training, None, &subject.examples, &mut |standing| {
+        if standing.steps() == stop {
+            snapshot = Some(standing.snapshot()?);
+        }
+        Ok(standing.steps() < stop)
+    });
+    assert_eq!(stopped.is_ok(), stop == planned(spec));
+    // Another client trains on in between: nothing of it may show.
+    subject.train(&TrainingSpec { learning_rate: 0.5, ..spec.clone() }, 1);
+    other.trainer.set_adapter(&other.start).unwrap();
+    let mut first = None;
+    let trained = other.trainer.train_from(training, snapshot.as_ref(), &other.examples, &mut |standing| {
+        first.get_or_insert(standing.steps());
+        Ok(true)
+    });
+    assert_eq!(first, Some(stop), "steps were repeated or left out");
+    let mut values = Vec::new();
+    other.trainer.adapter_into(&mut values).unwrap();
+    (values, trained.unwrap())
+}
+
+/// Steps of the 45 examples.
+fn planned(spec: &TrainingSpec) -> u64 {
+    u64::from(spec.local_epochs) * 45u64.div_ceil(u64::from(spec.batch_size))
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Every step of both optimizers, with all that the specification can ask for, at a step, at the end of an epoch
+/// and after the last step; in host memory and as on a device.
+#[test]
+fn resumed_trainings_give_the_bits_of_straight_ones() {
+    let (mut subjects, _directory) = subjects();
+    let (mut others, _other_directory) = self::subjects();
+    let warmup = Warmup::Fraction(0.2);
+    let everything = TrainingSpec {
+        batch_size: 10,
+        accumulate: 3,
+        clip_norm: Some(0.5),
+        proximal_mu: 0.1,
+        schedule: ScheduleSpec::Cosine { warmup, floor: 0.1, span: Span::Round },
+        ..spec()
+    };
+    let adamw = TrainingSpec { optimizer: OptimizerSpec::default(), ..everything.clone() };
+    for (subject, other) in subjects.iter_mut().zip(&mut others) {
+        for spec in [&spec(), &everything, &adamw] {
+            let (straight, wanted) = subject.train(spec, 1);
+            for stop in 0..=planned(spec) {
+                let (resumed, trained) = interrupted(subject, other, spec, stop);
+                assert_eq!(bits(&straight), bits(&resumed), "{spec:?}, stopped before step {stop}");
+                assert_eq!((trained.steps, trained.loss), (wanted.steps, wanted.loss));
+            }
+        }
+    }
+}
+
+#[test]
+fn snapshots_of_other_trainings_are_refused() {
+    let ([mut subject, mut device], _directory) = subjects();
+    let training = LocalTraining { spec: &spec(), seed: SEED, rounds: 1 };
+    let mut taken = None;
+    subject.trainer.set_adapter(&subject.start).unwrap();
+    let stopped = subject.trainer.train_from(training, None, &subject.examples, &mut |standing| {
+        taken = Some(standing.snapshot()?);
+        Ok(standing.steps() < 2)
+    });
+    assert!(matches!(stopped, Err(RuntimeError::Stopped)));
+    let good = taken.unwrap();
+    let state = |change: fn(&mut OptimizerState)| {
+        let mut state = good.optimizer.clone();
+        change(&mut state);
+        Snapshot { optimizer: state, ..good.clone() }
+    };
+    let bad = [
+        Snapshot { steps: planned(&spec()) + 1, ..good.clone() },
+        Snapshot { adapter: vec![0.0; 3], ..good.clone() },
+        state(|state| {
+            state.first.pop();
+        }),
+        // That of AdamW.
+        state(|state| state.second = state.first.clone()),
+    ];
+    for snapshot in &bad {
+        for subject in [&mut subject, &mut device] {
+            let resumed =
+                subject.trainer.train_from(training, Some(snapshot), &subject.examples, &mut |_| Ok(true));
+            assert!(matches!(resumed, Err(RuntimeError::Snapshot(_))), "{resumed:?}");
+        }
+    }
 }

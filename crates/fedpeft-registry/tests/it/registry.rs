@@ -1,5 +1,4 @@
-//! Push and pull through a real broker.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+//! Push and pull of small artifacts.
 
 use std::{
     fs,
@@ -48,40 +47,8 @@ impl Fixture {
     fn artifacts(&self, method: &str) -> PathBuf {
         let folder = self.server.folder().join(method);
         fs::create_dir_all(&folder).unwrap();
-        let file = |name: &str, bytes: &[u8]| {
-            fs::write(folder.join(name), bytes).unwrap();
-            FileRef { name: name.into(), digest: Digest::of(bytes), size: bytes.len() as u64 }
-        };
-        let graph = |name: &str| file(name, format!("{name} of {method}").as_bytes());
-        let manifest = Manifest {
-            format: FORMAT_VERSION,
-            method: method.parse().unwrap(),
-            adapter: Layout::new(vec![TensorSpec { name: "w".into(), shape: vec![2] }]).unwrap(),
-            excluded: Default::default(),
-            inputs: vec![InputSpec {
-                name: "x".into(),
-                dtype: ElementType::F32,
-                shape: vec![1],
-                source: InputSource::Values,
-            }],
-            text: None,
-            task: TaskSpec::classification(2),
-            backbone: BackboneSpec {
-                values: 500_000,
-                storage: Default::default(),
-                source: Digest::of(b"onnx"),
-            },
-            opset: 20,
-            files: Files {
-                training: graph("training_model.onnx"),
-                eval: graph("eval_model.onnx"),
-                optimizer_sgd: graph("optimizer_sgd.onnx"),
-                optimizer_adamw: graph("optimizer_adamw.onnx"),
-                checkpoint: graph("checkpoint.safetensors"),
-                backbone: file("backbone.bin", &[7; 2_000_000]),
-            },
-        };
-        fs::write(folder.join(MANIFEST_FILE), manifest.to_json().unwrap()).unwrap();
+        fs::write(folder.join("backbone.bin"), vec![7; 2_000_000]).unwrap();
+        describe(&folder, method);
         folder
     }
 
@@ -93,6 +60,44 @@ impl Fixture {
     async fn publish(&self, request: &PublishModel) -> Result<ModelVersion, BusError> {
         self.bus.request("models.publish", request).await
     }
+}
+
+/// Makes `folder`, which holds a backbone, an artifact folder of `method`.
+pub(crate) fn describe(folder: &Path, method: &str) {
+    let file = |name: &str| {
+        let opened = fs::File::open(folder.join(name)).unwrap();
+        let size = opened.metadata().unwrap().len();
+        FileRef { name: name.into(), digest: Digest::of_reader(opened).unwrap(), size }
+    };
+    let graph = |name: &str| {
+        fs::write(folder.join(name), format!("{name} of {method}")).unwrap();
+        file(name)
+    };
+    let manifest = Manifest {
+        format: FORMAT_VERSION,
+        method: method.parse().unwrap(),
+        adapter: Layout::new(vec![TensorSpec { name: "w".into(), shape: vec![2] }]).unwrap(),
+        excluded: Default::default(),
+        inputs: vec![InputSpec {
+            name: "x".into(),
+            dtype: ElementType::F32,
+            shape: vec![1],
+            source: InputSource::Values,
+        }],
+        text: None,
+        task: TaskSpec::classification(2),
+        backbone: BackboneSpec { values: 500_000, storage: Default::default(), source: Digest::of(b"onnx") },
+        opset: 20,
+        files: Files {
+            training: graph("training_model.onnx"),
+            eval: graph("eval_model.onnx"),
+            optimizer_sgd: graph("optimizer_sgd.onnx"),
+            optimizer_adamw: graph("optimizer_adamw.onnx"),
+            checkpoint: graph("checkpoint.safetensors"),
+            backbone: file("backbone.bin"),
+        },
+    };
+    fs::write(folder.join(MANIFEST_FILE), manifest.to_json().unwrap()).unwrap();
 }
 
 fn request_of(version: &ModelVersion) -> PublishModel {
@@ -271,6 +276,30 @@ async fn a_folder_that_is_not_what_its_manifest_says_is_not_pushed() {
     assert!(matches!(push().await, Err(RegistryError::Manifest { .. })));
     fs::remove_file(folder.join(MANIFEST_FILE)).unwrap();
     assert!(matches!(push().await, Err(RegistryError::File { .. })));
+}
+
+/// Whoever may write to the store could put other bytes under the digest of a published file.
+#[tokio::test]
+async fn a_forged_file_is_refused_and_not_left_behind() {
+    let fixture = fixture().await;
+    let version = fixture.push("bias", "vit").await.unwrap();
+    let forged = version.files.iter().find(|file| file.name == "eval_model.onnx").unwrap();
+    let client = async_nats::connect(fixture.server.url()).await.unwrap();
+    let jetstream = async_nats::jetstream::new(client);
+    let store = jetstream.get_object_store(fedpeft_protocol::subject::BLOB_BUCKET).await.unwrap();
+    let bytes = vec![b'x'; forged.size as usize];
+    store.put(forged.digest.to_string().as_str(), &mut &bytes[..]).await.unwrap();
+    let cache = fixture.cache();
+    let error = pull(&fixture.bus, &version.manifest, &cache, false, |_, _, _| {}).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Bus(BusError::Corrupt { digest, .. }) if digest == forged.digest));
+    assert!(!cache.blob(&forged.digest).exists());
+    assert!(!cache.artifacts(&version.manifest).join(&forged.name).exists());
+    let holds_forgery = |folder: &Path| {
+        let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.is_file()).any(|path| fs::read(path).unwrap() == bytes)
+    };
+    assert!(!holds_forgery(cache.blob(&forged.digest).parent().unwrap()));
+    assert!(!holds_forgery(&cache.artifacts(&version.manifest)));
 }
 
 #[tokio::test]

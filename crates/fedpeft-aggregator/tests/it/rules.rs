@@ -1,0 +1,236 @@
+//! What the updates of a round come to: robust rules, normalised and clipped means, and private sums.
+
+use fedpeft_codec::{decode, encode};
+use fedpeft_privacy::NoiseSecret;
+use fedpeft_protocol::{
+    round::{Payload, RoundReport},
+    run::{AggregationSpec, OptimizerSpec, PrivacySpec, RunSpec, RunView, SamplingSpec},
+};
+
+use crate::federation::{Federation, Player, spec};
+
+/// Two rounds of three honest clients and one that sends nonsense; the aggregator is killed in the middle of the second.
+/// Returns the global adapters that the rounds began with, and the last.
+async fn with_a_liar(aggregation: AggregationSpec) -> (Vec<Vec<f32>>, RunView) {
+    let mut federation = Federation::start(20).await;
+    let mut players = Vec::new();
+    for (name, examples) in [("a", 10), ("b", 20), ("c", 30), ("d", 40), ("liar", 50)] {
+        federation.join(name, examples).await;
+        players.push((federation.player(name).await, examples));
+    }
+    let mut service = federation.aggregator().await;
+    federation.create("r", RunSpec { aggregation, quorum: Some(5), ..spec(2, 5) }).await.unwrap();
+    let mut globals = Vec::new();
+    for round in 1..=2 {
+        for (at, (player, examples)) in players.iter_mut().enumerate().rev() {
+            let task = player.task().await;
+            assert_eq!(task.round, round);
+            let update = match player.id.as_str() {
+                "liar" => player.update_with(&task, *examples, Payload::inline(encode(&[1e4; 20]))),
+                _ => player.trained(&task, *examples).await,
+            };
+            player.send(&task, &update).await;
+            if round == 2 && at == 3 {
+                service.kill().await;
+                service = federation.aggregator().await;
+            }
+            if at == 0 {
+                globals.push(player.global(&task).await);
+            }
+        }
+    }
+    let view = federation.completed("r").await;
+    globals.push(decode(&federation.adapter(&view.record.adapter).await, &federation.layout).unwrap());
+    (globals, view)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_median_does_not_heed_a_liar() {
+    let (globals, _) = with_a_liar(AggregationSpec::Median).await;
+    let federation = Federation::start(20).await;
+    for (before, after) in globals.iter().zip(&globals[1..]) {
+        let mut trained = Vec::new();
+        for name in ["a", "b", "c", "d"] {
+            trained.push(federation.player(name).await.train(before));
+        }
+        trained.push(vec![1e4; 20]);
+        let medians: Vec<f32> = (0..20)
+            .map(|at| {
+                let mut values: Vec<f32> = trained.iter().map(|update| update[at]).collect();
+                values.sort_by(f32::total_cmp);
+                values[2]
+            })
+            .collect();
+        assert_eq!(*after, medians);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn krum_takes_one_of_those_that_agree() {
+    let (globals, view) = with_a_liar(AggregationSpec::Krum { byzantine: 1, keep: 1 }).await;
+    let federation = Federation::start(20).await;
+    let mut honest = Vec::new();
+    for name in ["a", "b", "c", "d"] {
+        honest.push(federation.player(name).await.train(&globals[1]));
+    }
+    assert!(honest.contains(&globals[2]));
+    assert!(view.rounds.iter().all(|round| round.clients.len() == 5));
+}
+
+/// Clients with 32 and 96 examples in batches of 32 make one and three steps.
+#[tokio::test(flavor = "multi_thread")]
+async fn fednova_weighs_steps_alike() {
+    let mut federation = Federation::start(20).await;
+    federation.trainers(&[("few", 32), ("many", 96)]).await;
+    let _service = federation.aggregator().await;
+    let mut wanted = RunSpec { aggregation: AggregationSpec::Fednova, ..spec(1, 2) };
+    wanted.training.optimizer = OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+    federation.create("r", wanted).await.unwrap();
+    let view = federation.completed("r").await;
+    let found = decode(&federation.adapter(&view.record.adapter).await, &federation.layout).unwrap();
+    let start = decode(&federation.initial(), &federation.layout).unwrap();
+    let few = federation.player("few").await.train(&start);
+    let many = federation.player("many").await.train(&start);
+    // tau = (32 x 1 + 96 x 3) / 128 = 2.5.
+    let moved = |at: usize| {
+        start[at] + 2.5 * (0.25 * (few[at] - start[at]) / 1.0 + 0.75 * (many[at] - start[at]) / 3.0)
+    };
+    // Weights are whole numbers of units.
+    let is_close = |at: usize| (found[at] - moved(at)).abs() < 1e-5;
+    assert!((0..20).all(is_close), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clipped_updates_go_no_further_than_the_norm() {
+    let (globals, _) = with_a_liar(AggregationSpec::ClippedMean { norm: 0.5 }).await;
+    for (before, after) in globals.iter().zip(&globals[1..]) {
+        let moved = before.iter().zip(after).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+        assert!(moved > 0.05 && moved <= 0.5 + 1e-6, "{moved}");
+    }
+}
+
+fn private(rounds: u32, cohort: u32, edit: impl FnOnce(&mut PrivacySpec)) -> RunSpec {
+    let mut privacy = PrivacySpec {
+        epsilon: 50.0,
+        delta: 1e-3,
+        clip_norm: 0.5,
+        population: None,
+        noise_multiplier: Some(1.0),
+        sampling: SamplingSpec::Fixed,
+        accountant: None,
+        adaptive: None,
+    };
+    edit(&mut privacy);
+    RunSpec { privacy: Some(privacy), ..spec(rounds, cohort) }
+}
+
+fn epsilons(rounds: &[RoundReport]) -> Vec<f64> {
+    rounds.iter().map(|round| round.privacy.unwrap().epsilon).collect()
+}
+
+/// Two rounds with noise by this secret; in the second, the aggregator is killed between two updates if asked for.
+async fn private_run(secret: [u8; 32], kill: bool) -> (Vec<Vec<f32>>, RunView) {
+    let mut federation = Federation::start(200).await;
+    let mut players: Vec<Player> = Vec::new();
+    for name in ["a", "b"] {
+        federation.join(name, 40).await;
+        players.push(federation.player(name).await);
+    }
+    let mut service = federation.aggregator_with(NoiseSecret::from(secret)).await;
+    federation.create("r", private(2, 2, |_| ())).await.unwrap();
+    let mut globals = Vec::new();
+    for round in 1..=2 {
+        let (task, other) = (players[0].task().await, players[1].task().await);
+        globals.push(players[0].global(&task).await);
+        players[0].send(&task, &players[0].trained(&task, 10).await).await;
+        if round == 2 && kill {
+            service.kill().await;
+            service = federation.aggregator_with(NoiseSecret::from(secret)).await;
+        }
+        players[1].send(&other, &players[1].trained(&other, 40).await).await;
+    }
+    let view = federation.completed("r").await;
+    globals.push(decode(&federation.adapter(&view.record.adapter).await, &federation.layout).unwrap());
+    drop(service);
+    (globals, view)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn private_rounds_clip_weigh_alike_and_add_noise() {
+    let (globals, view) = private_run([7; 32], false).await;
+    let federation = Federation::start(200).await;
+    let (a, b) = (federation.player("a").await, federation.player("b").await);
+    let clipped = |before: &[f32], after: Vec<f32>| -> Vec<f64> {
+        let step: Vec<f64> = after.iter().zip(before).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect();
+        let norm = step.iter().map(|value| value * value).sum::<f64>().sqrt();
+        step.iter().map(|value| value * (0.5 / norm).min(1.0)).collect()
+    };
+    let mut squares = 0.0;
+    for (before, after) in globals.iter().zip(&globals[1..]) {
+        let (one, other) = (clipped(before, a.train(before)), clipped(before, b.train(before)));
+        for at in 0..200 {
+            let mean = (one[at] + other[at]) / 2.0;
+            squares += (f64::from(after[at]) - f64::from(before[at]) - mean).powi(2);
+        }
+    }
+    // Noise of standard deviation 1.0 x 0.5 on the sum of two, 400 values: its variance is known to one in fourteen.
+    let deviation = (squares / 400.0).sqrt();
+    assert!((deviation - 0.25).abs() < 0.25 * 0.15, "{deviation}");
+    let spent = epsilons(&view.rounds);
+    assert!(spent[0] > 0.0 && spent[1] > spent[0] && spent[1] <= 50.0, "{spent:?}");
+    assert_eq!(view.record.privacy, view.rounds[1].privacy);
+    assert!(view.rounds[0].clients.iter().all(|client| client.examples > 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_folded_again_has_the_same_noise() {
+    let (undisturbed, _) = private_run([9; 32], false).await;
+    let (disturbed, _) = private_run([9; 32], true).await;
+    assert_eq!(undisturbed, disturbed);
+    let (other, _) = private_run([8; 32], false).await;
+    assert_ne!(undisturbed, other);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn poisson_cohorts_have_any_size() {
+    let mut federation = Federation::start(20).await;
+    federation.trainers(&[("a", 10), ("b", 10), ("c", 10), ("d", 10)]).await;
+    let _service = federation.aggregator_with(NoiseSecret::from([3; 32])).await;
+    let wanted = private(8, 1, |privacy| {
+        (privacy.sampling, privacy.population) = (SamplingSpec::Poisson, Some(4));
+    });
+    federation.create("r", wanted).await.unwrap();
+    let view = federation.completed("r").await;
+    let sizes: Vec<usize> = view.rounds.iter().map(|round| round.clients.len()).collect();
+    assert!(sizes.iter().min() < sizes.iter().max(), "{sizes:?}");
+    assert!(sizes.contains(&0), "a cohort of nobody is a round as well: {sizes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_clipping_norm_follows_the_updates() {
+    let mut federation = Federation::start(20).await;
+    federation.trainers(&[("a", 10), ("b", 10), ("c", 10)]).await;
+    let _service = federation.aggregator_with(NoiseSecret::from([3; 32])).await;
+    let wanted = private(4, 3, |privacy| {
+        privacy.clip_norm = 1e-3;
+        privacy.adaptive =
+            Some(serde_json::from_str("{\"learning_rate\": 0.5, \"count_noise\": 1.0}").unwrap());
+    });
+    federation.create("r", wanted).await.unwrap();
+    let view = federation.completed("r").await;
+    let norms: Vec<f64> = view.rounds.iter().map(|round| round.privacy.unwrap().clip_norm).collect();
+    assert_eq!(norms[0], 1e-3);
+    assert!(norms[3] > norms[0], "all updates are longer, so that the norm rises: {norms:?}");
+    assert!(view.record.privacy.unwrap().clip_norm != norms[3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_beyond_its_budget_is_refused() {
+    let federation = Federation::start(20).await;
+    let _service = federation.aggregator().await;
+    let error = federation.create("r", private(50, 2, |privacy| privacy.epsilon = 1.0)).await.unwrap_err();
+    assert!(error.to_string().contains("the budget is 1"), "{error}");
+    let kept = RunSpec { keep_updates: true, ..private(1, 2, |_| ()) };
+    let error = federation.create("r", kept).await.unwrap_err();
+    assert!(error.to_string().contains("keep_updates"), "{error}");
+}

@@ -1,0 +1,100 @@
+//! Forgetting tasks and updates.
+//!
+//! A process may sleep between its decision to forget and the purge, and what was published meanwhile is none of its
+//! business: it may belong to the next owner of the run. So every purge ends at a [`Mark`] that was taken before the
+//! decision was known to be right.
+
+use std::collections::BTreeSet;
+
+use fedpeft_protocol::{ClientId, Round, RunId, subject};
+use futures::TryStreamExt as _;
+
+use crate::{Bus, BusError};
+
+/// The end of a stream at some moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    stream: &'static str,
+    /// Sequence of the next message.
+    next: u64,
+}
+
+/// Updates to forget.
+#[derive(Debug, Clone, Copy)]
+pub enum Stale<'a> {
+    /// All of the run.
+    Run,
+    /// Those of a round.
+    Round(Round),
+    /// Those of one client for a round.
+    Client(Round, &'a ClientId),
+}
+
+impl Bus {
+    /// The end of the stream of tasks.
+    pub async fn task_mark(&self) -> Result<Mark, BusError> {
+        self.mark(subject::TASK_STREAM).await
+    }
+
+    /// The end of the stream of updates.
+    pub async fn update_mark(&self) -> Result<Mark, BusError> {
+        self.mark(subject::UPDATE_STREAM).await
+    }
+
+    /// Forgets the tasks of `run` that were sent before `mark`, which [`Self::task_mark`] gave.
+    pub async fn purge_tasks(&self, run: &RunId, mark: Mark) -> Result<(), BusError> {
+        self.purge(mark, subject::tasks_of_run(run)).await
+    }
+
+    /// Forgets updates of `run` that were stored before `mark`, which [`Self::update_mark`] gave.
+    pub async fn purge_updates(&self, run: &RunId, stale: Stale<'_>, mark: Mark) -> Result<(), BusError> {
+        let filter = match stale {
+            Stale::Run => subject::updates_of(run),
+            Stale::Round(round) => subject::updates_of_round(run, round),
+            Stale::Client(round, client) => subject::update(run, round, client),
+        };
+        self.purge(mark, filter).await
+    }
+
+    /// Runs that updates are stored for, whether there are such runs or not: at most `most` of them.
+    pub async fn runs_with_updates(&self, most: usize) -> Result<BTreeSet<RunId>, BusError> {
+        let failed = |error: &dyn std::fmt::Display| BusError::broker("listing the runs of updates", error);
+        let stream = self.js.get_stream_no_info(subject::UPDATE_STREAM).await;
+        let stream = stream.map_err(|error| failed(&error))?;
+        let listed = stream.info_with_subjects(subject::UPDATE_SUBJECTS).await;
+        let mut subjects = listed.map_err(|error| failed(&error))?;
+        let mut runs = BTreeSet::new();
+        while let Some((subject, _)) = subjects.try_next().await.map_err(|error| failed(&error))? {
+            runs.extend(subject::parse_update(&subject).map(|(run, ..)| run));
+            if runs.len() >= most {
+                break;
+            }
+        }
+        Ok(runs)
+    }
+
+    async fn mark(&self, stream: &'static str) -> Result<Mark, BusError> {
+        let info = self.js.get_stream(stream).await;
+        let info = info.map_err(|error| BusError::broker(format!("looking up stream {stream}"), error))?;
+        Ok(Mark { stream, next: info.cached_info().state.last_sequence + 1 })
+    }
+
+    async fn purge(&self, mark: Mark, filter: String) -> Result<(), BusError> {
+        let stream = self.js.get_stream_no_info(mark.stream).await;
+        let stream = stream.map_err(|error| failed(&filter, error))?;
+        let purging = stream.purge().filter(filter.clone()).sequence(mark.next);
+        purging.await.map_err(|error| failed(&filter, error))?;
+        Ok(())
+    }
+
+    /// Forgets what is stored under names that nothing else will ever have.
+    pub(crate) async fn purge_whole(&self, stream: &str, filter: String) -> Result<(), BusError> {
+        let stream = self.js.get_stream_no_info(stream).await.map_err(|error| failed(&filter, error))?;
+        stream.purge().filter(filter.clone()).await.map_err(|error| failed(&filter, error))?;
+        Ok(())
+    }
+}
+
+fn failed(filter: &str, error: impl std::fmt::Display) -> BusError {
+    BusError::broker(format!("purging {filter}"), error)
+}

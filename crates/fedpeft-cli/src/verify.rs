@@ -1,0 +1,145 @@
+//! `fedpeft run verify`: whether a run is what its ledger says.
+//!
+//! The ledger alone proves that no update counts twice and that nothing was changed since. Where the run kept its
+//! updates, every round is aggregated again and must give the same bytes.
+
+use std::{collections::BTreeMap, io::Cursor};
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use fedpeft_artifacts::manifest::Manifest;
+use fedpeft_bus::Bus;
+use fedpeft_codec::Layout;
+use fedpeft_protocol::{
+    Digest,
+    ledger::{self, Checked},
+    round::{ClientOutcome, RoundReport},
+    run::RunView,
+};
+use fedpeft_strategy::{Closing, Fold, Kept, Rule, Spool, Weight, of_spec};
+use serde::Serialize;
+
+use crate::view::{Sink, View};
+
+/// Manifests list tensors; thousands of them take less.
+const MANIFEST_LIMIT: u64 = 16 << 20;
+
+/// What was found to be true.
+#[derive(Debug, Serialize)]
+pub struct Verified {
+    /// Name of the run.
+    pub run: String,
+    /// What the ledger holds.
+    #[serde(flatten)]
+    pub ledger: Checked,
+    /// Its hash.
+    pub ledger_sha256: Digest,
+    /// Digest of the global adapter that it leads to.
+    pub adapter_sha256: Digest,
+    /// Rounds that were aggregated again and gave the same bytes.
+    pub aggregated_again: u32,
+}
+
+impl Verified {
+    /// One line for people.
+    pub fn human(&self) -> String {
+        let Checked { rounds, updates, weight } = self.ledger;
+        let again = match self.aggregated_again {
+            0 => "its updates were not kept, so that none was aggregated again".to_owned(),
+            some => format!("{some} aggregated again, with the same bytes"),
+        };
+        format!(
+            "run {}: {rounds} rounds, {updates} updates of weight {weight}, each counted once; {again}\n\
+             ledger sha256 {}\nadapter sha256 {}",
+            self.run, self.ledger_sha256, self.adapter_sha256
+        )
+    }
+}
+
+/// Checks the ledger and, where the updates were kept, every sum.
+pub async fn verify(bus: &Bus, view: &RunView) -> Result<Verified> {
+    let record = &view.record;
+    let ledger = ledger::check(view).with_context(|| format!("run {} does not add up", record.run))?;
+    let mut aggregated_again = 0;
+    if record.spec.keep_updates {
+        let (manifest, _) = bus.get_blob(&record.manifest, MANIFEST_LIMIT).await?;
+        let layout = Manifest::from_json(&manifest)?.adapter;
+        let progress = View::new(0, Sink::Stderr);
+        let mut kept = None;
+        for report in &view.rounds {
+            progress.spin(format!("aggregating round {} again", report.round));
+            let found = Digest::of(aggregate(bus, view, report, &layout, &mut kept).await?);
+            if found != report.adapter {
+                bail!(
+                    "round {} of run {}: its updates give adapter {found}, its report says {}",
+                    report.round,
+                    record.run,
+                    report.adapter
+                );
+            }
+            aggregated_again += 1;
+        }
+        progress.finish();
+    }
+    Ok(Verified {
+        run: record.run.to_string(),
+        ledger,
+        ledger_sha256: record.ledger,
+        adapter_sha256: record.adapter,
+        aggregated_again,
+    })
+}
+
+/// The global adapter that the updates of a round lead to. `kept` is what the strategy keeps between rounds.
+async fn aggregate(
+    bus: &Bus,
+    view: &RunView,
+    report: &RoundReport,
+    layout: &Layout,
+    kept: &mut Option<Vec<u8>>,
+) -> Result<Vec<u8>> {
+    let fetch = async |digest: &Digest, what: &str| {
+        let blob = bus.get_blob(digest, layout.bytes()).await;
+        let (bytes, _) = blob.with_context(|| format!("{what} of round {} cannot be read", report.round))?;
+        anyhow::Ok(bytes)
+    };
+    let spec = &view.record.spec;
+    let rule = Rule::of_spec(spec, None);
+    let mut fold = Fold::new(rule, layout.clone())?;
+    let (mut examples, mut bases) = (Vec::new(), BTreeMap::<Digest, u64>::new());
+    for client in &report.clients {
+        let ClientOutcome::Accepted { digest, weight, staleness, .. } = client.outcome else { continue };
+        let began = report.round.saturating_sub(staleness);
+        let base = view.rounds.iter().find(|earlier| earlier.round == began).map(|r| r.previous);
+        let base = base.with_context(|| format!("round {began} has no report"))?;
+        let held = match rule.reads_base() {
+            true => fetch(&base, "the adapter that an update began with").await?,
+            false => Bytes::new(),
+        };
+        let (update, weight) =
+            (fetch(&digest, &format!("the update of {}", client.client)).await?, Weight::new(weight)?);
+        fold.add_held(&update, &mut Cursor::new(held), weight)?;
+        fold.keep(client.client.as_str(), Box::new(Cursor::new(update)), weight);
+        examples.push(client.examples);
+        *bases.entry(base).or_default() += weight.get();
+    }
+    if rule.subtracts_bases() {
+        // As the aggregator does: each base once.
+        for (base, weight) in bases {
+            let base = fetch(&base, "an adapter that updates began with").await?;
+            fold.subtract(&mut Cursor::new(base), weight)?;
+        }
+    }
+    let global = fetch(&report.previous, "the adapter before it").await?;
+    let (mut before, mut after, mut next) = (kept.take().map(Cursor::new), Vec::new(), Vec::new());
+    let state = Kept { before: before.as_mut().map(|cursor| cursor as &mut dyn Spool), after: &mut after };
+    let closing = Closing {
+        global: &mut Cursor::new(global.clone()),
+        examples: &examples,
+        // Private runs keep no updates.
+        noise: &mut |_| (),
+    };
+    of_spec(&spec.strategy).next(&mut Cursor::new(global), state, &mut fold.close(closing), &mut next)?;
+    *kept = Some(after);
+    Ok(next)
+}

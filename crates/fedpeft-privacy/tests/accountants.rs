@@ -1,0 +1,162 @@
+//! Both accountants against Google's dp-accounting (`tests/golden/privacy.py`), closed forms and each other.
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+use std::f64::consts::SQRT_2;
+
+use fedpeft_privacy::{Accountant, Mechanism, PrivacyError, Sampling, delta, epsilon, noise_multiplier, rdp};
+use proptest::prelude::*;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Case {
+    rate: f64,
+    noise_multiplier: f64,
+    count: u64,
+    delta: f64,
+    rdp: f64,
+    pld: f64,
+    fixed_size: Option<f64>,
+}
+
+fn golden() -> Vec<Case> {
+    serde_json::from_str(include_str!("../../../tests/golden/privacy.json")).unwrap()
+}
+
+fn poisson(rate: f64, noise: f64) -> Mechanism {
+    Mechanism::new(Sampling::Poisson { rate }, noise).unwrap()
+}
+
+#[test]
+fn epsilons_are_those_of_dp_accounting() {
+    for case in golden() {
+        let Case { rate, noise_multiplier, count, .. } = case;
+        let releases = [(poisson(rate, noise_multiplier), count)];
+        let rdp = epsilon(Accountant::Rdp, &releases, case.delta).unwrap();
+        let prv = epsilon(Accountant::Prv, &releases, case.delta).unwrap();
+        println!("{rate} {noise_multiplier} {count}: rdp {rdp} for {}, prv {prv} for {}", case.rdp, case.pld);
+        assert!((rdp / case.rdp - 1.0).abs() < 2e-3, "{rdp} is not {}", case.rdp);
+        // Both are upper bounds of the same number, with errors of their own.
+        assert!((-2e-3..1e-2).contains(&(prv / case.pld - 1.0)), "{prv} is not {}", case.pld);
+        let spent = delta(Accountant::Prv, &releases, prv).unwrap();
+        assert!((0.9..1.1).contains(&(spent / case.delta)), "{spent} is not {}", case.delta);
+    }
+}
+
+/// dp-accounting uses the tighter theorem 27 of the same paper, by forward differences; theorem 9 may only be above.
+#[test]
+fn samples_of_a_fixed_size_are_bounded() {
+    for case in golden() {
+        let Some(wanted) = case.fixed_size else { continue };
+        let mechanism =
+            Mechanism::new(Sampling::FixedSize { rate: case.rate }, case.noise_multiplier).unwrap();
+        let bound = epsilon(Accountant::Rdp, &[(mechanism, case.count)], case.delta).unwrap();
+        println!("{} {}: {bound} for {wanted}", case.rate, case.noise_multiplier);
+        assert!(bound > 0.999 * wanted && bound < 1.25 * wanted, "{bound} and {wanted}");
+        let prv = epsilon(Accountant::Prv, &[(mechanism, 1)], case.delta);
+        assert_eq!(prv, Err(PrivacyError::FixedSize));
+    }
+}
+
+/// Without sampling, k releases are one with noise over the root of k, whose delta Balle and Wang 2018
+/// (arXiv 1805.06530) give in closed form.
+#[test]
+fn unsampled_releases_are_the_gaussian_mechanism() {
+    let cdf = |x: f64| 0.5 * libm::erfc(-x / SQRT_2);
+    for (noise, count, at) in [(5.0, 20u32, 1.0), (10.0, 4, 0.5), (20.0, 1, 0.05), (4.0, 50, 3.0)] {
+        let sigma = noise / f64::from(count).sqrt();
+        let (half, scaled) = (0.5 / sigma, at * sigma);
+        let wanted = cdf(half - scaled) - at.exp() * cdf(-half - scaled);
+        let got = delta(Accountant::Prv, &[(poisson(1.0, noise), u64::from(count))], at).unwrap();
+        assert!((0.999..1.05).contains(&(got / wanted)), "{noise} {count}: {got} is not {wanted}");
+    }
+}
+
+/// Losses of different releases add up: two kinds cost more than either alone, and as much as all together where both
+/// are one.
+#[test]
+fn releases_of_several_kinds_compose() {
+    let (cheap, dear) = (poisson(0.05, 2.0), poisson(0.1, 1.5));
+    for accountant in [Accountant::Rdp, Accountant::Prv] {
+        let of = |releases: &[(Mechanism, u64)]| epsilon(accountant, releases, 1e-5).unwrap();
+        let both = of(&[(cheap, 30), (dear, 20)]);
+        assert!(both > of(&[(dear, 20)]) && both > of(&[(cheap, 30)]), "{accountant}");
+        let (split, whole) = (of(&[(dear, 12), (dear, 8)]), of(&[(dear, 20)]));
+        assert!((split / whole - 1.0).abs() < 1e-4, "{accountant}: {split} {whole}");
+        assert_eq!(of(&[(dear, 0)]), 0.0);
+    }
+}
+
+#[test]
+fn calibrated_noise_keeps_to_the_budget_and_less_does_not() {
+    // The paper's budget: epsilon 5 at delta 1e-3, 8 of 64 clients in each of 50 rounds.
+    let sampling = Sampling::Poisson { rate: 0.125 };
+    for accountant in [Accountant::Rdp, Accountant::Prv] {
+        let noise = noise_multiplier(accountant, sampling, 50, 5.0, 1e-3).unwrap();
+        let spent =
+            |noise| epsilon(accountant, &[(Mechanism::new(sampling, noise).unwrap(), 50)], 1e-3).unwrap();
+        println!("{accountant}: {noise}");
+        assert!(spent(noise) <= 5.0 && spent(0.998 * noise) > 5.0, "{accountant}: {noise}");
+    }
+    let fixed =
+        noise_multiplier(Accountant::Rdp, Sampling::FixedSize { rate: 0.125 }, 50, 5.0, 1e-3).unwrap();
+    let random = noise_multiplier(Accountant::Rdp, sampling, 50, 5.0, 1e-3).unwrap();
+    assert!(fixed > 1.5 * random, "replacing one is the stronger promise: {fixed} {random}");
+}
+
+#[test]
+fn numbers_that_make_no_sense_are_named() {
+    for rate in [0.0, -0.1, 1.1, f64::NAN] {
+        assert!(matches!(Mechanism::new(Sampling::Poisson { rate }, 1.0), Err(PrivacyError::Rate(_))));
+    }
+    let half = Sampling::Poisson { rate: 0.5 };
+    for noise in [0.0, -1.0, f64::INFINITY, f64::NAN] {
+        assert!(matches!(Mechanism::new(half, noise), Err(PrivacyError::NoiseMultiplier(_))));
+    }
+    let releases = [(poisson(0.1, 1.0), 1)];
+    for bad in [0.0, 1.0, f64::NAN] {
+        assert!(matches!(epsilon(Accountant::Rdp, &releases, bad), Err(PrivacyError::Delta(_))));
+    }
+    for bad in [0.0, f64::INFINITY, f64::NAN] {
+        assert!(matches!(delta(Accountant::Prv, &releases, bad), Err(PrivacyError::Epsilon(_))));
+    }
+    let all = Sampling::Poisson { rate: 1.0 };
+    let hopeless = noise_multiplier(Accountant::Rdp, all, u64::MAX, 1e-3, 1e-9);
+    assert!(matches!(hopeless, Err(PrivacyError::Budget(..))));
+    assert_eq!("prv".parse(), Ok(Accountant::Prv));
+    assert!("moments".parse::<Accountant>().unwrap_err().contains("rdp or prv"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn more_releases_more_of_the_clients_and_less_noise_cost_more(
+        rate in 0.001f64..0.5, noise in 0.6f64..8.0, count in 1u64..200, more in 1.01f64..1.8,
+    ) {
+        let delta = 1e-5;
+        for accountant in [Accountant::Rdp, Accountant::Prv] {
+            let of = |rate, noise, count| epsilon(accountant, &[(poisson(rate, noise), count)], delta).unwrap();
+            let base = of(rate, noise, count);
+            // The grid's own error.
+            let slack = 0.995 * base;
+            prop_assert!(of((rate * more).min(1.0), noise, count) >= slack);
+            prop_assert!(of(rate, noise / more, count) >= slack);
+            prop_assert!(of(rate, noise, (count as f64 * more).ceil() as u64) >= slack);
+        }
+    }
+
+    #[test]
+    fn the_tighter_accountant_is_never_above(rate in 0.001f64..1.0, noise in 0.6f64..8.0, count in 1u64..100) {
+        let releases = [(poisson(rate, noise), count)];
+        let rdp = epsilon(Accountant::Rdp, &releases, 1e-5).unwrap();
+        let prv = epsilon(Accountant::Prv, &releases, 1e-5).unwrap();
+        prop_assert!(prv <= rdp, "{} {}", prv, rdp);
+    }
+
+    #[test]
+    fn divergences_grow_with_their_order(rate in 0.001f64..0.5, noise in 0.6f64..8.0, order in 1.1f64..60.0) {
+        let mechanism = poisson(rate, noise);
+        let (low, high) = (rdp::divergence(&mechanism, order), rdp::divergence(&mechanism, order + 0.5));
+        prop_assert!(low <= high * (1.0 + 1e-6) + 1e-12, "{} {}", low, high);
+    }
+}

@@ -1,0 +1,5 @@
+//! Push and pull through a real broker.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod large;
+mod registry;
