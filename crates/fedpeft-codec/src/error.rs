@@ -74,7 +74,4 @@ pub enum CodecError {
     /// The compressor failed.
     #[error("zstd cannot compress the adapter: {0}")]
     Compress(String),
-    /// A stored residual that is none of this adapter's.
-    #[error("stored residual cannot be used: {0}")]
-    Residual(&'static str),
 }

@@ -13,26 +13,24 @@
 mod codec;
 mod delta;
 mod error;
-mod feedback;
 mod floats;
 mod header;
 mod integers;
 mod layout;
+mod read;
 mod seed;
 mod sparse;
 mod squeeze;
+mod write;
 
 pub use codec::{Codec, describe};
 pub use delta::Base;
 pub use error::CodecError;
 pub use fedpeft_protocol::pipeline::{InvalidPipeline, Pipeline};
-pub use feedback::Feedback;
 pub use layout::{InvalidLayout, Layout, MAX_VALUES, TensorSpec};
 pub use seed::Seed;
 
-use std::borrow::Cow;
-
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 

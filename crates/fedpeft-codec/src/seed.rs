@@ -60,7 +60,7 @@ mod tests {
         assert_eq!(draw_indices(7, 20, 20), (0..20).collect::<Vec<_>>());
     }
 
-    const PINNED: [u32; 4] = [0, 0, 0, 0];
+    const PINNED: [u32; 4] = [2, 7, 13, 17];
 
     #[test]
     fn every_index_is_equally_likely() {
