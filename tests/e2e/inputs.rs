@@ -241,6 +241,7 @@ fn a_privacy_budget_gives_its_noise_and_the_noise_its_budget() {
     };
     let rounds = "--clients 64 --cohort 8 --rounds 50 --delta 1e-3";
     let noise = rows(&format!("noise {rounds} --epsilon 5"));
+    assert_eq!(rows(&format!("noise {rounds} --epsilon 5 --sampling fixed-size")).len(), 2);
     for (row, accountant) in noise.iter().zip(["prv", "rdp"]) {
         assert_eq!((row["accountant"].as_str(), row["rate"].as_f64()), (Some(accountant), Some(0.125)));
         let multiplier = row["noise_multiplier"].as_f64().unwrap();

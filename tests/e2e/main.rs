@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
 
+mod dashboards;
+mod doctor;
 mod export;
 mod failures;
 mod inputs;
+mod kubernetes;
 mod secured;
 mod services;
 mod simulate;

@@ -10,6 +10,7 @@ mod assets;
 mod chaos;
 mod compare;
 mod demo;
+mod manifests;
 mod process;
 mod test;
 
@@ -46,6 +47,10 @@ Examples:
   cargo xtask chaos
   cargo xtask chaos --seed 7 --faults 100 --json chaos.json")]
     Chaos(chaos::Options),
+    /// Build the overlays of k8s/ and validate them against the schemas of two Kubernetes versions.
+    ///
+    /// It takes kubectl, and fetches a validator from the Python Package Index into target/manifests.
+    Manifests,
     /// Fine-tune DINOv2 on Fashion-MNIST over ten clients on this machine, or MiniLM on BBC News over eight.
     Demo(Box<demo::Options>),
     /// Run the demo with one PEFT method after the other and print a table: trained values, bytes, accuracy, time.
@@ -58,6 +63,7 @@ fn main() -> ExitCode {
             assets::fetch().map(|assets| eprintln!("assets are in {}", assets.folder().display()))
         }
         Task::Chaos(options) => chaos::chaos(&options),
+        Task::Manifests => manifests::manifests(),
         Task::Test(options) => test::test(&options),
         Task::Demo(options) => demo::demo(&options),
         Task::CompareMethods(options) => compare::compare(&options),

@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::assets;
+use crate::manifests::manifests;
 use crate::process::{answers, cargo, run};
 
 /// The package of the end-to-end tests.
@@ -20,6 +21,7 @@ pub struct Options {
 pub fn test(options: &Options) -> Result<()> {
     let assets = assets::fetch()?;
     run(&mut cargo(&["fmt", "--all", "--check"]))?;
+    manifests()?;
     run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     run(&mut cargo(&["build", "--workspace", "--bins"]))?;
 

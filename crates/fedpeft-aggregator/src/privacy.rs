@@ -118,7 +118,7 @@ fn key(drive: &Drive<'_>, run: &RunId, round: Round) -> Zeroizing<[u8; 32]> {
 }
 
 fn accountant(privacy: &PrivacySpec) -> Accountant {
-    match privacy.accountant() {
+    match privacy.accountant {
         AccountantSpec::Rdp => Accountant::Rdp,
         AccountantSpec::Prv => Accountant::Prv,
     }

@@ -48,8 +48,12 @@ impl From<TlsArgs> for Tls {
 impl Connection {
     /// Connects and makes sure that streams and buckets exist.
     pub async fn open(self) -> Result<Bus> {
-        let config = BusConfig { server: self.server, creds: self.creds, tls: self.tls.into(), ..named() };
-        open(&config).await
+        open(&self.config()).await
+    }
+
+    /// What it says, for those who connect themselves.
+    pub fn config(self) -> BusConfig {
+        BusConfig { server: self.server, creds: self.creds, tls: self.tls.into(), ..named() }
     }
 }
 

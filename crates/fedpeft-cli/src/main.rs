@@ -36,6 +36,7 @@ Examples:
   fedpeft export --run trial-7 -o exported
   fedpeft privacy noise --clients 64 --cohort 8 --rounds 50 --epsilon 5 --delta 1e-3
   fedpeft auth init && fedpeft auth enroll hospital-a
+  fedpeft doctor
   fedpeft completions bash > /etc/bash_completion.d/fedpeft";
 
 #[derive(Debug, Subcommand)]
@@ -62,6 +63,10 @@ enum Command {
     /// Decide who may do what on the broker: keys, credentials, revocation.
     #[command(subcommand)]
     Auth(commands::auth::Command),
+    /// Check what a run needs: programs, library, device, disk, broker, permissions, services, clients.
+    Doctor(commands::doctor::Args),
+    /// Write manual pages.
+    Man(commands::man::Args),
     /// Print a completion script for a shell.
     Completions(commands::completions::Args),
 }
@@ -77,6 +82,8 @@ fn main() -> ExitCode {
         Command::Privacy(command) => commands::privacy::run(command),
         Command::Simulate(args) => simulate::run(*args),
         Command::Auth(command) => commands::auth::run(command),
+        Command::Doctor(args) => commands::doctor::run(args),
+        Command::Man(args) => commands::man::run::<Cli>(&args),
         Command::Completions(args) => commands::completions::run::<Cli>(&args),
     };
     match result {

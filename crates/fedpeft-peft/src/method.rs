@@ -41,13 +41,18 @@ pub struct Lora {
     pub alpha: f64,
     /// Share of the inputs of `A` that a training step drops, in `[0, 1)`.
     pub dropout: f64,
+    /// Whether `A` stays as it is at first, a constant of the graphs, and `B` alone is trained (FFA-LoRA, Sun et al., arXiv
+    /// 2403.12313): the adapter has half the values, and the mean of products `B A` is the product of the means.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub freeze_a: bool,
     /// Linear layers, as globs over the names that `fedpeft artifacts inspect --targets` lists.
     pub targets: Vec<String>,
 }
 
 impl Default for Lora {
     fn default() -> Self {
-        Self { rank: 8, alpha: 16.0, dropout: 0.0, targets: vec!["query".into(), "value".into()] }
+        let targets = vec!["query".into(), "value".into()];
+        Self { rank: 8, alpha: 16.0, dropout: 0.0, freeze_a: false, targets }
     }
 }
 
@@ -393,6 +398,11 @@ mod tests {
         assert_eq!(both.to_string(), "lora+bias");
         assert_eq!(read(&serde_json::to_string(&both).unwrap()).unwrap(), both);
         assert!(read(r#"{"kind": "lora", "rnak": 4}"#).is_err());
+        let frozen = read(r#"{"kind": "lora", "freeze_a": true}"#).unwrap();
+        assert_eq!(frozen, Method::Lora(Lora { freeze_a: true, ..Lora::default() }).into());
+        assert_eq!(read(&serde_json::to_string(&frozen).unwrap()).unwrap(), frozen);
+        // Programs that do not know the option read what does not use it.
+        assert!(!serde_json::to_string(&both).unwrap().contains("freeze_a"));
     }
 
     #[test]

@@ -34,6 +34,27 @@ fn parameter_counts_are_those_of_the_paper() {
         [327.589, 0.293, 0.686, 0.859, 0.645]
     );
     assert_eq!(values(backbone, Method::Lora(Lora::default())), 76_900 + 12 * 2 * 2 * 8 * 768);
+    let frozen = Lora { freeze_a: true, ..Lora::default() };
+    assert_eq!(values(backbone, Method::Lora(frozen.clone())), 76_900 + 12 * 2 * 8 * 768);
+    assert_eq!(values(backbone, Method::Dora(frozen)), 76_900 + 12 * 2 * (8 + 1) * 768);
+}
+
+#[test]
+fn frozen_factors_are_those_that_training_would_begin_with() {
+    let tuned = |freeze_a, seed| {
+        let mut tuned = BASE.clone();
+        let method = Method::Lora(Lora { freeze_a, ..Lora::default() });
+        let trainable = apply(&method.into(), &mut tuned, seed).unwrap();
+        let factors =
+            tuned.graph.initializers.into_iter().filter(|(name, _)| name.ends_with(".lora_A.weight"));
+        (trainable, factors.collect::<Vec<_>>())
+    };
+    let ((all, trained), (some, frozen)) = (tuned(false, 3), tuned(true, 3));
+    assert_eq!(frozen.len(), 24);
+    assert_eq!(trained, frozen);
+    assert!(frozen.iter().all(|(name, _)| all.contains(name) && !some.contains(name)));
+    assert!(some.iter().all(|name| name.ends_with(".lora_B.weight")) && some.len() == 24);
+    assert_ne!(tuned(true, 4).1, frozen);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::{Mechanism, PrivacyError, Sampling, prv, rdp};
 pub enum Accountant {
     /// Renyi differential privacy.
     Rdp,
-    /// The privacy random variable: tighter, for Poisson sampling.
+    /// The privacy random variable: tighter, above all for samples of a fixed size.
     #[default]
     Prv,
 }
@@ -38,35 +38,37 @@ impl FromStr for Accountant {
 /// An upper bound of epsilon at `delta` of these releases, each with its count.
 ///
 /// # Errors
-/// A delta that is none, or what the accountant cannot compute.
+/// A delta that is none, or releases of both kinds of sampling.
 pub fn epsilon(
     accountant: Accountant,
     releases: &[(Mechanism, u64)],
     delta: f64,
 ) -> Result<f64, PrivacyError> {
     check_delta(delta)?;
-    match accountant {
-        Accountant::Rdp if releases.iter().all(|(_, count)| *count == 0) => Ok(0.0),
-        Accountant::Rdp => Ok(rdp::epsilon(releases, delta)),
+    check_neighbours(releases)?;
+    Ok(match accountant {
+        Accountant::Rdp if releases.iter().all(|(_, count)| *count == 0) => 0.0,
+        Accountant::Rdp => rdp::epsilon(releases, delta),
         Accountant::Prv => prv::epsilon(releases, delta),
-    }
+    })
 }
 
 /// An upper bound of delta at `epsilon` of these releases, each with its count.
 ///
 /// # Errors
-/// An epsilon that is none, or what the accountant cannot compute.
+/// An epsilon that is none, or releases of both kinds of sampling.
 pub fn delta(
     accountant: Accountant,
     releases: &[(Mechanism, u64)],
     epsilon: f64,
 ) -> Result<f64, PrivacyError> {
     check_epsilon(epsilon)?;
-    match accountant {
-        Accountant::Rdp if releases.iter().all(|(_, count)| *count == 0) => Ok(0.0),
-        Accountant::Rdp => Ok(rdp::delta(releases, epsilon)),
+    check_neighbours(releases)?;
+    Ok(match accountant {
+        Accountant::Rdp if releases.iter().all(|(_, count)| *count == 0) => 0.0,
+        Accountant::Rdp => rdp::delta(releases, epsilon),
         Accountant::Prv => prv::delta(releases, epsilon),
-    }
+    })
 }
 
 /// Most noise that is looked for.
@@ -99,6 +101,16 @@ pub fn noise_multiplier(
         if fits(middle)? { high = middle } else { low = middle }
     }
     Ok(high)
+}
+
+/// Promises for different neighbours do not add up.
+fn check_neighbours(releases: &[(Mechanism, u64)]) -> Result<(), PrivacyError> {
+    let poisson = |mechanism: &Mechanism| matches!(mechanism.sampling(), Sampling::Poisson { .. });
+    let first = releases.first().map(|(mechanism, _)| poisson(mechanism));
+    match releases.iter().all(|(mechanism, _)| Some(poisson(mechanism)) == first) {
+        true => Ok(()),
+        false => Err(PrivacyError::Neighbours),
+    }
 }
 
 fn check_delta(delta: f64) -> Result<(), PrivacyError> {

@@ -9,7 +9,7 @@
 //! | accountant | from | what it gives |
 //! | --- | --- | --- |
 //! | [`rdp`] | Mironov 2017 (arXiv 1702.07476); Mironov, Talwar and Zhang 2019 (arXiv 1908.10530) | an upper bound, quickly |
-//! | [`prv`] | Gopi, Lee and Wutschitz 2021 (arXiv 2106.02848) | an upper bound within a stated error of the exact value |
+//! | [`prv`] | Gopi, Lee and Wutschitz 2021 (arXiv 2106.02848) | an upper bound within a stated error of the exact value; for samples of a fixed size about half of what RDP says |
 //!
 //! Neighbouring data sets differ by one client (or example) that is there or not, for [`Sampling::Poisson`], and by one
 //! that is replaced by another, for [`Sampling::FixedSize`]. These are different promises: an epsilon of the one is

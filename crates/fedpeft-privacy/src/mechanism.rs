@@ -50,11 +50,11 @@ pub enum PrivacyError {
     /// The epsilon.
     #[error("epsilon is {0}: it is above 0")]
     Epsilon(f64),
-    /// An accountant that knows another kind of sampling only.
+    /// Releases whose promises differ.
     #[error(
-        "the PRV accountant knows Poisson sampling only: take accountant \"rdp\" for samples of a fixed size"
+        "releases of Poisson samples and of samples of a fixed size promise different things: account for each apart"
     )]
-    FixedSize,
+    Neighbours,
     /// Nothing could keep to the budget.
     #[error(
         "no noise multiplier up to {0} keeps {1} rounds within epsilon {2}: take fewer rounds, or a larger budget"

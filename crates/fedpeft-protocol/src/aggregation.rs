@@ -27,6 +27,9 @@ pub enum AggregationSpec {
         /// Most that an update's L2 norm may be.
         norm: f64,
     },
+    /// The mean of LoRA's updates `B A`, weighted by examples, split into factors of the adapter's rank again; the mean of
+    /// all else (FlexLoRA, Bai et al., arXiv 2402.11505). The aggregator holds 16 bytes for each weight of the tuned layers.
+    LoraProduct,
     /// The median of every value, unweighted; kept (Yin et al., arXiv 1803.01498).
     Median,
     /// The mean of every value without the smallest and the largest, unweighted; kept (Yin et al., arXiv 1803.01498).
@@ -90,6 +93,7 @@ impl AggregationSpec {
             Self::Mean
             | Self::Fednova
             | Self::ClippedMean { .. }
+            | Self::LoraProduct
             | Self::Median
             | Self::GeometricMedian { .. } => 1,
         }
@@ -98,7 +102,7 @@ impl AggregationSpec {
     /// Checks every number, and that the training is of a kind that it knows.
     pub(crate) fn validate(&self, training: &TrainingSpec) -> Result<(), InvalidSpec> {
         match *self {
-            Self::Mean | Self::Median => Ok(()),
+            Self::Mean | Self::LoraProduct | Self::Median => Ok(()),
             Self::Fednova => {
                 let is_sgd = matches!(training.optimizer, OptimizerSpec::Sgd { .. });
                 check("aggregation", is_sgd, || {

@@ -27,9 +27,9 @@ pub struct PrivacySpec {
     /// How cohorts are sampled.
     #[serde(default)]
     pub sampling: SamplingSpec,
-    /// How privacy is accounted for. Default: `prv` for Poisson samples, else `rdp`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub accountant: Option<AccountantSpec>,
+    /// How privacy is accounted for.
+    #[serde(default)]
+    pub accountant: AccountantSpec,
     /// Adapts the clipping norm from round to round.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adaptive: Option<AdaptiveSpec>,
@@ -48,12 +48,13 @@ pub enum SamplingSpec {
 }
 
 /// How privacy is accounted for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AccountantSpec {
     /// Renyi differential privacy.
     Rdp,
-    /// The privacy random variable: tighter, for Poisson samples.
+    /// The privacy random variable: tighter, above all for samples of a fixed size.
+    #[default]
     Prv,
 }
 
@@ -89,14 +90,6 @@ pub struct PrivacyState {
 }
 
 impl PrivacySpec {
-    /// The accountant, where none is chosen.
-    pub fn accountant(&self) -> AccountantSpec {
-        self.accountant.unwrap_or(match self.sampling {
-            SamplingSpec::Fixed => AccountantSpec::Rdp,
-            SamplingSpec::Poisson => AccountantSpec::Prv,
-        })
-    }
-
     /// Checks every number, naming the field and the cure; `sampled` clients get a task in a round.
     pub(crate) fn validate(&self, sampled: u32, population: u32) -> Result<(), InvalidSpec> {
         positive("privacy.epsilon", self.epsilon)?;
@@ -108,11 +101,6 @@ impl PrivacySpec {
         at_least_one("privacy.population", population)?;
         check("privacy.population", sampled <= population, || {
             format!("is {population}, fewer than the {sampled} clients of a round: raise it")
-        })?;
-        let exact = self.sampling == SamplingSpec::Poisson || self.accountant() == AccountantSpec::Rdp;
-        check("privacy.accountant", exact, || {
-            "prv knows Poisson samples only: set privacy.sampling = \"poisson\", or accountant = \"rdp\""
-                .to_owned()
         })?;
         let Some(adaptive) = &self.adaptive else { return Ok(()) };
         share("privacy.adaptive.quantile", adaptive.quantile)?;
@@ -140,9 +128,7 @@ mod tests {
     fn defaults_are_named_honestly() {
         let spec = spec();
         spec.validate(10, 100).unwrap();
-        assert_eq!((spec.sampling, spec.accountant()), (SamplingSpec::Fixed, AccountantSpec::Rdp));
-        let poisson = PrivacySpec { sampling: SamplingSpec::Poisson, ..spec };
-        assert_eq!(poisson.accountant(), AccountantSpec::Prv);
+        assert_eq!((spec.sampling, spec.accountant), (SamplingSpec::Fixed, AccountantSpec::Prv));
         assert_eq!(AdaptiveSpec::default().count_noise(100, 1.0), 5.0);
         assert_eq!(AdaptiveSpec::default().count_noise(10, 1.0), 1.0);
     }
@@ -150,12 +136,11 @@ mod tests {
     #[test]
     fn every_bad_number_is_named() {
         type Case = (&'static str, fn(&mut PrivacySpec));
-        let cases: [Case; 8] = [
+        let cases: [Case; 7] = [
             ("privacy.epsilon", |s| s.epsilon = 0.0),
             ("privacy.delta", |s| s.delta = 1.0),
             ("privacy.clip_norm", |s| s.clip_norm = f64::INFINITY),
             ("privacy.noise_multiplier", |s| s.noise_multiplier = Some(0.0)),
-            ("privacy.accountant", |s| s.accountant = Some(AccountantSpec::Prv)),
             ("privacy.adaptive.quantile", |s| {
                 s.adaptive = Some(AdaptiveSpec { quantile: 1.5, ..Default::default() });
             }),

@@ -195,6 +195,11 @@ impl RunSpec {
         check("aggregation", !buffered || self.aggregation.is_mean(), || {
             "of buffered rounds must be mean: they weigh updates by their staleness".to_owned()
         })?;
+        let products = self.aggregation == AggregationSpec::LoraProduct;
+        check("strategy", !products || self.strategy == StrategySpec::Fedavg, || {
+            "of aggregation lora_product must be fedavg: factors of two rounds have no common moments"
+                .to_owned()
+        })?;
         check("quorum", self.aggregation.is_mean() || quorum >= least, || {
             format!("is {quorum}, the aggregation needs at least {least} updates: raise it")
         })?;

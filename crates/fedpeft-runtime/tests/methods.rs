@@ -58,6 +58,10 @@ fn dropping() -> Peft {
     Method::Lora(Lora { rank: 4, dropout: 0.3, ..Lora::default() }).into()
 }
 
+fn frozen() -> Peft {
+    Method::Lora(Lora { rank: 4, freeze_a: true, ..Lora::default() }).into()
+}
+
 fn methods() -> impl Iterator<Item = Peft> {
     let named = [
         "head",
@@ -72,7 +76,7 @@ fn methods() -> impl Iterator<Item = Peft> {
         "ia3",
         "lora+bias",
     ];
-    named.map(|name| name.parse::<Peft>().unwrap()).into_iter().chain([dropping()])
+    named.map(|name| name.parse::<Peft>().unwrap()).into_iter().chain([dropping(), frozen()])
 }
 
 #[test]

@@ -18,6 +18,8 @@
 
 mod spooled;
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use fedpeft_codec::{CodecError, Layout};
 
@@ -30,7 +32,7 @@ pub const MAX_WEIGHT: u64 = 1 << 24;
 /// Most updates in one sum.
 pub const MAX_UPDATES: u64 = (1 << 16) - 1;
 
-const HIGH_SCALE: f64 = (1u64 << 7) as f64;
+pub(crate) const HIGH_SCALE: f64 = (1u64 << 7) as f64;
 const LOW_SCALE: f64 = (1u64 << 47) as f64;
 /// Added to an `f64` of magnitude below 2^51 it leaves the nearest integer in the low bits of the mantissa:
 /// a conversion to `i64` that every vector unit can do.
@@ -109,6 +111,21 @@ pub enum AccumulateError {
         most: u32,
         /// Updates there are.
         updates: usize,
+    },
+    /// No low-rank factors to multiply.
+    #[error(
+        "the adapter has no pair of trained LoRA factors: train with lora, without freeze_a, or average otherwise"
+    )]
+    NoPairs,
+    /// Low-rank factors whose product may leave the range.
+    #[error(
+        "the low-rank update of {module} may reach {value}: its entries are at most {MAX_MAGNITUDE} in magnitude"
+    )]
+    Product {
+        /// The tuned layer.
+        module: String,
+        /// What its entries may reach.
+        value: String,
     },
     /// A clipping norm.
     #[error("the clipping norm is {0}: it is between 1e-9 and 1e9")]
@@ -222,8 +239,19 @@ impl Accumulator {
         Ok(())
     }
 
+    /// What it is a sum of.
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The weighted means of some values.
+    pub(crate) fn means(&self, range: Range<usize>) -> Vec<f64> {
+        let sums = self.high[range.clone()].iter().zip(&self.low[range]);
+        sums.map(|(high, low)| total(*high, *low) / self.weight as f64).collect()
+    }
+
     /// Whether it has a mean.
-    fn usable(&self) -> Result<(), AccumulateError> {
+    pub(crate) fn usable(&self) -> Result<(), AccumulateError> {
         match self.updates {
             _ if self.spoilt => Err(AccumulateError::Spoilt),
             0 => Err(AccumulateError::Empty),
@@ -289,12 +317,17 @@ pub(crate) fn largest_magnitude(values: &[[u8; 4]]) -> u32 {
 #[inline(always)]
 fn add_products(high: &mut [i64], low: &mut [i64], values: &[[u8; 4]], scaled_weight: f64) {
     for ((high, low), value) in high.iter_mut().zip(low).zip(values) {
-        let product = f64::from(f32::from_le_bytes(*value)) * scaled_weight;
-        let whole = product + MAGIC;
-        let fraction = product - (whole - MAGIC);
-        *high += integer(whole);
-        *low += integer(fraction * LOW_SCALE + MAGIC);
+        add_term(high, low, f64::from(f32::from_le_bytes(*value)) * scaled_weight);
     }
+}
+
+/// Adds one term, already scaled by [`HIGH_SCALE`].
+#[inline(always)]
+pub(crate) fn add_term(high: &mut i64, low: &mut i64, term: f64) {
+    let whole = term + MAGIC;
+    let fraction = term - (whole - MAGIC);
+    *high += integer(whole);
+    *low += integer(fraction * LOW_SCALE + MAGIC);
 }
 
 /// The integer that adding [`MAGIC`] left in the mantissa.
@@ -304,7 +337,7 @@ pub(crate) fn integer(shifted: f64) -> i64 {
 }
 
 #[inline(always)]
-fn add_integers(sum: &mut [i64], terms: &[i64]) {
+pub(crate) fn add_integers(sum: &mut [i64], terms: &[i64]) {
     for (sum, term) in sum.iter_mut().zip(terms) {
         *sum += term;
     }
@@ -320,7 +353,7 @@ fn divide(high: &[i64], low: &[i64], divisor: f64, means: &mut [[u8; 4]]) {
 /// The sum as a float. Whole multiples of the high unit move up first, so that what remains low is below one unit
 /// and both parts convert with a relative error of at most 2^-53.
 #[inline(always)]
-fn total(high: i64, low: i64) -> f64 {
+pub(crate) fn total(high: i64, low: i64) -> f64 {
     let carry = low >> 47;
     let high = (high + carry) as f64 / HIGH_SCALE;
     let low = (low - (carry << 47)) as f64 / (HIGH_SCALE * LOW_SCALE);

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | mean, FedNova, FedBuff, clipped mean | its share of an exact sum | 16 bytes per value |
 //! | private | its share of an exact sum on a grid | 8 bytes per value |
+//! | products | its share of exact sums, of low-rank updates as well | 16 bytes per value, and per weight of tuned layers |
 //! | robust | all of it, in files that the caller provides | a chunk of each |
 //!
 //! None of them depends on the order in which updates come, not by a byte.
@@ -21,6 +22,7 @@ use crate::{
     buffered,
     clip::Scaled,
     clipped::ClippedSum,
+    lora::{Pair, ProductMean},
     mean::{EachChunk, Mean, Moved},
     norm::distance_spooled,
     nova::Steps,
@@ -38,6 +40,8 @@ pub enum Rule {
     Nova(Steps),
     /// The mean of updates no longer than this.
     Clipped(f64),
+    /// The mean, of low-rank updates rather than of their factors.
+    Products,
     /// What lies in the middle of all updates.
     Robust(RobustRule),
     /// The noised sum of updates of a bounded norm, over the size that cohorts have in the mean.
@@ -64,6 +68,7 @@ impl Rule {
             AggregationSpec::Mean => Self::Mean,
             AggregationSpec::Fednova => Self::Nova(Steps::of_spec(&spec.training)),
             AggregationSpec::ClippedMean { norm } => Self::Clipped(norm),
+            AggregationSpec::LoraProduct => Self::Products,
             AggregationSpec::Median => Self::Robust(RobustRule::Median),
             AggregationSpec::TrimmedMean { trim } => Self::Robust(RobustRule::TrimmedMean { trim }),
             AggregationSpec::Krum { byzantine, keep } => Self::Robust(RobustRule::Krum { byzantine, keep }),
@@ -82,6 +87,7 @@ impl Rule {
         match self {
             Self::Mean
             | Self::Clipped(_)
+            | Self::Products
             | Self::Robust(RobustRule::GeometricMedian { .. } | RobustRule::Krum { .. }) => Ok(by_examples),
             Self::Buffered(spec) => buffered::weight(examples, spec.factor(staleness)),
             Self::Nova(steps) => steps.weight(examples),
@@ -117,10 +123,13 @@ pub struct Fold {
     state: State,
     /// Updates that were not clipped.
     unclipped: u64,
+    /// Share of the mean low-rank update that its rank did not hold.
+    lost: Option<f64>,
 }
 
 enum State {
     Sum(Accumulator),
+    Products(Box<ProductMean>),
     Private(ClippedSum),
     /// By client, in the order of their names.
     Kept {
@@ -143,16 +152,20 @@ impl Fold {
     /// Of no updates.
     ///
     /// # Errors
-    /// No memory, or a clipping norm that the grid of a private sum cannot hold.
+    /// No memory, a clipping norm that the grid of a private sum cannot hold, or no low-rank update to take the mean of.
     pub fn new(rule: Rule, layout: Layout) -> Result<Self, AccumulateError> {
         let state = match rule {
             Rule::Private { clip_norm, noise_multiplier, .. } => {
                 State::Private(ClippedSum::new(layout.clone(), clip_norm, noise_multiplier)?)
             }
+            Rule::Products => {
+                let pairs = Pair::all(&layout)?;
+                State::Products(Box::new(ProductMean::new(layout.clone(), pairs)?))
+            }
             Rule::Robust(_) => State::Kept { clients: Vec::new(), updates: Vec::new() },
             _ => State::Sum(Accumulator::new(layout.clone())?),
         };
-        Ok(Self { rule, layout, state, unclipped: 0 })
+        Ok(Self { rule, layout, state, unclipped: 0, lost: None })
     }
 
     /// What it does with updates.
@@ -163,6 +176,12 @@ impl Fold {
     /// Updates that were not longer than what they are clipped to.
     pub fn unclipped(&self) -> u64 {
         self.unclipped
+    }
+
+    /// The share of the squared norm of the mean low-rank update that did not fit its rank, once it was asked for with
+    /// [`Rule::Products`].
+    pub fn lost(&self) -> Option<f64> {
+        self.lost
     }
 
     /// Adds one encoded adapter. `base` is the one it began with, where [`Rule::reads_base`]. Either all of it is added or,
@@ -185,6 +204,7 @@ impl Fold {
                 }
             }
             (State::Sum(sum), _) => sum.add_spooled(adapter, weight)?,
+            (State::Products(sum), _) => sum.add(adapter, weight)?,
             (State::Private(sum), Rule::Private { clip_norm, .. }) => {
                 let length = sum.add(adapter, base)?;
                 self.unclipped += u64::from(length <= clip_norm);
@@ -226,7 +246,7 @@ impl Fold {
     pub fn subtract(&mut self, base: &mut dyn Spool, weight: u64) -> Result<(), SpoolError> {
         match &mut self.state {
             State::Sum(sum) => sum.subtract_spooled(base, weight),
-            State::Private(_) | State::Kept { .. } => Ok(()),
+            State::Products(_) | State::Private(_) | State::Kept { .. } => Ok(()),
         }
     }
 
@@ -254,6 +274,10 @@ impl Mean for Closed<'_> {
                 Moved { base: *global, sum, divisor: steps.divisor(examples) }.each(each)
             }
             (State::Sum(sum), _) => (&*sum).each(each),
+            (State::Products(sum), _) => {
+                self.fold.lost = Some(sum.each_mean(each)?);
+                Ok(())
+            }
             (State::Private(sum), Rule::Private { cohort, .. }) => {
                 global.rewind()?;
                 sum.each_mean(*global, f64::from(cohort), *noise, each)
@@ -404,6 +428,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn low_rank_updates_are_averaged_as_such() {
+        let spec = |name: &str, shape: [u64; 2]| TensorSpec { name: name.into(), shape: shape.into() };
+        let pair = [spec("q.lora_A.weight", [1, 2]), spec("q.lora_B.weight", [2, 1])];
+        let layout = Layout::new(pair.into()).unwrap();
+        let mut fold = Fold::new(Rule::Products, layout.clone()).unwrap();
+        // Of opposite signs, both diag(2, 0).
+        for values in [[1.0, 0.0, 2.0, 0.0], [-1.0, 0.0, -2.0, 0.0]] {
+            let weight = fold.rule().weight(10, 0).unwrap();
+            fold.add_held(&encode(&values), &mut std::io::empty(), weight).unwrap();
+        }
+        let closing = Closing { global: &mut std::io::empty(), examples: &[10, 10], noise: &mut |_| () };
+        let (mut next, kept) = (Vec::new(), Kept { before: None, after: &mut std::io::sink() });
+        let strategy = of_spec(&StrategySpec::Fedavg);
+        strategy.next(&mut std::io::empty(), kept, &mut fold.close(closing), &mut next).unwrap();
+        let next = decode(&next, &layout).unwrap();
+        assert!((next[0] * next[2] - 2.0).abs() < 1e-6 && next[1] == 0.0 && next[3] == 0.0, "{next:?}");
+        assert!(fold.lost().is_some_and(|lost| lost < 1e-12));
+
+        let other = Fold::new(Rule::Products, super::tests::layout()).err().unwrap();
+        assert_eq!(other, AccumulateError::NoPairs);
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! What a round computes, without a network: which clients it asks ([`cohort`]), what their updates come to ([`mod@fold`]: sums in
-//! [`accumulator`], or [`clipped`] where noise is put on the sum, what a few clients that lie cannot move far in [`robust`]) and what step the server makes towards it
-//! ([`strategy`], [`fedopt`]).
+//! What a round computes, without a network: which clients it asks ([`cohort`]), what their updates come to
+//! ([`mod@fold`]: sums in [`accumulator`], or [`clipped`] where noise is put on the sum, what a few clients that lie cannot
+//! move far in [`robust`], means of low-rank updates rather than of their factors in [`lora`]) and what step the server makes
+//! towards it ([`strategy`], [`fedopt`]).
 //!
 //! Everything here is deterministic to the byte: a cohort depends on the seed, the round and the set of
 //! clients; a sum on the set of updates. Neither depends on the order in which anything arrived, so a round
@@ -13,6 +14,7 @@ pub mod clipped;
 pub mod cohort;
 pub mod fedopt;
 pub mod fold;
+pub mod lora;
 pub mod mean;
 mod norm;
 pub mod nova;

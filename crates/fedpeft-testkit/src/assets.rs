@@ -45,6 +45,11 @@ impl Assets {
         found("nats-server", "FEDPEFT_NATS_SERVER", self.cache.join("bin/nats-server"))
     }
 
+    /// `prometheus` or `promtool`.
+    pub fn prometheus(&self, program: &str) -> Result<PathBuf, MissingAsset> {
+        present("Prometheus", "FEDPEFT_ASSETS", self.cache.join("bin").join(program))
+    }
+
     /// DINOv2 ViT-S/14 as ONNX.
     pub fn dinov2(&self) -> Result<PathBuf, MissingAsset> {
         present("the DINOv2 model", "FEDPEFT_ASSETS", self.cache.join("models/dinov2-vits14.onnx"))

@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Parser, ValueEnum, ValueHint};
 use fedpeft_data::DataSpec;
-use fedpeft_runtime::Device;
+use fedpeft_runtime::{Device, Runtime};
 use fedpeft_service::{Common, CommonArgs};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -99,11 +99,30 @@ pub struct Args {
     #[arg(long, env = "FEDPEFT_WORKER", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<String>,
+    /// Load ONNX Runtime, settle the device, print both as JSON, and end: what `fedpeft doctor` asks
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) check: bool,
     /// Seconds that the task in progress may take after SIGTERM before it is kept and handed back; the worker ends
     /// at most ten seconds later. A second signal ends it at once [default: 20]
     #[arg(long, env = "FEDPEFT_DRAIN_SECONDS", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     drain_seconds: Option<u32>,
+}
+
+impl Args {
+    /// What `--check` finds, where that is asked for: the library in use and the device that the options lead to, as one
+    /// line of JSON, or why there is none.
+    pub fn check(&self) -> Option<Result<String, String>> {
+        self.check.then(|| {
+            let device = self.device.as_deref().unwrap_or("auto").parse::<Device>();
+            let device = device.map_err(|error| error.to_string())?;
+            let runtime = Runtime::load(self.ort_lib.as_deref()).map_err(|error| error.to_string())?;
+            let chosen = runtime.choose(device).map_err(|error| error.to_string())?;
+            let found = serde_json::json!({"library": runtime.library(), "device": chosen.to_string()});
+            Ok(found.to_string())
+        })
+    }
 }
 
 impl AsRef<CommonArgs> for Args {

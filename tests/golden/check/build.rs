@@ -18,8 +18,13 @@ use crate::{
 };
 
 pub fn method(spec: &Spec) -> Peft {
-    let lora =
-        Lora { rank: spec.rank, alpha: spec.alpha, targets: spec.targets.clone(), dropout: spec.dropout };
+    let lora = Lora {
+        rank: spec.rank,
+        alpha: spec.alpha,
+        targets: spec.targets.clone(),
+        dropout: spec.dropout,
+        freeze_a: spec.freeze_a,
+    };
     let method = match spec.method.as_str() {
         "head" => Method::Head,
         "bias" => Method::Bias,

@@ -20,6 +20,7 @@ pub struct Spec {
     pub alpha: f64,
     pub targets: Vec<String>,
     pub dropout: f64,
+    pub freeze_a: bool,
     pub bias: Option<String>,
     pub tokens: u32,
     pub depth: String,

@@ -36,9 +36,9 @@ fn hold(mut model: Model, inputs: &HashMap<String, Value>) -> Model {
     model
 }
 
-fn check(name: &str, export: &str, dropout: f64) {
+fn check(name: &str, export: &str, dropout: f64, freeze_a: bool) {
     let mut case = Case::load(name);
-    case.spec.dropout = dropout;
+    (case.spec.dropout, case.spec.freeze_a) = (dropout, freeze_a);
     let dir = tempfile::tempdir().unwrap();
     let folder = build::artifacts(&case, export, &dir.path().join("artifacts"));
     let manifest = folder.manifest();
@@ -84,7 +84,8 @@ macro_rules! cases {
     ($($test:ident: $case:literal on $export:literal,)*) => {$(
         #[test]
         fn $test() {
-            check($case, $export, if stringify!($test).ends_with("dropout") { 0.3 } else { 0.0 });
+            let option = |name| stringify!($test).ends_with(name);
+            check($case, $export, if option("dropout") { 0.3 } else { 0.0 }, option("frozen"));
         }
     )*};
 }
@@ -96,6 +97,8 @@ cases! {
     vit_full: "vit-full" on "vit-sdpa",
     vit_lora: "vit-lora" on "vit-sdpa",
     vit_lora_dropout: "vit-lora" on "vit-sdpa",
+    vit_lora_frozen: "vit-lora" on "vit-sdpa",
+    vit_lora_packed_frozen: "vit-lora-packed" on "vit-sdpa",
     vit_dora: "vit-dora" on "vit-sdpa",
     vit_dora_dropout: "vit-dora" on "vit-sdpa",
     vit_adapter: "vit-adapter-houlsby" on "vit-sdpa",
@@ -109,6 +112,7 @@ cases! {
     bert_full: "bert-full" on "bert-sdpa",
     bert_lora: "bert-lora-all" on "bert-sdpa",
     bert_lora_dropout: "bert-lora-all" on "bert-sdpa",
+    bert_lora_frozen: "bert-lora-all" on "bert-sdpa",
     bert_dora: "bert-dora" on "bert-sdpa",
     bert_adapter: "bert-adapter-pfeiffer" on "bert-sdpa",
     bert_prompt_shallow: "bert-prompt-shallow" on "bert-sdpa",
@@ -121,6 +125,8 @@ cases! {
     gpt_full: "gpt-full" on "gpt-sdpa",
     gpt_lora: "gpt-lora" on "gpt-sdpa",
     gpt_lora_dropout: "gpt-lora-packed" on "gpt-sdpa",
+    gpt_lora_frozen: "gpt-lora-packed" on "gpt-sdpa",
+    gpt_dora_frozen: "gpt-dora-packed" on "gpt-sdpa",
     gpt_dora: "gpt-dora" on "gpt-sdpa",
     gpt_dora_packed: "gpt-dora-packed" on "gpt-sdpa",
     gpt_adapter: "gpt-adapter-shared" on "gpt-sdpa",

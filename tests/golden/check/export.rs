@@ -40,9 +40,10 @@ fn operators(model: &Model) -> BTreeMap<String, usize> {
     counts
 }
 
-fn check(name: &str, export_name: &str) {
+fn check(name: &str, export_name: &str, freeze_a: bool) {
     let what = format!("{name} on {export_name}");
-    let case = Case::load(name);
+    let mut case = Case::load(name);
+    case.spec.freeze_a = freeze_a;
     let dir = tempfile::tempdir().unwrap();
     let folder = build::artifacts(&case, export_name, &dir.path().join("artifacts"));
     let values = draw::perturbed(&folder.initial_adapter().unwrap());
@@ -87,7 +88,7 @@ macro_rules! cases {
         #[test]
         fn $test() {
             for export in $exports {
-                check($case, export);
+                check($case, export, stringify!($test).ends_with("frozen"));
             }
         }
     )*};
@@ -104,6 +105,8 @@ cases! {
     vit_full: "vit-full" on VIT,
     vit_lora: "vit-lora" on VIT,
     vit_lora_packed: "vit-lora-packed" on VIT,
+    vit_lora_frozen: "vit-lora" on VIT,
+    vit_lora_packed_frozen: "vit-lora-packed" on VIT,
     vit_dora: "vit-dora" on VIT,
     vit_dora_packed: "vit-dora-packed" on VIT,
     vit_ia3: "vit-ia3" on VIT,
@@ -118,6 +121,8 @@ cases! {
     bert_lora: "bert-lora" on BERT,
     bert_lora_all: "bert-lora-all" on BERT,
     bert_lora_bias: "bert-lora-bias" on BERT,
+    bert_lora_frozen: "bert-lora-all" on BERT,
+    bert_dora_frozen: "bert-dora" on BERT,
     bert_dora: "bert-dora" on BERT,
     bert_ia3: "bert-ia3" on BERT,
     bert_adapter: "bert-adapter-pfeiffer" on BERT,
@@ -132,6 +137,7 @@ cases! {
     gpt_lora_packed: "gpt-lora-packed" on GPT,
     gpt_lora_lm: "gpt-lora-lm" on GPT,
     gpt_lora_tied: "gpt-lora-tied" on ["gpt-lm"],
+    gpt_lora_packed_frozen: "gpt-lora-packed" on GPT,
     gpt_dora: "gpt-dora" on GPT,
     gpt_dora_packed: "gpt-dora-packed" on GPT,
     gpt_ia3: "gpt-ia3" on GPT,

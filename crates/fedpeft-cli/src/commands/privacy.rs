@@ -80,14 +80,6 @@ impl Rounds {
             Drawn::FixedSize => Sampling::FixedSize { rate },
         }
     }
-
-    /// Accountants that know this sampling, the tightest first.
-    fn accountants(&self) -> &'static [Accountant] {
-        match self.sampling {
-            Drawn::Poisson => &[Accountant::Prv, Accountant::Rdp],
-            Drawn::FixedSize => &[Accountant::Rdp],
-        }
-    }
 }
 
 /// One line of the answer.
@@ -124,7 +116,8 @@ pub fn run(command: Command) -> Result<()> {
             delta,
         })
     };
-    let rows = rounds.accountants().iter().map(row).collect::<Result<Vec<_>>>()?;
+    // The tightest first.
+    let rows = [Accountant::Prv, Accountant::Rdp].iter().map(row).collect::<Result<Vec<_>>>()?;
     output.show(&rows, |rows| human(rows))
 }
 

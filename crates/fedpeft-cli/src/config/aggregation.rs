@@ -38,6 +38,8 @@ enum Kind {
     Fednova,
     /// The mean of updates scaled down to --update-norm
     ClippedMean,
+    /// The mean of low-rank updates rather than of their factors (lora)
+    LoraProduct,
     /// The median of every value
     Median,
     /// The mean of every value without the --trim smallest and largest
@@ -54,6 +56,7 @@ impl Kind {
             Self::Mean => "mean",
             Self::Fednova => "fednova",
             Self::ClippedMean => "clipped_mean",
+            Self::LoraProduct => "lora_product",
             Self::Median => "median",
             Self::TrimmedMean => "trimmed_mean",
             Self::Krum => "krum",
@@ -124,6 +127,8 @@ mod tests {
         assert!(error(&["--trim=0.1"]).contains("--trim belongs to aggregation trimmed_mean, not to mean"));
         let told = error(&["--aggregation=krum", "--byzantine=3"]);
         assert!(told.contains("aggregation needs 9 updates, a round has 7"), "{told}");
+        let told = error(&["--aggregation=lora-product", "--strategy=fedadam"]);
+        assert!(told.contains("lora_product must be fedavg"), "{told}");
         let told = error(&["--aggregation=fednova"]);
         assert!(told.contains("sgd"), "{told}");
     }

@@ -21,6 +21,10 @@ pub struct MethodArgs {
     /// Share of the inputs of low-rank updates dropped in training (lora, dora).
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     lora_dropout: Option<f64>,
+    /// Leave the first factor of low-rank updates as it is at first and train the second alone: half the adapter, and
+    /// a mean without bias (FFA-LoRA; lora, dora).
+    #[arg(long)]
+    freeze_a: bool,
     /// Linear layers to tune, as globs separated by commas, such as query,value or 'blocks.*.mlp.*' (lora, dora,
     /// ia3); `fedpeft artifacts inspect --targets MODEL` lists the names.
     #[arg(long, value_name = "GLOBS", value_delimiter = ',')]
@@ -109,10 +113,11 @@ impl MethodArgs {
     fn flags(&self) -> Vec<(&'static str, &'static [&'static str])> {
         const LOW_RANK: &[&str] = &["lora", "dora"];
         const ADAPTER: &[&str] = &["adapter"];
-        let all: [(&'static str, &'static [&'static str], bool); 13] = [
+        let all: [(&'static str, &'static [&'static str], bool); 14] = [
             ("--rank", LOW_RANK, self.rank.is_some()),
             ("--lora-alpha", LOW_RANK, self.lora_alpha.is_some()),
             ("--lora-dropout", LOW_RANK, self.lora_dropout.is_some()),
+            ("--freeze-a", LOW_RANK, self.freeze_a),
             ("--targets", &["lora", "dora", "ia3"], self.targets.is_some()),
             ("--feedforward", &["ia3"], self.feedforward.is_some()),
             ("--bottleneck", ADAPTER, self.bottleneck.is_some()),
@@ -132,6 +137,7 @@ impl MethodArgs {
             rank: self.rank.unwrap_or(lora.rank),
             alpha: self.lora_alpha.unwrap_or(lora.alpha),
             dropout: self.lora_dropout.unwrap_or(lora.dropout),
+            freeze_a: self.freeze_a || lora.freeze_a,
             targets: self.targets.clone().unwrap_or(lora.targets),
         };
         match method {
@@ -192,6 +198,8 @@ mod tests {
         let peft = over("--method lora --lora-alpha 2", Some(file)).unwrap().unwrap();
         let expected = Lora { rank: 4, alpha: 2.0, targets: vec!["key".into()], ..Lora::default() };
         assert_eq!(peft.methods(), [Method::Lora(expected)]);
+        let peft = over("--freeze-a", Some(r#"{"kind": "dora"}"#)).unwrap().unwrap();
+        assert_eq!(peft.methods(), [Method::Dora(Lora { freeze_a: true, ..Lora::default() })]);
         let peft = over("--method lora+bias --targets query,up", None).unwrap().unwrap();
         assert_eq!(peft.to_string(), "lora+bias");
         assert_eq!(over("", None).unwrap(), None);
@@ -204,6 +212,7 @@ mod tests {
             message("--method bias --rank 3"),
             "--rank belongs to method lora or dora, the method is bias"
         );
+        assert!(message("--method ia3 --freeze-a").starts_with("--freeze-a belongs to method lora or dora"));
         assert_eq!(message("--tokens 3"), "--tokens needs --method");
         assert!(message("--method prompt --tokens 0").contains("tokens must be 1 to"));
     }

@@ -15,7 +15,7 @@ mod memory;
 mod model;
 mod outcome;
 mod plan;
-mod programs;
+pub mod programs;
 mod store;
 mod supervisor;
 

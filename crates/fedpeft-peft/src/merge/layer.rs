@@ -107,10 +107,12 @@ impl<'a> Finder<'a> {
     fn update(&self, at: usize, (outputs, inputs): (usize, usize)) -> Result<Option<Update>, PassError> {
         let frozen = &self.graph.nodes[at];
         let Some((last, outer)) = self.reader(at) else { return Ok(None) };
+        // The factor `A` may have stayed as it was.
         let is_product = |node: &Node| {
-            node.is("Gemm") && node.int("transB") == Some(1) && self.constants.is_learnt(&node.inputs[1])
+            node.is("Gemm") && node.int("transB") == Some(1) && self.constants.is_constant(&node.inputs[1])
         };
-        if !is_product(outer) || outer.input(2) != frozen.output(0) {
+        let is_update = is_product(outer) && self.constants.is_learnt(&outer.inputs[1]);
+        if !is_update || outer.input(2) != frozen.output(0) {
             return Ok(None);
         }
         let inner = self.constants.producer(&outer.inputs[0]).filter(|node| is_product(node));

@@ -39,7 +39,7 @@ impl Surgery<'_> {
         let linears = self.structure.linears.clone();
         let scale = (spec.alpha / f64::from(spec.rank)) as f32;
         let dropout = Dropout { rate: spec.dropout as f32 };
-        self.finish(|builder, index, mut node| {
+        let added = self.finish(|builder, index, mut node| {
             let Some((linear, updates)) = updates.get(&index) else { return Ok(builder.push(node)?) };
             let (x, y) = (node.inputs[0].clone(), node.outputs[0].clone());
             let base = builder.fresh("frozen");
@@ -50,7 +50,8 @@ impl Surgery<'_> {
             let inner = builder.add(Node::new("Gemm", &[&x, &a], &[]).with("transB", 1i64))?;
             let outer = Node::new("Gemm", &[&inner, &b, &base], &[&y]).with("transB", 1i64);
             Ok(builder.push(outer.with("alpha", scale))?)
-        })
+        })?;
+        Ok(trained(added, spec))
     }
 
     /// `y = g (x W + alpha / rank drop(x) A^T B^T) + b` with `g = m / ||W + alpha / rank B A||` for each
@@ -73,7 +74,7 @@ impl Surgery<'_> {
         }
         let scale = (spec.alpha / f64::from(spec.rank)) as f32;
         let dropout = Dropout { rate: spec.dropout as f32 };
-        self.finish(|builder, index, mut node| {
+        let added = self.finish(|builder, index, mut node| {
             let Some((linear, updates)) = updates.get(&index) else { return Ok(builder.push(node)?) };
             let linear = &linears[*linear];
             let (x, y) = (node.inputs[0].clone(), node.outputs[0].clone());
@@ -96,7 +97,8 @@ impl Surgery<'_> {
                 None => builder.push(Node::new("Mul", &[&sum, &gain], &[&y]))?,
             }
             Ok(())
-        })
+        })?;
+        Ok(trained(added, spec))
     }
 
     /// Adds the factors of every target; by node, with the index of its linear layer.
@@ -134,6 +136,12 @@ impl Surgery<'_> {
         }
         Ok(updates)
     }
+}
+
+/// New tensors without the factors that stay as they are.
+fn trained(mut added: BTreeSet<String>, spec: &Lora) -> BTreeSet<String> {
+    added.retain(|name| !(spec.freeze_a && name.ends_with(FACTOR_A)));
+    added
 }
 
 /// Dropout on the inputs of low-rank updates.
