@@ -8,6 +8,8 @@ mod export;
 mod failures;
 mod inputs;
 mod kubernetes;
+mod personal;
+mod scaffold;
 mod secured;
 mod services;
 mod simulate;

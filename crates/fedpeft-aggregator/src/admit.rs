@@ -1,14 +1,14 @@
 //! Admission of one update: everything a stranger may have got wrong is checked before the sum changes.
 
-use std::time::Instant;
+use std::{iter, time::Instant};
 
 use fedpeft_bus::{BusError, UpdateDelivery, UploadKey};
 use fedpeft_protocol::{
     ClientId, Digest,
-    round::{ByteKind, Direction, Outcome, Payload, Transfer, Update},
+    round::{ByteKind, Direction, Outcome, Payload, Personal, Transfer, Update},
     subject,
 };
-use fedpeft_strategy::{SpoolError, Weight};
+use fedpeft_strategy::{SpoolError, Weight, check_update};
 
 use crate::{
     drive::Drive,
@@ -39,8 +39,8 @@ pub(crate) async fn admit(
     delivery: UpdateDelivery,
 ) -> Result<Result<Option<Answer>, Refusal>, Stop> {
     let UpdateDelivery { client, update, measured, .. } = delivery;
-    let payload = update.as_ref().ok().and_then(payload_of);
-    round.ledger.message(&client, Direction::Up, measured, payload);
+    let payloads = update.iter().flat_map(Update::payloads);
+    round.ledger.message(&client, Direction::Up, measured, payloads);
     let update = match update {
         Ok(update) => update,
         Err(error) if round.answers.contains_key(&client) => {
@@ -62,34 +62,63 @@ pub(crate) async fn admit(
         Outcome::Evaluated { .. } => {
             Ok(Err(Refusal::Answer("the task was to train, the update is an evaluation".into())))
         }
-        Outcome::Trained { examples, loss, seconds, adapter, .. } => {
-            if let Err(reason) = plausible(examples, member.examples, loss, seconds) {
+        Outcome::Trained { examples, loss, seconds, adapter, personal, control, .. } => {
+            let figures = plausible(examples, member.examples, loss, seconds)
+                .and_then(|()| personal.map_or(Ok(()), |own| plausible_own(own, member.examples)));
+            if let Err(reason) = figures {
                 return Ok(Err(Refusal::Answer(reason)));
             }
             let weight = match round.rule().weight(examples, round.open.round - member.round) {
                 Ok(weight) => weight,
                 Err(error) => return Ok(Err(Refusal::Answer(error.to_string()))),
             };
+            if control.is_some() != drive.record.control.is_some() {
+                let word = if control.is_some() { "holds" } else { "lacks" };
+                return Ok(Err(Refusal::Answer(format!(
+                    "the update {word} a control variate: those of strategy scaffold have one, and no others"
+                ))));
+            }
             let digest = adapter.digest();
             let reported = update.fetched.iter().any(is_adapter_upload);
-            let adapter = match fetch(drive, round, (&client, member), adapter, reported).await? {
-                Ok(adapter) => adapter,
-                Err(reason) => return Ok(Err(Refusal::Answer(reason))),
-            };
-            if let Err(reason) = add(drive, round, (&client, member), adapter, digest, weight).await? {
+            let mut given = Vec::new();
+            for payload in iter::once(adapter).chain(control) {
+                let digest = payload.digest();
+                match fetch(drive, round, (&client, member), payload, reported).await? {
+                    Ok(adapter) => given.push(Given { adapter, digest }),
+                    Err(reason) => return Ok(Err(Refusal::Answer(reason))),
+                }
+            }
+            if let Err(reason) = add(drive, round, (&client, member), given, weight).await? {
                 return Ok(Err(Refusal::Answer(reason)));
             }
             let (update, weight) = (update.task, weight.get());
-            Ok(Ok(Some(Answer::Accepted(Accepted { update, digest, examples, weight, loss, seconds }))))
+            Ok(Ok(Some(Answer::Accepted(Accepted {
+                update,
+                digest,
+                examples,
+                weight,
+                loss,
+                seconds,
+                personal,
+            }))))
         }
     }
 }
 
-/// The adapter of an update.
-pub(crate) fn payload_of(update: &Update) -> Option<&Payload> {
-    match &update.outcome {
-        Outcome::Trained { adapter, .. } => Some(adapter),
-        Outcome::Evaluated { .. } | Outcome::Failed { .. } => None,
+/// An adapter, or what has its shape, and the digest that it should have.
+struct Given {
+    adapter: Adapter,
+    digest: Digest,
+}
+
+impl Given {
+    /// Whether it is what its digest says. What was spooled was verified while it was fetched.
+    fn verify(&self) -> Result<(), String> {
+        let Self { adapter: Adapter::Held(bytes), digest } = self else { return Ok(()) };
+        match Digest::of(bytes) {
+            found if found != *digest => Err(format!("the adapter's digest is {found}, not {digest}")),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -119,7 +148,7 @@ fn answers_task(
 
 /// A second answer: the first one stands. One that says the same again is no fault.
 fn repetition(answer: &Answer, update: &Update) -> Result<Option<Answer>, Refusal> {
-    match (answer, payload_of(update)) {
+    match (answer, update.payloads().next()) {
         (Answer::Accepted(accepted), Some(payload)) if payload.digest() == accepted.digest => Ok(None),
         _ => Err(Refusal::Stray("the client has already answered this round".into())),
     }
@@ -134,6 +163,20 @@ fn plausible(examples: u64, declared: u64, loss: f64, seconds: f64) -> Result<()
     }
     if !(0.0..=MAX_SECONDS).contains(&seconds) {
         return Err(format!("the training time is {seconds} seconds"));
+    }
+    Ok(())
+}
+
+/// Whether a client can have come to this with its own model: it holds back no more than it trains on.
+fn plausible_own(Personal { examples, loss, accuracy }: Personal, declared: u64) -> Result<(), String> {
+    if !(1..=declared).contains(&examples) {
+        return Err(format!(
+            "the update claims {examples} examples held back, the client declared {declared}"
+        ));
+    }
+    if !loss.is_finite() || !accuracy.is_none_or(|share| (0.0..=1.0).contains(&share)) {
+        let accuracy = accuracy.unwrap_or(f64::NAN);
+        return Err(format!("the client's own model has loss {loss} and accuracy {accuracy}"));
     }
     Ok(())
 }
@@ -175,15 +218,19 @@ async fn fetch(
 }
 
 /// Adds the adapter to the sum, if it is what its digest says, what the layout asks for, and not too far from where
-/// it began.
+/// it began; and with it what its client's control variate changed by, where it has one: both or neither. `given` are
+/// these two, or the first alone.
 async fn add(
     drive: &Drive<'_>,
     round: &mut RoundState,
     (client, member): (&ClientId, &Member),
-    adapter: Adapter,
-    digest: Digest,
+    given: Vec<Given>,
     weight: Weight,
 ) -> Result<Result<(), String>, Stop> {
+    let mut given = given.into_iter();
+    let (Some(given), control) = (given.next(), given.next()) else { return Ok(Ok(())) };
+    let adapter = given.adapter.clone();
+    let layout = drive.model.layout.clone();
     let spec = &drive.record.spec;
     let (bound, rule) = (spec.max_update_norm, round.rule());
     let base = match bound.is_some() || rule.reads_base() {
@@ -193,11 +240,18 @@ async fn add(
     let (kept, started) = (spec.keep_updates.then(|| adapter.clone()), Instant::now());
     let (spool, name) = (drive.spool.clone(), client.to_string());
     let checked_and_added = move |updates: &mut Updates| -> Result<Result<(), String>, SpoolError> {
-        // What was spooled was verified while it was fetched.
-        if let Adapter::Held(bytes) = &adapter
-            && Digest::of(bytes) != digest
-        {
-            return Ok(Err(format!("the adapter's digest is {}, not {digest}", Digest::of(bytes))));
+        for given in iter::once(&given).chain(&control) {
+            if let Err(reason) = given.verify() {
+                return Ok(Err(reason));
+            }
+        }
+        if let Some(Given { adapter, .. }) = &control {
+            match check_update(&mut *adapter.reader(), &layout) {
+                Err(SpoolError::Accumulate(error)) => {
+                    return Ok(Err(format!("the control variate cannot be used: {error}")));
+                }
+                checked => checked?,
+            }
         }
         if let Some(norm) = bound {
             let distance = adapter.distance(&base)?;
@@ -211,6 +265,9 @@ async fn add(
         match adapter.add_to(&mut updates.fold, &base, weight) {
             Err(SpoolError::Accumulate(error)) => return Ok(Err(error.to_string())),
             added => added?,
+        }
+        if let (Some(Given { adapter, .. }), Some(sum)) = (&control, &mut updates.control) {
+            sum.add_spooled(&mut *adapter.reader(), weight)?;
         }
         if rule.keeps() {
             let copy = updates.heap.append(&adapter, || spool.growing())?;

@@ -74,8 +74,12 @@ impl Api {
         let privacy = spawn_blocking(move || privacy::begin(&asked)).await.map_err(ApiError::internal)?;
         let privacy = privacy.map_err(ApiError::bad_request)?;
         let version = model::resolve(&self.bus, &spec.model).await?;
-        let model = Model::load(&self.bus, &version.manifest).await?;
+        let model = Model::load(&self.bus, &version.manifest, &spec).await?;
         let adapter = model.initial_adapter(&self.bus, &self.spool).await?.store(&self.bus).await?;
+        let control = match spec.scaffold_population() {
+            Some(_) => Some(model.zeros(&self.bus, &self.spool)?.store(&self.bus).await?),
+            None => None,
+        };
         let now = now_ms();
         let record = RunRecord {
             version: PROTOCOL_VERSION,
@@ -86,6 +90,7 @@ impl Api {
             round: 0,
             adapter,
             moments: None,
+            control,
             privacy,
             open: None,
             carried: Vec::new(),
@@ -175,7 +180,7 @@ impl Api {
     async fn announce(&self, record: RunRecord) -> Result<RunRecord, ApiError> {
         tracing::info!(run = %record.run, status = record.status.word(), "run changed on request");
         self.changed.notify_one();
-        let model = Model::load(&self.bus, &record.manifest).await.ok();
+        let model = Model::load(&self.bus, &record.manifest, &record.spec).await.ok();
         events::publish_one(&self.bus, &record.run, model::status_event(&record, model.as_ref())).await;
         Ok(record)
     }
@@ -190,7 +195,9 @@ impl From<ModelError> for ApiError {
     fn from(error: ModelError) -> Self {
         match error {
             ModelError::NotPublished(_) => Self::not_found(error),
-            ModelError::Manifest { .. } | ModelError::Checkpoint { .. } => Self::bad_request(error),
+            ModelError::Manifest { .. } | ModelError::Checkpoint { .. } | ModelError::Scope(_) => {
+                Self::bad_request(error)
+            }
             ModelError::Bus(error) => error.into(),
             ModelError::Spool(_) | ModelError::BrokenOff(_) => Self::internal(error),
         }

@@ -17,6 +17,7 @@ use fedpeft_strategy::{Rule, SpoolError, Strategy, of_spec};
 use tokio::sync::OnceCell;
 
 use crate::{
+    counted::Counted,
     events::EventLog,
     model::{self, Model},
     phase::{Phase, broadcast, collect, commit, complete, evaluate, select},
@@ -50,8 +51,12 @@ pub(crate) struct Drive<'a> {
     pub secret: &'a NoiseSecret,
     /// The present global adapter, once somebody needed it.
     pub adapter: OnceCell<Adapter>,
+    /// The present control variate of the server, likewise.
+    pub control: OnceCell<Adapter>,
     /// Names of the last round's evaluation tasks, whose answers are read apart from the updates.
     pub evaluations: BTreeSet<String>,
+    /// What clients go on from that keep something between rounds, where the run has such.
+    pub counted: Counted,
 }
 
 /// Drives a run until it ends, or until it may or can not be driven any more.
@@ -72,7 +77,7 @@ pub(crate) async fn to_the_end(shop: &Workshop, run: &RunId) -> Result<(), Stop>
 
 async fn rounds(shop: &Workshop, record: &mut OwnedRecord, events: &EventLog) -> Result<(), Stop> {
     let Workshop { bus, spool, secret } = shop;
-    let model = Model::load(bus, &record.manifest).await?;
+    let model = Model::load(bus, &record.manifest, &record.spec).await?;
     let mut drive = Drive {
         bus,
         events,
@@ -85,8 +90,17 @@ async fn rounds(shop: &Workshop, record: &mut OwnedRecord, events: &EventLog) ->
         spool,
         secret,
         adapter: OnceCell::new(),
+        control: OnceCell::new(),
         evaluations: BTreeSet::new(),
+        counted: Counted::default(),
     };
+    if drive.record.spec.has_memory() {
+        let reports =
+            drive.reports.list(drive.record.run.as_str()).await?.into_iter().map(|entry| entry.value);
+        // A report beyond the record's round is that of a commit which did not come to its end.
+        let committed = reports.filter(|report| report.round <= drive.record.round);
+        drive.counted = Counted::of(committed.collect());
+    }
     let mut phase = takeover::phase(&drive).await?;
     loop {
         phase = match phase {
@@ -110,7 +124,7 @@ async fn fail(bus: &Bus, record: &mut OwnedRecord, events: &EventLog, reason: St
     for round in given_up {
         bus.purge_updates(&record.run, Stale::Round(round), updates).await?;
     }
-    let model = Model::load(bus, &record.manifest).await.ok();
+    let model = Model::load(bus, &record.manifest, &record.spec).await.ok();
     events.emit(model::status_event(record, model.as_ref()));
     Ok(())
 }
@@ -141,15 +155,35 @@ impl Drive<'_> {
         })
     }
 
-    /// The global adapter: in the message where it fits, else by the name of its blob.
+    /// The global adapter.
     async fn payload(&self) -> Result<Payload, Stop> {
-        let (digest, size) = (self.record.adapter, self.model.layout.bytes());
+        let digest = self.record.adapter;
+        self.named(digest, self.global(&digest)).await
+    }
+
+    /// The server's control variate, where the strategy has one.
+    pub async fn control(&self) -> Result<Option<Payload>, Stop> {
+        let Some(digest) = self.record.control else { return Ok(None) };
+        self.named(digest, self.present_control(&digest)).await.map(Some)
+    }
+
+    /// The server's control variate, whose digest this is.
+    pub async fn present_control(&self, digest: &Digest) -> Result<Adapter, Stop> {
+        self.control.get_or_try_init(|| self.fetched(digest)).await.cloned()
+    }
+
+    /// What has the shape of the adapter: in the message where it fits, else by the name of its blob.
+    async fn named(
+        &self,
+        digest: Digest,
+        adapter: impl Future<Output = Result<Adapter, Stop>>,
+    ) -> Result<Payload, Stop> {
         if self.fits_a_message()
-            && let Adapter::Held(data) = self.global(&digest).await?
+            && let Adapter::Held(data) = adapter.await?
         {
             return Ok(Payload::Message { digest, data });
         }
-        Ok(Payload::Blob { digest, size })
+        Ok(Payload::Blob { digest, size: self.model.layout.bytes() })
     }
 
     /// Whether adapters travel in messages, and are held in memory.

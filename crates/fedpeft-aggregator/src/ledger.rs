@@ -14,18 +14,19 @@ use fedpeft_protocol::{
 pub(crate) struct Ledger(BTreeMap<ClientId, BTreeMap<(Direction, ByteKind), u64>>);
 
 impl Ledger {
-    /// Counts one message. The adapter in it is `adapter`, all the rest `control`.
-    pub fn message(
+    /// Counts one message. The adapter in it, and what has its shape, is `adapter`, all the rest `control`.
+    pub fn message<'a>(
         &mut self,
         client: &ClientId,
         direction: Direction,
         measured: Measured,
-        payload: Option<&Payload>,
+        payloads: impl IntoIterator<Item = &'a Payload>,
     ) {
-        let adapter = match payload {
-            Some(Payload::Message { data, .. }) => data.len() as u64,
-            Some(Payload::Blob { .. }) | None => 0,
-        };
+        let held = payloads.into_iter().map(|payload| match payload {
+            Payload::Message { data, .. } => data.len() as u64,
+            Payload::Blob { .. } => 0,
+        });
+        let adapter = held.sum();
         let control = measured.total.saturating_sub(adapter);
         self.transfer(client, Transfer { direction, kind: ByteKind::Adapter, size: adapter });
         self.transfer(client, Transfer { direction, kind: ByteKind::Control, size: control });

@@ -21,6 +21,7 @@
 mod admit;
 mod api;
 mod checkpoint;
+mod counted;
 mod drive;
 mod events;
 mod lease;

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use fedpeft_artifacts::manifest::{FileRef, Manifest, ManifestError};
 use fedpeft_bus::{Bus, BusError};
-use fedpeft_codec::Layout;
-use fedpeft_protocol::{Digest, event::EventKind, model::ModelVersion, run::ModelRef, run::RunRecord};
+use fedpeft_codec::{InvalidScope, Layout, Scope};
+use fedpeft_protocol::{
+    Digest, event::EventKind, model::ModelVersion, run::ModelRef, run::RunRecord, run::RunSpec,
+};
 
 use crate::{
     checkpoint::{self, CheckpointError},
@@ -27,6 +29,8 @@ pub(crate) enum ModelError {
     Manifest { digest: Digest, source: ManifestError },
     #[error("artifacts {digest}: {source}")]
     Checkpoint { digest: Digest, source: CheckpointError },
+    #[error(transparent)]
+    Scope(#[from] InvalidScope),
     #[error(transparent)]
     Bus(#[from] BusError),
     #[error(transparent)]
@@ -67,8 +71,12 @@ pub(crate) async fn resolve(bus: &Bus, reference: &ModelRef) -> Result<ModelVers
 /// The artifacts a run trains.
 #[derive(Debug, Clone)]
 pub(crate) struct Model {
-    /// Tensors of the adapter in their order on the wire.
+    /// Tensors of the adapter in their order on the wire, without those that stay with the clients.
     pub layout: Layout,
+    /// Bytes of all tensors.
+    whole: u64,
+    /// Payloads of a message: the adapter and what goes beside it.
+    payloads: u64,
     method: String,
     backbone_values: u64,
     manifest: Digest,
@@ -76,13 +84,16 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// Reads the manifest blob.
-    pub async fn load(bus: &Bus, manifest: &Digest) -> Result<Self, ModelError> {
+    /// Reads the manifest blob, for a run that `spec` asks for.
+    pub async fn load(bus: &Bus, manifest: &Digest, spec: &RunSpec) -> Result<Self, ModelError> {
         let (bytes, _) = bus.get_blob(manifest, MANIFEST_LIMIT).await?;
         let parsed = Manifest::from_json(&bytes)
             .map_err(|source| ModelError::Manifest { digest: *manifest, source })?;
+        let scope = Scope::new(&parsed.adapter, &spec.training.local)?;
         Ok(Self {
-            layout: parsed.adapter,
+            layout: scope.shared().clone(),
+            whole: parsed.adapter.bytes(),
+            payloads: if spec.scaffold_population().is_some() { 2 } else { 1 },
             method: parsed.method.to_string(),
             backbone_values: parsed.backbone.values,
             manifest: *manifest,
@@ -92,13 +103,24 @@ impl Model {
 
     /// Whether adapters travel in messages, and are held in memory.
     pub fn fits_a_message(&self, bus: &Bus) -> bool {
-        self.layout.bytes() + ENVELOPE <= bus.max_payload() as u64
+        self.layout.bytes() * self.payloads + ENVELOPE <= bus.max_payload() as u64
+    }
+
+    /// Zeros in the shape of the adapter: SCAFFOLD's control variate before any training.
+    pub fn zeros(&self, bus: &Bus, spool: &Spool) -> Result<Adapter, ModelError> {
+        let size = self.layout.bytes();
+        if self.fits_a_message(bus) {
+            return Ok(Adapter::Held(vec![0; usize::try_from(size).unwrap_or(0)].into()));
+        }
+        let file = spool.file(size)?;
+        file.set_len(size).map_err(|source| spool.unusable(source))?;
+        Ok(Adapter::Spooled(Arc::new(file)))
     }
 
     /// The adapter before any training.
     pub async fn initial_adapter(&self, bus: &Bus, spool: &Spool) -> Result<Adapter, ModelError> {
         let FileRef { digest, size, .. } = self.checkpoint;
-        let limit = self.layout.bytes().saturating_add(checkpoint::HEADER_LIMIT);
+        let limit = self.whole.saturating_add(checkpoint::HEADER_LIMIT);
         if size > limit {
             return Err(BusError::BlobTooLarge { digest, size, limit }.into());
         }

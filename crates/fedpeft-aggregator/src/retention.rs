@@ -7,16 +7,21 @@
 //! train the same again. What nobody asks for goes after the age limit of the bucket.
 
 use fedpeft_bus::{BusError, UpdateDelivery, UploadKey};
-use fedpeft_protocol::{ClientId, Digest, Round, round::Payload};
+use fedpeft_protocol::{
+    ClientId, Digest, Round,
+    round::{Payload, Update},
+};
 
-use crate::{admit::payload_of, drive::Drive, round::RoundState};
+use crate::{drive::Drive, round::RoundState};
 
-/// Digest of what an update uploaded.
-pub(crate) fn upload_of(delivery: &UpdateDelivery) -> Option<Digest> {
-    match delivery.update.as_ref().ok().and_then(payload_of) {
-        Some(Payload::Blob { digest, .. }) => Some(*digest),
-        Some(Payload::Message { .. }) | None => None,
-    }
+/// Digests of what an update uploaded.
+pub(crate) fn uploads_of(delivery: &UpdateDelivery) -> Vec<Digest> {
+    let payloads = delivery.update.iter().flat_map(Update::payloads);
+    let uploads = payloads.filter_map(|payload| match payload {
+        Payload::Blob { digest, .. } => Some(*digest),
+        Payload::Message { .. } => None,
+    });
+    uploads.collect()
 }
 
 /// Forgets what the members of a committed round uploaded, accepted or refused; those that go on training come later.

@@ -10,11 +10,11 @@ use std::{
 use fedpeft_bus::Revision;
 use fedpeft_protocol::{
     ClientId, Digest, Epoch, Round, RunId, ledger,
-    round::{ClientOutcome, ClientReport, Direction, PhaseSeconds, RoundReport},
+    round::{ClientOutcome, ClientReport, Direction, Personal, PhaseSeconds, RoundReport},
     run::{Carried, ModeSpec, OpenRound, RunRecord, RunSpec},
 };
 use fedpeft_service::now_ms;
-use fedpeft_strategy::{Fold, Rule};
+use fedpeft_strategy::{Accumulator, Fold, Rule};
 
 use crate::{drive::Drive, ledger::Ledger, spool::Heap, stop::Stop};
 
@@ -40,6 +40,8 @@ pub(crate) struct Accepted {
     pub weight: u64,
     pub loss: f64,
     pub seconds: f64,
+    /// What the client's own model came to, where it was asked.
+    pub personal: Option<Personal>,
 }
 
 /// What a client of the round was asked.
@@ -97,6 +99,8 @@ pub(crate) struct RoundState {
 /// The accepted updates, as far as they are not yet an adapter.
 pub(crate) struct Updates {
     pub fold: Fold,
+    /// What the clients' control variates changed by, summed, where the strategy has them.
+    pub control: Option<Accumulator>,
     /// Those that the fold keeps.
     pub heap: Heap,
 }
@@ -106,6 +110,8 @@ impl RoundState {
     pub async fn new(drive: &Drive<'_>, open: OpenRound, started: Instant) -> Result<Self, Stop> {
         let rule = drive.rule()?;
         let fold = Fold::new(rule, drive.model.layout.clone()).map_err(|e| Stop::Failed(e.to_string()))?;
+        let control = drive.record.control.map(|_| Accumulator::new(drive.model.layout.clone())).transpose();
+        let control = control.map_err(|error| Stop::Failed(error.to_string()))?;
         let report = drive.reports.get(&report_key(&drive.record.run, open.round)).await?;
         Ok(Self {
             members: members(drive.record, &open),
@@ -122,7 +128,7 @@ impl RoundState {
             last_taken: started,
             folding: Duration::ZERO,
             rule,
-            updates: Arc::new(Mutex::new(Updates { fold, heap: Heap::default() })),
+            updates: Arc::new(Mutex::new(Updates { fold, control, heap: Heap::default() })),
         })
     }
 
@@ -215,10 +221,11 @@ impl RoundState {
             let goes_on = carried.iter().any(|carried| carried.client == *client);
             self.client_report(client, if goes_on { ClientOutcome::Training } else { left_out.clone() })
         });
+        let (loss, accuracy) = self.personal();
         let mut report = RoundReport {
             round: self.open.round,
-            loss: None,
-            accuracy: None,
+            loss,
+            accuracy,
             train_loss: weighted / examples.max(1) as f64,
             bytes_up: self.ledger.total(Direction::Up),
             bytes_down: self.ledger.total(Direction::Down),
@@ -235,6 +242,19 @@ impl RoundState {
         report
     }
 
+    /// Mean loss and accuracy of the clients' own models, weighted by the examples they hold back; where none says, none.
+    fn personal(&self) -> (Option<f64>, Option<f64>) {
+        let own = || self.accepted().filter_map(|accepted| accepted.personal);
+        let mean = |figure: fn(&Personal) -> Option<f64>| {
+            let weighted = own().filter_map(|own| Some((figure(&own)?, own.examples as f64)));
+            let (sum, weight) = weighted.fold((0.0, 0.0), |(sum, weight), (value, examples)| {
+                (sum + value * examples, weight + examples)
+            });
+            (weight > 0.0).then(|| sum / weight)
+        };
+        (mean(|own| Some(own.loss)), mean(|own| own.accuracy))
+    }
+
     fn client_report(&self, client: &ClientId, unanswered: ClientOutcome) -> ClientReport {
         let mut report = ClientReport {
             client: client.clone(),
@@ -244,6 +264,7 @@ impl RoundState {
             bytes_down: self.ledger.of_client(client, Direction::Down),
             loss: None,
             train_seconds: 0.0,
+            personal: None,
         };
         match self.answers.get(client) {
             None => {}
@@ -261,6 +282,7 @@ impl RoundState {
                 report.examples = accepted.examples;
                 report.loss = Some(accepted.loss);
                 report.train_seconds = accepted.seconds;
+                report.personal = accepted.personal;
             }
         }
         report

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use fedpeft_artifacts::manifest::Manifest;
 use fedpeft_bus::Bus;
-use fedpeft_codec::Layout;
+use fedpeft_codec::{Layout, Scope};
 use fedpeft_protocol::{
     Digest,
     ledger::{self, Checked},
@@ -63,12 +63,14 @@ pub async fn verify(bus: &Bus, view: &RunView) -> Result<Verified> {
     let mut aggregated_again = 0;
     if record.spec.keep_updates {
         let (manifest, _) = bus.get_blob(&record.manifest, MANIFEST_LIMIT).await?;
-        let layout = Manifest::from_json(&manifest)?.adapter;
+        let manifest = Manifest::from_json(&manifest)?;
+        let scope = Scope::new(&manifest.adapter, &record.spec.training.local)?;
+        let layout = scope.shared();
         let progress = View::new(0, Sink::Stderr);
         let mut kept = None;
         for report in &view.rounds {
             progress.spin(format!("aggregating round {} again", report.round));
-            let found = Digest::of(aggregate(bus, view, report, &layout, &mut kept).await?);
+            let found = Digest::of(aggregate(bus, view, report, layout, &mut kept).await?);
             if found != report.adapter {
                 bail!(
                     "round {} of run {}: its updates give adapter {found}, its report says {}",

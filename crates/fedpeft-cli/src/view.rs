@@ -215,6 +215,7 @@ mod tests {
             bytes_down: 500,
             loss: None,
             train_seconds: 0.5,
+            personal: None,
         };
         RoundReport {
             round: 1,

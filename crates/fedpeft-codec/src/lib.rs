@@ -18,6 +18,7 @@ mod header;
 mod integers;
 mod layout;
 mod read;
+mod scope;
 mod seed;
 mod sparse;
 mod squeeze;
@@ -28,6 +29,7 @@ pub use delta::Base;
 pub use error::CodecError;
 pub use fedpeft_protocol::pipeline::{InvalidPipeline, Pipeline};
 pub use layout::{InvalidLayout, Layout, MAX_VALUES, TensorSpec};
+pub use scope::{InvalidScope, Scope};
 pub use seed::Seed;
 
 use std::{borrow::Cow, sync::Arc};

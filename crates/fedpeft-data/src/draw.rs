@@ -14,6 +14,7 @@ pub(crate) enum Purpose {
     HeldOut = 2,
     Partition = 3,
     Split = 4,
+    ClientHoldout = 5,
 }
 
 /// A stream of draws.

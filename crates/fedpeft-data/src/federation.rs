@@ -10,7 +10,7 @@ use crate::partition::Partition;
 use crate::prepare::{FitError, Input, Prepared, TextInput};
 use crate::read::{Test, read};
 use crate::spec::DataSpec;
-use crate::split::stratified;
+use crate::split::{held_back, stratified};
 use crate::table::ClassTable;
 
 /// A dataset dealt out. Cheap to clone.
@@ -21,7 +21,12 @@ pub struct Federation {
     partition: Arc<Partition>,
     validation: Arc<[u32]>,
     held_out: Arc<[u32]>,
+    /// What each client trains on and what it holds back, where it does.
+    halves: Option<Arc<[Halves]>>,
 }
+
+/// Training examples of a client, and those it holds back.
+type Halves = (Arc<[u32]>, Arc<[u32]>);
 
 impl Federation {
     /// Reads the files and deals their examples out. Blocks while it reads.
@@ -63,12 +68,21 @@ impl Federation {
         let validation = pool.split_off(kept);
 
         let partition = spec.partition.deal(&pool, &strata.of, &spec.deal())?;
+        let halves = spec.client_holdout.map(|fraction| {
+            let mut draw = Draw::new(spec.seed, Purpose::ClientHoldout);
+            let each = partition.clients().iter().map(|examples| {
+                let (train, held) = held_back(examples, &strata.of, fraction, &mut draw);
+                (train.into(), held.into())
+            });
+            each.collect()
+        });
         Ok(Self {
             train,
             test,
             partition: Arc::new(partition),
             validation: validation.into(),
             held_out: held_out.into(),
+            halves,
         })
     }
 
@@ -79,8 +93,18 @@ impl Federation {
 
     /// What client `position` trains on; `None` when there is no such client.
     pub fn client(&self, position: usize) -> Option<ClientData> {
-        let examples = self.partition.clients().get(position)?;
-        Some(ClientData { dataset: self.train.clone(), examples: examples.as_slice().into() })
+        let examples = match &self.halves {
+            None => self.partition.clients().get(position)?.as_slice().into(),
+            Some(halves) => halves.get(position)?.0.clone(),
+        };
+        Some(ClientData { dataset: self.train.clone(), examples })
+    }
+
+    /// What client `position` holds back to evaluate its own model on, if anything.
+    pub fn client_holdout(&self, position: usize) -> Option<ClientData> {
+        let examples = self.halves.as_ref()?.get(position)?.1.clone();
+        let held = ClientData { dataset: self.train.clone(), examples };
+        (!held.is_empty()).then_some(held)
     }
 
     /// Training examples that no client holds, to choose hyperparameters on. May be empty.
@@ -235,6 +259,26 @@ mod tests {
         let other = Federation::load(&DataSpec { seed: 6, ..spec }).unwrap();
         assert_ne!(other.partition(), federation.partition());
         assert_eq!(federation.table().totals().iter().sum::<u64>(), 40);
+    }
+
+    #[test]
+    fn clients_hold_back_what_they_are_told_to() {
+        let (_folder, spec) = dataset();
+        let all = Federation::load(&spec).unwrap();
+        assert!(all.client_holdout(0).is_none());
+        let held = crate::spec::Fraction::new(0.3);
+        let federation = Federation::load(&DataSpec { client_holdout: held, ..spec }).unwrap();
+        for client in 0..4 {
+            let (train, held) =
+                (federation.client(client).unwrap(), federation.client_holdout(client).unwrap());
+            assert_eq!((train.len(), held.len()), (7, 3));
+            let mut both: Vec<u32> = train.examples.iter().chain(&*held.examples).copied().collect();
+            let mut whole = all.client(client).unwrap().examples.to_vec();
+            both.sort_unstable();
+            whole.sort_unstable();
+            assert_eq!(both, whole, "nobody else's");
+        }
+        assert!(federation.client(4).is_none() && federation.client_holdout(4).is_none());
     }
 
     #[test]

@@ -49,6 +49,7 @@ fn report(round: u32, accuracy: Option<f64>) -> RoundReport {
         bytes_down: 70,
         loss: None,
         train_seconds: 1.0,
+        personal: None,
     };
     let bytes = [("up.adapter", 100), ("up.control", 20), ("down.adapter", 140), ("sideways.?", 9)];
     RoundReport {

@@ -161,6 +161,7 @@ mod tests {
             round: 0,
             adapter: Digest::of("adapter 0"),
             moments: None,
+            control: None,
             privacy: None,
             open: None,
             carried: Vec::new(),
@@ -184,6 +185,7 @@ mod tests {
                 bytes_down: 1,
                 loss: Some(1.0),
                 train_seconds: 1.0,
+                personal: None,
             };
             let mut report = RoundReport {
                 round,

@@ -56,9 +56,27 @@ pub enum Work {
         /// Faults to simulate; a client does so only if its operator allows it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stability: Option<StabilitySpec>,
+        /// What a client needs to know that keeps something between rounds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        memory: Option<MemoryTask>,
+        /// Whether to evaluate the trained model on examples that the client holds back.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        personal: bool,
     },
     /// Measure loss and accuracy on the client's held-out examples.
     Evaluate,
+}
+
+/// What a client needs to know that keeps something between the rounds of a run: local tensors, or a control variate.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MemoryTask {
+    /// Digest of the client's last update that counts in this run: it goes on with what it had after that one. None
+    /// does yet: it begins as everybody did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted: Option<Digest>,
+    /// The server's control variate, where the strategy is SCAFFOLD: encoded as the adapter is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<Payload>,
 }
 
 impl Work {
@@ -68,6 +86,17 @@ impl Work {
             Self::Train { .. } => "train",
             Self::Evaluate => "evaluate",
         }
+    }
+}
+
+impl Task {
+    /// What it holds in the shape of the adapter.
+    pub fn payloads(&self) -> impl Iterator<Item = &Payload> {
+        let control = match &self.work {
+            Work::Train { memory: Some(memory), .. } => memory.control.as_ref(),
+            Work::Train { .. } | Work::Evaluate => None,
+        };
+        [Some(&self.adapter), control].into_iter().flatten()
     }
 }
 
@@ -148,6 +177,17 @@ pub struct Update {
     pub fetched: Vec<Transfer>,
 }
 
+impl Update {
+    /// What it holds in the shape of the adapter.
+    pub fn payloads(&self) -> impl Iterator<Item = &Payload> {
+        let payloads = match &self.outcome {
+            Outcome::Trained { adapter, control, .. } => [Some(adapter), control.as_ref()],
+            Outcome::Evaluated { .. } | Outcome::Failed { .. } => [None, None],
+        };
+        payloads.into_iter().flatten()
+    }
+}
+
 /// What came of a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "is", rename_all = "snake_case")]
@@ -162,8 +202,14 @@ pub enum Outcome {
         loss: f64,
         /// Seconds spent training.
         seconds: f64,
-        /// The trained adapter.
+        /// The trained adapter, without local tensors.
         adapter: Payload,
+        /// What the client's own model came to, where the task asked for it and the client holds examples back.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        personal: Option<Personal>,
+        /// What the client's control variate changed by, where the strategy is SCAFFOLD: encoded as the adapter is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        control: Option<Payload>,
     },
     /// The adapter was evaluated.
     Evaluated {
@@ -182,6 +228,18 @@ pub enum Outcome {
         /// One line: what failed.
         reason: String,
     },
+}
+
+/// A client's own model, on examples that it holds back from training.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Personal {
+    /// Examples held back.
+    pub examples: u64,
+    /// Mean loss.
+    pub loss: f64,
+    /// Share of right predictions, 0 to 1; none where there are none to be right, as in regression.
+    #[serde(default)]
+    pub accuracy: Option<f64>,
 }
 
 impl Outcome {
@@ -323,6 +381,9 @@ pub struct ClientReport {
     pub loss: Option<f64>,
     /// Seconds it trained.
     pub train_seconds: f64,
+    /// What its own model came to, where the run asks for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub personal: Option<Personal>,
 }
 
 /// Bytes of one direction and kind.
@@ -352,7 +413,8 @@ pub struct PhaseSeconds {
 pub struct RoundReport {
     /// Index of the round.
     pub round: Round,
-    /// Mean held-out loss of the new global adapter, where it was evaluated.
+    /// Mean held-out loss of the new global adapter, where it was evaluated; where clients evaluate their own models,
+    /// that of the accepted ones, weighted by the examples they hold back.
     pub loss: Option<f64>,
     /// Held-out accuracy, 0 to 1, likewise; none where the task has none, as in regression.
     pub accuracy: Option<f64>,

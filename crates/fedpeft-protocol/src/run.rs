@@ -154,6 +154,32 @@ impl RunSpec {
         if self.privacy.is_some() { least.max(self.population()) } else { least }
     }
 
+    /// Whether something is evaluated in this round: after every so many, and after the last.
+    pub fn evaluates(&self, round: Round) -> bool {
+        let every = self.evaluation.every;
+        every > 0 && (round.is_multiple_of(every) || round == self.rounds)
+    }
+
+    /// Whether clients evaluate their own models, and nobody the global adapter.
+    pub fn is_personal(&self) -> bool {
+        self.evaluation.personal.unwrap_or(!self.training.local.is_empty())
+    }
+
+    /// Whether clients keep something between the rounds of the run.
+    pub fn has_memory(&self) -> bool {
+        !self.training.local.is_empty() || self.scaffold_population().is_some()
+    }
+
+    /// Clients that take part in the run, where its strategy is SCAFFOLD.
+    pub fn scaffold_population(&self) -> Option<u32> {
+        match self.strategy {
+            StrategySpec::Scaffold { population, .. } => {
+                Some(population.unwrap_or(self.min_clients.unwrap_or(self.cohort)))
+            }
+            _ => None,
+        }
+    }
+
     /// Checks every number, naming the field and the cure.
     pub fn validate(&self) -> Result<(), InvalidSpec> {
         at_least_one("rounds", self.rounds)?;
@@ -189,6 +215,11 @@ impl RunSpec {
         check("quorum", quorum <= target, || {
             format!("is {quorum}, more than the {of} of {target}: lower it")
         })?;
+        let global = self.evaluation.personal == Some(false) && self.evaluation.every > 0;
+        check("evaluation.personal", self.training.local.is_empty() || !global, || {
+            "is false, but no evaluator has the tensors of training.local: set it to true, or evaluation.every to 0"
+                .to_owned()
+        })?;
         check("strategy", !buffered || self.strategy == StrategySpec::Fedavg, || {
             "of buffered rounds must be fedavg: they make steps of their own".to_owned()
         })?;
@@ -203,6 +234,7 @@ impl RunSpec {
         check("quorum", self.aggregation.is_mean() || quorum >= least, || {
             format!("is {quorum}, the aggregation needs at least {least} updates: raise it")
         })?;
+        self.scaffold_population().map_or(Ok(()), |population| self.validate_scaffold(population))?;
         self.privacy.as_ref().map_or(Ok(()), |privacy| self.validate_private(privacy))?;
         check("over_selection", !buffered || self.over_selection == 0.0, || {
             "is for synchronous rounds: buffered ones have cohort and buffer".to_owned()
@@ -213,6 +245,26 @@ impl RunSpec {
             return Err(InvalidSpec::new("min_clients", message));
         }
         Ok(())
+    }
+
+    /// Checks what goes with SCAFFOLD: a control variate is the mean gradient of plain steps.
+    fn validate_scaffold(&self, population: u32) -> Result<(), InvalidSpec> {
+        let TrainingSpec { optimizer, clip_norm, proximal_mu, .. } = &self.training;
+        let plain = matches!(optimizer, OptimizerSpec::Sgd { momentum: 0.0, .. });
+        check("training.optimizer", plain, || {
+            "of strategy scaffold must be sgd without momentum: set optimizer = { kind = \"sgd\" }".to_owned()
+        })?;
+        check("strategy", clip_norm.is_none() && *proximal_mu == 0.0, || {
+            "scaffold corrects the gradient itself: leave out training.clip_norm and training.proximal_mu"
+                .to_owned()
+        })?;
+        check("strategy", self.aggregation.is_mean() && self.privacy.is_none(), || {
+            "scaffold takes an unweighted mean: leave out [run.aggregation] and [run.privacy]".to_owned()
+        })?;
+        let sampled = self.sampled();
+        check("strategy.population", population >= sampled, || {
+            format!("is {population}, fewer than the {sampled} clients of a round: name all that take part")
+        })
     }
 
     /// Checks what goes with differential privacy.
@@ -253,11 +305,16 @@ pub struct EvaluationSpec {
     pub every: Round,
     /// Seconds to wait for the evaluation; the run goes on without it.
     pub deadline_seconds: f64,
+    /// Whether instead every training client evaluates its own model, after training and on examples that it holds
+    /// back (`client_holdout` of its data), so that no evaluator is asked. Default: where `training.local` keeps
+    /// tensors at the clients, for then nobody else has the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub personal: Option<bool>,
 }
 
 impl Default for EvaluationSpec {
     fn default() -> Self {
-        Self { every: 1, deadline_seconds: 600.0 }
+        Self { every: 1, deadline_seconds: 600.0, personal: None }
     }
 }
 
@@ -318,6 +375,9 @@ pub struct RunRecord {
     /// Blob of what the strategy keeps between rounds, where it keeps anything and a round is committed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moments: Option<Digest>,
+    /// Blob of the server's control variate, where the strategy is SCAFFOLD. Like adapters, those of earlier rounds stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<Digest>,
     /// Where the privacy of the run stands, where it promises any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privacy: Option<PrivacyState>,
@@ -401,7 +461,7 @@ mod tests {
     #[test]
     fn every_bad_number_is_named() {
         type Case = (&'static str, fn(&mut RunSpec));
-        let cases: [Case; 12] = [
+        let cases: [Case; 16] = [
             ("over_selection", |s| s.over_selection = -0.5),
             ("over_selection", |s| s.over_selection = 1e9),
             ("soft_deadline_seconds", |s| s.soft_deadline_seconds = Some(1e6)),
@@ -412,6 +472,24 @@ mod tests {
             ("mode.buffer", |s| {
                 let staleness = StalenessSpec::Constant;
                 s.mode = ModeSpec::Buffered { buffer: 11, max_staleness: 1, staleness };
+            }),
+            ("training.optimizer", |s| {
+                s.strategy = StrategySpec::Scaffold { learning_rate: 1.0, population: None };
+            }),
+            ("strategy", |s| {
+                s.strategy = StrategySpec::Scaffold { learning_rate: 1.0, population: None };
+                s.training.optimizer =
+                    OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+                s.training.proximal_mu = 0.1;
+            }),
+            ("strategy.population", |s| {
+                s.strategy = StrategySpec::Scaffold { learning_rate: 1.0, population: Some(9) };
+                s.training.optimizer =
+                    OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+            }),
+            ("evaluation.personal", |s| {
+                s.training.local = vec!["head.*".into()];
+                s.evaluation.personal = Some(false);
             }),
             ("rounds", |s| s.rounds = 0),
             ("cohort", |s| s.cohort = 0),

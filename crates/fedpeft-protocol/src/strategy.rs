@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::validate::{InvalidSpec, decay, positive};
 
-/// How updates become the next global adapter. All take the mean of the clients' adapters, weighted by their examples;
-/// the server optimizers then make a step along its difference from the present global adapter (Reddi et al.,
+/// How updates become the next global adapter. All but SCAFFOLD take what the updates come to, see
+/// [`crate::run::AggregationSpec`]; the server optimizers then make a step along its difference from the present global adapter (Reddi et al.,
 /// arXiv 2003.00295), and keep their moments between rounds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
@@ -65,6 +65,18 @@ pub enum StrategySpec {
         #[serde(default = "adaptivity")]
         tau: f64,
     },
+    /// SCAFFOLD (Karimireddy et al., arXiv 1910.06378, option II): clients correct their gradients by the difference of
+    /// two control variates, the server's and their own, so that they do not drift apart. The mean is unweighted, as in
+    /// the paper. A round sends a variate beside the adapter in both directions: twice the bytes. Clients keep theirs in
+    /// the state folder of their worker. For `optimizer.kind = "sgd"` without momentum.
+    Scaffold {
+        /// Length of a step; 1 is that of the mean.
+        #[serde(default = "whole_step")]
+        learning_rate: f64,
+        /// Clients that take part in the run, N in the paper. Default: `min_clients`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        population: Option<u32>,
+    },
 }
 
 fn whole_step() -> f64 {
@@ -97,6 +109,7 @@ impl StrategySpec {
     pub(crate) fn validate(&self) -> Result<(), InvalidSpec> {
         match *self {
             Self::Fedavg => Ok(()),
+            Self::Scaffold { learning_rate, .. } => positive("strategy.learning_rate", learning_rate),
             Self::Fedavgm { learning_rate, momentum } => {
                 positive("strategy.learning_rate", learning_rate)?;
                 decay("strategy.momentum", momentum)
@@ -138,6 +151,7 @@ mod tests {
             (r#"{"kind": "fedadagrad", "learning_rate": 0.0}"#, "strategy.learning_rate"),
             (r#"{"kind": "fedadam", "beta2": 1.0}"#, "strategy.beta2"),
             (r#"{"kind": "fedyogi", "tau": 0.0}"#, "strategy.tau"),
+            (r#"{"kind": "scaffold", "learning_rate": 0.0}"#, "strategy.learning_rate"),
         ] {
             let error = spec(text).unwrap().validate().unwrap_err().to_string();
             assert!(error.contains(field), "{text}: {error}");

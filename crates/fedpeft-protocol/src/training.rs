@@ -36,7 +36,18 @@ pub struct TrainingSpec {
     /// where `w_global` is the adapter at the start of the round. 0 is FedAvg.
     #[serde(skip_serializing_if = "is_zero")]
     pub proximal_mu: f64,
+    /// Tensors of the adapter that never leave a client, as globs over their names: `["head.*"]` is a personal head
+    /// (FedPer, Arivazhagan et al., arXiv 1912.00818), the names of the norms are FedBN (Li et al., arXiv 2102.07623).
+    /// They begin as in the artifacts' checkpoint, and a client goes on with what it had after its last update that
+    /// counts. Each glob must match a tensor, and one tensor must be left to share.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub local: Vec<String>,
 }
+
+/// Most globs of local tensors.
+const MAX_GLOBS: usize = 64;
+/// Longest of them, in bytes.
+const MAX_GLOB: usize = 256;
 
 fn is_one(value: &u32) -> bool {
     *value == 1
@@ -57,6 +68,7 @@ impl Default for TrainingSpec {
             optimizer: OptimizerSpec::default(),
             clip_norm: None,
             proximal_mu: 0.0,
+            local: Vec::new(),
         }
     }
 }
@@ -75,6 +87,15 @@ impl TrainingSpec {
         self.schedule.validate()?;
         self.optimizer.validate()?;
         self.clip_norm.map_or(Ok(()), |norm| positive("training.clip_norm", norm))?;
+        check("training.local", self.local.len() <= MAX_GLOBS, || {
+            format!(
+                "has {} globs: at most {MAX_GLOBS}, of which each may match many tensors",
+                self.local.len()
+            )
+        })?;
+        check("training.local", self.local.iter().all(|glob| (1..=MAX_GLOB).contains(&glob.len())), || {
+            format!("holds an empty glob or one of more than {MAX_GLOB} bytes")
+        })?;
         not_negative("training.proximal_mu", self.proximal_mu)
     }
 }
@@ -160,7 +181,7 @@ mod tests {
         let sgd = |momentum, nesterov| OptimizerSpec::Sgd { momentum, nesterov, weight_decay: 0.0 };
         let cosine = |floor| ScheduleSpec::Cosine { warmup: Warmup::default(), floor, span: Span::Round };
         let warm = |fraction| ScheduleSpec::Constant { warmup: Warmup::Fraction(fraction), span: Span::Run };
-        let cases: [Case; 8] = [
+        let cases: [Case; 10] = [
             ("training.local_epochs", |t| t.local_epochs = 0),
             ("training.batch_size", |t| t.batch_size = 0),
             ("training.accumulate", |t| t.accumulate = 0),
@@ -169,6 +190,8 @@ mod tests {
             ("training.clip_norm", |t| t.clip_norm = Some(0.0)),
             ("training.clip_norm", |t| t.clip_norm = Some(f64::NAN)),
             ("training.proximal_mu", |t| t.proximal_mu = -1.0),
+            ("training.local", |t| t.local = vec![String::new()]),
+            ("training.local", |t| t.local = vec!["x".into(); 65]),
         ];
         for (field, break_it) in cases {
             let mut broken = TrainingSpec::default();
@@ -191,13 +214,14 @@ mod tests {
     fn defaults_are_not_written_and_what_is_written_is_read() {
         let plain = TrainingSpec::default();
         let text = serde_json::to_string(&plain).unwrap();
-        for field in ["accumulate", "schedule", "clip_norm", "proximal_mu"] {
-            assert!(!text.contains(field), "{text}");
+        for field in ["accumulate", "schedule", "clip_norm", "proximal_mu", "local"] {
+            assert!(!text.contains(&format!("{field:?}")), "{text}");
         }
         let full = TrainingSpec {
             accumulate: 4,
             clip_norm: Some(1.0),
             proximal_mu: 0.01,
+            local: vec!["head.*".into()],
             schedule: ScheduleSpec::Linear { warmup: Warmup::Fraction(0.1), floor: 0.0, span: Span::Run },
             ..plain.clone()
         };

@@ -126,6 +126,8 @@ mod tests {
                 loss: 1.5,
                 seconds: 2.5,
                 adapter: Payload::inline(vec![1, 2, 3]),
+                personal: None,
+                control: None,
             },
             fetched: vec![],
         }

@@ -233,6 +233,20 @@ impl Graph {
     }
 }
 
+/// One tensor per tensor of the layout, with these values, flat.
+pub(crate) fn filled(
+    layout: &Layout,
+    values: &[f32],
+    allocator: &Allocator,
+) -> Result<Vec<Tensor<f32>>, RuntimeError> {
+    let (mut host, mut made) = (tensors(layout, &Allocator::default())?, tensors(layout, allocator)?);
+    for (((_, range), host), tensor) in layout.ranges().zip(&mut host).zip(&mut made) {
+        host.extract_tensor_mut().1.copy_from_slice(&values[range]);
+        host.copy_into(tensor)?;
+    }
+    Ok(made)
+}
+
 /// One tensor per tensor of the layout.
 pub(crate) fn tensors(layout: &Layout, allocator: &Allocator) -> Result<Vec<Tensor<f32>>, RuntimeError> {
     let shape =

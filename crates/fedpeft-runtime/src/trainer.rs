@@ -271,7 +271,7 @@ mod tests {
     }
 
     fn local<'a>(spec: &'a TrainingSpec, seed: OrderSeed<'a>) -> LocalTraining<'a> {
-        LocalTraining { spec, seed, rounds: 1 }
+        LocalTraining { spec, seed, rounds: 1, correction: None }
     }
 
     const SEED: OrderSeed<'_> = OrderSeed { run: 1, round: 1, client: "c" };

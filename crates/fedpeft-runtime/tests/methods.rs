@@ -47,8 +47,9 @@ fn train(trainer: &mut Trainer, examples: &InMemory) -> (f64, Vec<f32>) {
     let spec =
         TrainingSpec { local_epochs: 6, batch_size: 8, learning_rate: 0.02, optimizer, ..Default::default() };
     let seed = OrderSeed { run: 1, round: 1, client: "c" };
-    let trained =
-        trainer.train(LocalTraining { spec: &spec, seed, rounds: 1 }, examples, &mut || true).unwrap();
+    let trained = trainer
+        .train(LocalTraining { spec: &spec, seed, rounds: 1, correction: None }, examples, &mut || true)
+        .unwrap();
     let mut adapter = Vec::new();
     trainer.adapter_into(&mut adapter).unwrap();
     (trained.loss, adapter)
@@ -139,7 +140,9 @@ fn adamw_and_dropout_learn_on_cuda() {
     let before = trainer.evaluate(&examples, &mut || true).unwrap();
     let spec = TrainingSpec { local_epochs: 12, batch_size: 8, learning_rate: 5e-3, ..Default::default() };
     let seed = OrderSeed { run: 1, round: 1, client: "c" };
-    trainer.train(LocalTraining { spec: &spec, seed, rounds: 1 }, &examples, &mut || true).unwrap();
+    trainer
+        .train(LocalTraining { spec: &spec, seed, rounds: 1, correction: None }, &examples, &mut || true)
+        .unwrap();
     let after = trainer.evaluate(&examples, &mut || true).unwrap();
     assert!(after.loss < 0.8 * before.loss, "{} after {}", after.loss, before.loss);
 }
@@ -202,7 +205,7 @@ fn resumed_trainings_give_the_bits_of_straight_ones(device: Device) {
     for optimizer in [sgd, OptimizerSpec::default()] {
         let spec =
             TrainingSpec { local_epochs: 2, batch_size: 5, accumulate: 2, optimizer, ..Default::default() };
-        let training = LocalTraining { spec: &spec, seed, rounds: 1 };
+        let training = LocalTraining { spec: &spec, seed, rounds: 1, correction: None };
         let values = |trainer: &Trainer| {
             let mut values = Vec::new();
             trainer.adapter_into(&mut values).unwrap();

@@ -34,6 +34,8 @@ use crate::{
 pub enum Rule {
     /// The mean, weighted by examples.
     Mean,
+    /// The mean, unweighted.
+    Even,
     /// The mean of what may have begun with different adapters, weighted by staleness as well.
     Buffered(StalenessSpec),
     /// The mean per local step.
@@ -65,6 +67,7 @@ impl Rule {
             return Self::Buffered(staleness);
         }
         match spec.aggregation {
+            AggregationSpec::Mean if spec.scaffold_population().is_some() => Self::Even,
             AggregationSpec::Mean => Self::Mean,
             AggregationSpec::Fednova => Self::Nova(Steps::of_spec(&spec.training)),
             AggregationSpec::ClippedMean { norm } => Self::Clipped(norm),
@@ -91,7 +94,7 @@ impl Rule {
             | Self::Robust(RobustRule::GeometricMedian { .. } | RobustRule::Krum { .. }) => Ok(by_examples),
             Self::Buffered(spec) => buffered::weight(examples, spec.factor(staleness)),
             Self::Nova(steps) => steps.weight(examples),
-            Self::Robust(_) | Self::Private { .. } => Weight::new(1),
+            Self::Even | Self::Robust(_) | Self::Private { .. } => Weight::new(1),
         }
     }
 
@@ -311,9 +314,10 @@ mod tests {
         Rule::Nova(Steps::of_spec(&TrainingSpec { optimizer, ..TrainingSpec::default() }))
     }
 
-    fn rules() -> [Rule; 9] {
+    fn rules() -> [Rule; 10] {
         [
             Rule::Mean,
+            Rule::Even,
             Rule::Buffered(StalenessSpec::default()),
             nova(),
             Rule::Clipped(0.7),

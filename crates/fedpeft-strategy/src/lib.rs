@@ -19,6 +19,7 @@ pub mod mean;
 mod norm;
 pub mod nova;
 pub mod robust;
+pub mod scaffold;
 pub mod strategy;
 
 pub use accumulator::{AccumulateError, Accumulator, Spool, SpoolError, Weight, check_update};

@@ -8,6 +8,7 @@ use crate::{
     accumulator::{AccumulateError, MAX_MAGNITUDE, Spool, SpoolError, largest_magnitude},
     fedopt::{Constants, FedOpt, Rule},
     mean::Mean,
+    scaffold::Scaffold,
 };
 
 /// What a strategy keeps between rounds.
@@ -89,6 +90,7 @@ pub(crate) fn check_range(values: &[[u8; 4]]) -> Result<(), AccumulateError> {
 pub fn of_spec(spec: &StrategySpec) -> Box<dyn Strategy> {
     let (rule, constants) = match *spec {
         StrategySpec::Fedavg => return Box::new(FedAvg),
+        StrategySpec::Scaffold { learning_rate, .. } => return Box::new(Scaffold { learning_rate }),
         StrategySpec::Fedavgm { learning_rate, momentum } => {
             (Rule::Momentum, Constants { learning_rate, beta1: momentum, beta2: 0.0, tau: 0.0 })
         }

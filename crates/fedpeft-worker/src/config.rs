@@ -61,7 +61,8 @@ pub struct Args {
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<PathBuf>,
     /// Folder for checkpoints of trainings in progress, kept so that a worker that is killed or stopped goes on
-    /// where it was [default: beside --cache, named <cache>-state]
+    /// where it was, and for the tensors that a run keeps at its clients (training.local), in files that `fedpeft
+    /// export --local` reads [default: beside --cache, named <cache>-state]
     #[arg(long, env = "FEDPEFT_STATE", value_name = "DIR", value_hint = ValueHint::DirPath)]
     #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<PathBuf>,
@@ -70,6 +71,10 @@ pub struct Args {
     #[arg(long, env = "FEDPEFT_CHECKPOINT_SECONDS", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     checkpoint_seconds: Option<u32>,
+    /// Days after which what clients kept of a run that goes on no more is forgotten; 0 means never [default: 90]
+    #[arg(long, env = "FEDPEFT_MEMORY_DAYS", value_name = "DAYS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_days: Option<u32>,
     /// Largest checkpoint, in MiB; each client has one at most [default: 4096]
     #[arg(long, env = "FEDPEFT_STATE_MIB", value_name = "MIB")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -167,6 +172,9 @@ pub struct Config {
     /// Seconds between checkpoints; 0 means none.
     #[serde(default = "checkpoint_seconds")]
     pub checkpoint_seconds: u32,
+    /// Days that what clients keep of runs is kept; 0 means for ever.
+    #[serde(default = "memory_days")]
+    pub memory_days: u32,
     /// MiB of the largest checkpoint.
     #[serde(default = "state_mib")]
     pub state_mib: u32,
@@ -205,6 +213,10 @@ fn prefix() -> String {
 
 fn checkpoint_seconds() -> u32 {
     30
+}
+
+fn memory_days() -> u32 {
+    90
 }
 
 fn state_mib() -> u32 {

@@ -26,8 +26,12 @@ use crate::{
 pub(crate) struct Job {
     pub folder: ArtifactFolder,
     pub adapter: Arc<Vec<f32>>,
+    /// What is added to the gradient of every step.
+    pub correction: Option<Vec<f32>>,
     pub client: ClientId,
     pub data: ClientData,
+    /// What the client evaluates its own model on, where it is asked to.
+    pub held_back: Option<ClientData>,
     pub work: EngineWork,
     /// Where training is kept meanwhile; nowhere where there is no such place.
     pub keep: Option<Keep>,
@@ -49,7 +53,7 @@ pub(crate) enum Next {
 /// What it should do.
 #[derive(Clone)]
 pub(crate) enum EngineWork {
-    Train { training: TrainingSpec, seed: u64, round: Round, rounds: Round },
+    Train { training: TrainingSpec, seed: u64, round: Round, rounds: Round, personal: bool },
     Evaluate,
 }
 
@@ -58,6 +62,8 @@ pub(crate) enum Done {
     Trained {
         result: Trained,
         adapter: Vec<f32>,
+        /// What the client's own model came to, where that was asked for and there is something to ask.
+        personal: Option<Evaluated>,
         /// What an earlier attempt, which this one went on from, had fetched.
         fetched: Vec<Transfer>,
     },
@@ -172,7 +178,16 @@ struct Loaded {
     trainer: Trainer,
     tokenizer: Option<Tokenizer>,
     /// Texts are tokens here, images only know how they are to be resized.
-    examples: HashMap<ClientId, ClientExamples>,
+    examples: HashMap<(ClientId, Part), ClientExamples>,
+}
+
+/// Which of a client's examples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Part {
+    /// Those of its work.
+    Own,
+    /// Those it holds back from training.
+    HeldBack,
 }
 
 impl Thread {
@@ -185,18 +200,28 @@ impl Thread {
 
     fn work(&mut self, mut job: Job) -> Result<Done, EngineError> {
         let loaded = self.load(job.folder)?;
-        let (trainer, examples) = loaded.prepare(&job.client, &job.data)?;
         match job.work {
-            EngineWork::Train { training, seed, round, rounds } => {
+            EngineWork::Train { training, seed, round, rounds, personal } => {
+                let (trainer, examples) = loaded.prepare(&job.client, Part::Own, &job.data)?;
                 let seed = OrderSeed { run: seed, round, client: job.client.as_str() };
-                let local = LocalTraining { spec: &training, seed, rounds };
+                let local =
+                    LocalTraining { spec: &training, seed, rounds, correction: job.correction.as_deref() };
                 let (keep, next) = (job.keep.as_ref(), &mut *job.next);
                 let (result, fetched) = keep::train(trainer, local, &job.adapter, examples, keep, next)?;
                 let mut adapter = Vec::new();
                 trainer.adapter_into(&mut adapter)?;
-                Ok(Done::Trained { result, adapter, fetched })
+                let personal = match job.held_back.filter(|_| personal) {
+                    Some(held_back) => {
+                        let (trainer, examples) = loaded.prepare(&job.client, Part::HeldBack, &held_back)?;
+                        let mut proceed = || (job.next)(result.steps, result.steps) == Next::Step;
+                        Some(trainer.evaluate(examples, &mut proceed)?)
+                    }
+                    None => None,
+                };
+                Ok(Done::Trained { result, adapter, personal, fetched })
             }
             EngineWork::Evaluate => {
+                let (trainer, examples) = loaded.prepare(&job.client, Part::Own, &job.data)?;
                 trainer.set_adapter(&job.adapter)?;
                 let mut proceed = || (job.next)(0, 0) == Next::Step;
                 Ok(Done::Evaluated(trainer.evaluate(examples, &mut proceed)?))
@@ -223,13 +248,14 @@ impl Thread {
 }
 
 impl Loaded {
-    /// The trainer and the examples of `client`, who always has the same `data`.
+    /// The trainer and this part of the examples of `client`, who always has the same `data` there.
     fn prepare(
         &mut self,
         client: &ClientId,
+        part: Part,
         data: &ClientData,
     ) -> Result<(&mut Trainer, &ClientExamples), EngineError> {
-        let examples = match self.examples.entry(client.clone()) {
+        let examples = match self.examples.entry((client.clone(), part)) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {
                 let manifest = self.trainer.artifacts().manifest();

@@ -4,7 +4,7 @@
 //! owns the backbone and trains for one client after another; while it computes for one, another may fetch and
 //! send. Artifacts are pulled once and cached by digest. A task is acknowledged after its update is stored by the
 //! broker: a worker that dies meanwhile gets the task again and goes on from its last checkpoint ([`state`]), and
-//! an update published twice is stored once.
+//! an update published twice is stored once. What a client keeps from round to round of a run is in [`memory`].
 
 mod client;
 mod config;
@@ -13,10 +13,13 @@ mod examples;
 mod faults;
 mod keep;
 mod labels;
+mod local;
+mod memory;
 mod metrics;
 mod presence;
 mod retry;
 mod roster;
+mod scaffold;
 mod seen;
 mod serve;
 mod state;

@@ -21,6 +21,8 @@ pub(crate) struct Hosted {
     pub id: ClientId,
     pub role: Role,
     pub data: ClientData,
+    /// What it holds back from training, to evaluate its own model on.
+    pub held_back: Option<ClientData>,
 }
 
 impl Hosted {
@@ -47,7 +49,12 @@ pub(crate) fn roster(config: &Config, federation: &Federation) -> anyhow::Result
             let parts = federation.clients();
             format!("client {name} would hold part {part} of the data, which has parts 0 to {}", parts - 1)
         })?;
-        hosted.push(Hosted { id: ClientId::new(name)?, role: Role::Trains, data });
+        hosted.push(Hosted {
+            id: ClientId::new(name)?,
+            role: Role::Trains,
+            data,
+            held_back: federation.client_holdout(part),
+        });
     }
     if let Some(name) = &config.evaluate {
         let data = match config.evaluate_on {
@@ -57,7 +64,7 @@ pub(crate) fn roster(config: &Config, federation: &Federation) -> anyhow::Result
         if data.is_empty() {
             bail!("evaluator {name} would have no examples: set validation_examples in the data description");
         }
-        hosted.push(Hosted { id: ClientId::new(name)?, role: Role::Evaluates, data });
+        hosted.push(Hosted { id: ClientId::new(name)?, role: Role::Evaluates, data, held_back: None });
     }
     let mut names: Vec<&ClientId> = hosted.iter().map(|client| &client.id).collect();
     names.sort_unstable();

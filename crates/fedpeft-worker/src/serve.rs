@@ -13,6 +13,7 @@ use crate::{
     Config,
     client::{self, Shared},
     engine::{Engine, EngineOptions},
+    memory::Memory,
     metrics::Metrics,
     presence::Heartbeats,
     roster::{Hosted, roster},
@@ -31,7 +32,7 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     let (clients, data) = hosted(&config).await?;
     clients.iter().try_for_each(|client| context.bus.check_client(&client.id))?;
     let cache = Cache::new(config.cache()?);
-    let keeping = keeping(&config, data)?;
+    let (keeping, memory) = (keeping(&config, data)?, memory(&config)?);
     let (ort_lib, device, threads) = (config.ort_lib.clone(), config.device, usize::from(config.threads));
     let engine = Engine::start(EngineOptions { ort_lib, device, threads }).await?;
     let presences = presences(&config, &clients, engine.device());
@@ -44,6 +45,7 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
             cache,
             engine,
             keeping,
+            memory,
             shutdown: context.shutdown.clone(),
             abort: abort.clone(),
             computing: Semaphore::new(AT_ONCE),
@@ -90,6 +92,18 @@ fn keeping(config: &Config, data: Digest) -> anyhow::Result<Option<Keeping>> {
     }
     let state = StateFolder::new(config.state()?, u64::from(config.state_mib) << 20);
     Ok(Some(Keeping { state, every: Duration::from_secs(u64::from(config.checkpoint_seconds)), data }))
+}
+
+/// What clients keep from round to round, unless there is no folder for it.
+fn memory(config: &Config) -> anyhow::Result<Option<Memory>> {
+    if config.checkpoint_seconds == 0 && config.state.is_none() {
+        return Ok(None);
+    }
+    let memory = Memory::new(config.state()?);
+    if config.memory_days > 0 {
+        memory.forget(Duration::from_secs(u64::from(config.memory_days) * 24 * 3600));
+    }
+    Ok(Some(memory))
 }
 
 /// The clients, and what tells their data from other data.

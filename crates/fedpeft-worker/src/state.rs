@@ -314,7 +314,14 @@ mod tests {
                 task: "t".into(),
                 manifest: Digest::of("m"),
                 adapter: Payload::inline(vec![0; 4]),
-                work: Work::Train { training: Default::default(), seed: 1, rounds: 1, stability: None },
+                work: Work::Train {
+                    training: Default::default(),
+                    seed: 1,
+                    rounds: 1,
+                    stability: None,
+                    memory: None,
+                    personal: false,
+                },
                 deadline_ms: 0,
                 lifetime_ms: 0,
             };

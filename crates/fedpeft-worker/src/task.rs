@@ -9,13 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_bus::{Bus, UploadKey};
 use fedpeft_codec::Layout;
 use fedpeft_protocol::{
     Digest, PROTOCOL_VERSION,
-    round::{ByteKind, Direction, Outcome, Payload, Task, Transfer, Update, Work},
+    round::{ByteKind, Direction, Outcome, Payload, Personal, Task, Transfer, Update, Work},
 };
 use fedpeft_registry::Cache;
 use fedpeft_runtime::{OptimizerState, RuntimeError, Snapshot, Trained};
@@ -29,6 +28,8 @@ use crate::{
     engine::{Done, Engine, EngineError, EngineWork, Job, Next},
     faults::{Crash, Faults},
     keep::Keep,
+    local::{self, Beginning, Sent},
+    memory::Memory,
     retry::retrying,
     roster::{Hosted, Role},
     state::{self, Checkpoint, StateFolder},
@@ -103,6 +104,8 @@ pub(crate) struct Workshop {
     pub engine: Engine,
     /// None where nothing is kept.
     pub keeping: Option<Keeping>,
+    /// What clients keep from round to round; none where there is no folder for it.
+    pub memory: Option<Memory>,
     /// Begin nothing new.
     pub shutdown: CancellationToken,
     /// Stop what is in progress.
@@ -161,9 +164,11 @@ impl Workshop {
         fetched: &mut Vec<Transfer>,
     ) -> Result<Outcome, Failure> {
         let (done, computes) = self.computed(assignment, held.keep.as_ref(), fetched).await?;
-        let (result, adapter, layout) = match done {
+        let (result, adapter, personal, beginning) = match done {
             Finished::Evaluated(outcome) => return Ok(outcome),
-            Finished::Trained { result, adapter, layout } => (result, adapter, layout),
+            Finished::Trained { result, adapter, personal, beginning } => {
+                (result, adapter, personal, beginning)
+            }
         };
         held.saving = held.keep.as_ref().map(|keep| save(keep, result, adapter.clone(), fetched.clone()));
         let mut computes = Some(computes);
@@ -174,11 +179,18 @@ impl Workshop {
         }
         held._sends = Some(self.stoppable(&self.abort, self.sending.acquire()).await?.map_err(Failure::new)?);
         drop(computes);
-        let bytes = fedpeft_codec::encode_shared(adapter);
-        fedpeft_codec::validate(&bytes, &layout).map_err(Failure::new)?;
-        let adapter = self.payload(assignment, bytes, fetched).await?;
-        let Trained { examples, steps, loss, seconds } = result;
-        Ok(Outcome::Trained { examples, steps, loss, seconds, adapter })
+        let Trained { examples, steps, loss, seconds, learning_rates } = result;
+        let Sent { adapter, control } = self.sent(assignment, &beginning, adapter, learning_rates).await?;
+        // All of it is in the message, or nothing.
+        let payloads = 1 + usize::from(control.is_some());
+        let fits = payloads * size_of_val(adapter.as_slice()) + ENVELOPE <= self.bus.max_payload();
+        let layout = beginning.scope.shared();
+        let adapter = self.payload(assignment, (adapter, layout), fits, fetched).await?;
+        let control = match control {
+            Some(control) => Some(self.payload(assignment, (control, layout), fits, fetched).await?),
+            None => None,
+        };
+        Ok(Outcome::Trained { examples, steps, loss, seconds, adapter, personal, control })
     }
 
     /// What the task comes to, through simulated crashes, with the right to compute.
@@ -218,18 +230,25 @@ impl Workshop {
     ) -> Result<Finished, Failure> {
         let Assignment { client, task, deadline, .. } = assignment;
         let work = match (&task.work, client.role) {
-            (Work::Train { training, seed, rounds, .. }, Role::Trains) => EngineWork::Train {
+            (Work::Train { training, seed, rounds, personal, .. }, Role::Trains) => EngineWork::Train {
                 training: training.clone(),
                 seed: *seed,
                 rounds: *rounds,
                 round: task.round,
+                personal: *personal,
             },
             (Work::Evaluate, Role::Evaluates) => EngineWork::Evaluate,
             (work, _) => return Err(Failure::new(format!("client {} does not {}", client.id, work.name()))),
         };
         let folder = self.pull(assignment, false, fetched).await?;
-        let layout = folder.manifest().adapter.clone();
-        let adapter = Arc::new(self.adapter(assignment, &layout, fetched).await?);
+        let scope = local::scope(task, folder.manifest())?;
+        let shared = self.adapter(assignment, &task.adapter, scope.shared(), fetched).await?;
+        let server = match local::control(task) {
+            Some(control) => Some(self.adapter(assignment, control, scope.shared(), fetched).await?),
+            None => None,
+        };
+        let beginning = self.beginning(assignment, scope, &folder, shared, server).await?;
+        let adapter = beginning.adapter.clone();
         let turn = self.stoppable(&self.shutdown, self.engine.turn()).await?;
         let job = |folder, adapter, fetched: &[Transfer]| {
             let (abort, deadline, crash) = (self.abort.clone(), *deadline, crash.clone());
@@ -243,8 +262,10 @@ impl Workshop {
                 _ => Next::Step,
             });
             let keep = keep.map(|keep| Keep { fetched: fetched.to_vec(), ..keep.clone() });
-            let (client, data) = (client.id.clone(), client.data.clone());
-            Job { folder, adapter, client, data, work: work.clone(), keep, next }
+            let (client, data, held_back) =
+                (client.id.clone(), client.data.clone(), client.held_back.clone());
+            let correction = beginning.correction();
+            Job { folder, adapter, correction, client, data, held_back, work: work.clone(), keep, next }
         };
         let mut done = turn.run(job(folder, adapter.clone(), fetched)).await;
         if let Err(EngineError::Runtime(RuntimeError::Artifacts(error))) = &done {
@@ -260,9 +281,14 @@ impl Workshop {
                 accuracy: result.accuracy,
                 seconds: result.seconds,
             })),
-            Ok(Done::Trained { result, adapter, fetched: earlier }) => {
+            Ok(Done::Trained { result, adapter, personal, fetched: earlier }) => {
                 fetched.splice(0..0, earlier);
-                Ok(Finished::Trained { result, adapter: Arc::new(adapter), layout })
+                let personal = personal.map(|own| Personal {
+                    examples: own.examples,
+                    loss: own.loss,
+                    accuracy: own.accuracy,
+                });
+                Ok(Finished::Trained { result, adapter: Arc::new(adapter), personal, beginning })
             }
             Err(EngineError::Runtime(RuntimeError::Stopped)) if self.abort.is_cancelled() => {
                 Err(Failure::HandBack)
@@ -287,14 +313,15 @@ impl Workshop {
         ArtifactFolder::open(pulled.folder).map_err(Failure::new)
     }
 
-    /// The global adapter of the task, checked.
+    /// The global adapter of the task, or what has its shape, checked.
     async fn adapter(
         &self,
-        Assignment { task, deadline, .. }: &Assignment<'_>,
+        Assignment { deadline, .. }: &Assignment<'_>,
+        payload: &Payload,
         layout: &Layout,
         fetched: &mut Vec<Transfer>,
     ) -> Result<Vec<f32>, Failure> {
-        let bytes = match &task.adapter {
+        let bytes = match payload {
             Payload::Message { digest, data } if Digest::of(data) == *digest => data.clone(),
             Payload::Message { .. } => {
                 return Err(Failure::new("the adapter in the task does not have the digest it declares"));
@@ -315,15 +342,18 @@ impl Workshop {
         fedpeft_codec::decode(&bytes, layout).map_err(Failure::new)
     }
 
-    /// The trained adapter, in the update or, where it is too large for a message, in the store of uploads. An upload
-    /// that broke off, with its connection or with an earlier process, goes on where it stopped.
+    /// A trained adapter, or what has its shape: in the update or, where that is too large for a message, in the store of
+    /// uploads. An upload that broke off, with its connection or with an earlier process, goes on where it stopped.
     async fn payload(
         &self,
         Assignment { client, task, deadline, .. }: &Assignment<'_>,
-        bytes: Bytes,
+        (values, layout): (Arc<Vec<f32>>, &Layout),
+        fits: bool,
         fetched: &mut Vec<Transfer>,
     ) -> Result<Payload, Failure> {
-        if bytes.len() + ENVELOPE <= self.bus.max_payload() {
+        let bytes = fedpeft_codec::encode_shared(values);
+        fedpeft_codec::validate(&bytes, layout).map_err(Failure::new)?;
+        if fits {
             return Ok(Payload::inline(bytes));
         }
         let size = bytes.len() as u64;
@@ -358,7 +388,7 @@ impl Workshop {
 
 /// What computing came to.
 enum Finished {
-    Trained { result: Trained, adapter: Arc<Vec<f32>>, layout: Layout },
+    Trained { result: Trained, adapter: Arc<Vec<f32>>, personal: Option<Personal>, beginning: Beginning },
     Evaluated(Outcome),
 }
 
@@ -377,7 +407,7 @@ fn save(keep: &Keep, result: Trained, adapter: Arc<Vec<f32>>, fetched: Vec<Trans
 }
 
 /// A task without a result.
-enum Failure {
+pub(crate) enum Failure {
     /// This process is told to stop.
     HandBack,
     /// Out of time.
@@ -387,7 +417,7 @@ enum Failure {
 }
 
 impl Failure {
-    fn new(reason: impl std::fmt::Display) -> Self {
+    pub fn new(reason: impl std::fmt::Display) -> Self {
         let line = reason.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         Self::Reason(line.chars().take(MAX_REASON).collect())
     }

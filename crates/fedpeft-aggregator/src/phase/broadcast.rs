@@ -13,7 +13,7 @@ use fedpeft_bus::Measured;
 use fedpeft_protocol::{
     ClientId,
     event::EventKind,
-    round::{Direction, Task, Work},
+    round::{Direction, MemoryTask, Task, Work},
 };
 use futures::{StreamExt, TryStreamExt, stream};
 
@@ -41,7 +41,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         stream::iter(sending).buffer_unordered(IN_FLIGHT).try_collect().await?
     };
     for (client, task, measured) in sent {
-        round.ledger.message(&client, Direction::Down, measured, Some(&task.adapter));
+        round.ledger.message(&client, Direction::Down, measured, task.payloads());
     }
     let opened = EventKind::RoundOpened { round: round.open.round, cohort: round.open.cohort.clone() };
     if !round.taken_over {
@@ -59,7 +59,7 @@ pub(crate) async fn again(drive: &Drive<'_>, round: &mut RoundState) -> Result<(
         tasks.push((client.clone(), train_task(drive, round, client).await?));
     }
     for (client, task, measured) in drive.restore(tasks).await? {
-        round.ledger.message(&client, Direction::Down, measured, Some(&task.adapter));
+        round.ledger.message(&client, Direction::Down, measured, task.payloads());
     }
     Ok(())
 }
@@ -81,11 +81,17 @@ async fn send(
 
 async fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Result<Task, Stop> {
     let spec = &drive.record.spec;
+    let memory = match spec.has_memory() {
+        true => Some(MemoryTask { counted: drive.counted.last(client), control: drive.control().await? }),
+        false => None,
+    };
     let work = Work::Train {
         training: spec.training.clone(),
         seed: spec.seed,
         rounds: spec.rounds,
         stability: spec.stability.clone(),
+        memory,
+        personal: spec.is_personal() && spec.evaluates(round.open.round),
     };
     drive.task(round.open.round, round.open.epoch, client, work, round.deadline_ms(spec)).await
 }

@@ -139,15 +139,16 @@ async fn take(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDeliver
         if !round.refusals.is_flood(&client) {
             drive.refuse(number, &client, reason);
         }
-        if number <= drive.record.round
-            && let Some(upload) = retention::upload_of(&delivery)
-        {
-            retention::forget_upload(drive, number, &client, &upload).await;
+        if number <= drive.record.round {
+            for upload in retention::uploads_of(&delivery) {
+                retention::forget_upload(drive, number, &client, &upload).await;
+            }
         }
         return drive.forget(number, &client).await;
     };
-    if let Some(upload) = retention::upload_of(&delivery) {
-        round.uploads.entry(client.clone()).or_default().insert(upload);
+    let uploads = retention::uploads_of(&delivery);
+    if !uploads.is_empty() {
+        round.uploads.entry(client.clone()).or_default().extend(uploads);
     }
     let answer = match admit(drive, round, &member, delivery).await? {
         Ok(Some(answer)) => answer,

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, io::Write, time::Instant};
 
 use fedpeft_bus::Stale;
 use fedpeft_protocol::{Digest, Round, RunId, run::PrivacyState};
-use fedpeft_strategy::{Closing, Kept, Spool as Readable, SpoolError};
+use fedpeft_strategy::{Closing, Kept, Spool as Readable, SpoolError, scaffold};
 use tokio::{sync::OnceCell, task::spawn_blocking};
 
 use super::{Phase, evaluate::Committed};
@@ -26,9 +26,14 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     let started = Instant::now();
     let is_synchronous = drive.record.spec.mode.is_synchronous();
     let Next { adapter: next, moments, unclipped } = next(drive, &round).await?;
+    let control = next_control(drive, &round).await?;
     let digest = drive.store(&next).await?;
     let moments = match &moments {
         Some(moments) => Some(drive.store(moments).await?),
+        None => None,
+    };
+    let control_digest = match &control {
+        Some(control) => Some(drive.store(control).await?),
         None => None,
     };
     let forgotten = drive.record.moments.filter(|before| Some(*before) != moments);
@@ -59,6 +64,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
             record.round = report.round;
             record.adapter = digest;
             record.moments = moments;
+            record.control = control_digest;
             record.privacy = privacy;
             record.ledger = report.ledger;
             record.open = None;
@@ -66,6 +72,10 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         })
         .await?;
     drive.adapter = OnceCell::new_with(Some(next));
+    drive.control = OnceCell::new_with(control);
+    if drive.record.spec.has_memory() {
+        drive.counted.add(&report);
+    }
     // The updates are in a durable adapter now: this is their acknowledgement. What they uploaded goes first, while
     // they still name it.
     retention::forget_uploads(drive, &round).await;
@@ -145,6 +155,22 @@ async fn next(drive: &Drive<'_>, round: &RoundState) -> Result<Next, Stop> {
             moments.write_all(&tag)?;
         }
         Ok(Next { adapter: adapter.done(), moments: moments.map(Target::done), unclipped })
+    };
+    round.with_updates(work).await?.map_err(|error| drive.broken(error))
+}
+
+/// The server's next control variate, where the strategy has one.
+async fn next_control(drive: &Drive<'_>, round: &RoundState) -> Result<Option<Adapter>, Stop> {
+    let (Some(digest), Some(population)) = (drive.record.control, drive.record.spec.scaffold_population())
+    else {
+        return Ok(None);
+    };
+    let present = drive.present_control(&digest).await?;
+    let mut target = drive.target(drive.model.layout.bytes())?;
+    let work = move |updates: &mut Updates| -> Result<Option<Adapter>, SpoolError> {
+        let Some(changes) = &updates.control else { return Ok(None) };
+        scaffold::control(&mut *present.reader(), changes, population, &mut target)?;
+        Ok(Some(target.done()))
     };
     round.with_updates(work).await?.map_err(|error| drive.broken(error))
 }

@@ -26,7 +26,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<(), Stop> {
     let until = Instant::now() + LINGER;
     while let Ok(late) = timeout_at(until, drive.updates.next()).await {
         drive.refuse(late.round, &late.client, drive.closed(late.round));
-        if let Some(upload) = retention::upload_of(&late) {
+        for upload in retention::uploads_of(&late) {
             retention::forget_upload(drive, late.round, &late.client, &upload).await;
         }
         drive.forget(late.round, &late.client).await?;

@@ -44,6 +44,13 @@ enum Answer {
 
 pub(crate) async fn run(drive: &mut Drive<'_>, mut committed: Box<Committed>) -> Result<Phase, Stop> {
     let (round, started) = (committed.report.round, Instant::now());
+    let spec = &drive.record.spec;
+    if committed.report.loss.is_none() && spec.is_personal() && spec.evaluates(round) {
+        tracing::warn!(
+            run = %drive.record.run, round,
+            "no client evaluates its own model: set client_holdout in the description of their data"
+        );
+    }
     if committed.report.loss.is_none()
         && is_due(drive, round)
         && let Some((loss, accuracy)) = evaluation(drive, round).await?
@@ -68,10 +75,10 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut committed: Box<Committed>) ->
     Ok(Phase::Select)
 }
 
+/// Where clients evaluate their own models, nobody has the global one as it would be used.
 fn is_due(drive: &Drive<'_>, round: u32) -> bool {
     let spec = &drive.record.spec;
-    let every = spec.evaluation.every;
-    every > 0 && (round.is_multiple_of(every) || round == spec.rounds)
+    spec.evaluates(round) && !spec.is_personal()
 }
 
 /// Asks evaluators one after another until one answers or none is left.

@@ -80,7 +80,7 @@ pub fn capabilities(examples: u64) -> Capabilities {
 pub fn spec(rounds: Round, cohort: u32) -> RunSpec {
     RunSpec {
         round_deadline_seconds: 60.0,
-        evaluation: EvaluationSpec { every: 0, deadline_seconds: 20.0 },
+        evaluation: EvaluationSpec { every: 0, deadline_seconds: 20.0, personal: None },
         seed: 7,
         ..RunSpec::new(ModelRef { name: ModelName::new("tiny").unwrap(), version: None }, rounds, cohort)
     }
@@ -387,7 +387,15 @@ impl Player {
 
     pub fn update_with(&self, task: &Task, examples: u64, adapter: Payload) -> Update {
         let loss = 1.0 / f64::from(task.round) + examples as f64 / 1000.0;
-        let outcome = Outcome::Trained { examples, steps: 3, loss, seconds: 0.25, adapter };
+        let outcome = Outcome::Trained {
+            examples,
+            steps: 3,
+            loss,
+            seconds: 0.25,
+            adapter,
+            personal: None,
+            control: None,
+        };
         self.outcome(task, outcome)
     }
 

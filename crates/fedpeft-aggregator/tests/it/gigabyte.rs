@@ -51,7 +51,15 @@ async fn child() {
         let key = UploadKey { run: &task.run, round: task.round, client: &id };
         let stored = bus.put_upload(key, encode_shared(Arc::new(values))).await.unwrap();
         let adapter = Payload::Blob { digest: stored.digest, size: stored.size };
-        let outcome = Outcome::Trained { examples: 40, steps: 1, loss: 0.5, seconds: 1.0, adapter };
+        let outcome = Outcome::Trained {
+            examples: 40,
+            steps: 1,
+            loss: 0.5,
+            seconds: 1.0,
+            adapter,
+            personal: None,
+            control: None,
+        };
         let (epoch, name) = (task.epoch, task.task.clone());
         let update = Update { version: PROTOCOL_VERSION, epoch, task: name, outcome, fetched: vec![] };
         bus.publish_update(&task.run, task.round, &id, &update).await.unwrap();

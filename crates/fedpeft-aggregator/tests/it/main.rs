@@ -5,6 +5,7 @@
 mod api;
 mod federation;
 mod gigabyte;
+mod keeping;
 mod large;
 mod modes;
 mod owners;

@@ -31,7 +31,15 @@ fn task() -> Task {
 
 pub fn update(byte: u8) -> Update {
     let adapter = Payload::inline(vec![byte; 8]);
-    let outcome = Outcome::Trained { examples: 1, steps: 1, loss: 0.5, seconds: 0.1, adapter };
+    let outcome = Outcome::Trained {
+        examples: 1,
+        steps: 1,
+        loss: 0.5,
+        seconds: 0.1,
+        adapter,
+        personal: None,
+        control: None,
+    };
     Update { version: PROTOCOL_VERSION, epoch: 1, task: "t".into(), outcome, fetched: vec![] }
 }
 

@@ -45,6 +45,8 @@ fn update(task: &str, size: usize) -> Update {
         loss: 0.5,
         seconds: 0.1,
         adapter: Payload::inline(vec![7; size]),
+        personal: None,
+        control: None,
     };
     Update { version: PROTOCOL_VERSION, epoch: 1, task: task.into(), outcome, fetched: vec![] }
 }

@@ -6,8 +6,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use fedpeft_artifacts::ArtifactFolder;
+use fedpeft_artifacts::{ArtifactFolder, read_checkpoint};
 use fedpeft_bus::{Bus, BusError};
+use fedpeft_codec::Scope;
 use fedpeft_export::{ExportError, Exported, ExportedFile, Format, Formats, Step, export, read_adapter};
 use fedpeft_protocol::{Digest, Round, RunId, run::RunRecord};
 use fedpeft_registry::{Cache, pull};
@@ -32,6 +33,7 @@ peft         peft/: LoRA, DoRA or IA3 as a folder that HF peft loads, with the h
 Examples:
   fedpeft export --run trial-7 -o exported
   fedpeft export --run trial-7 --round 5 -o after-five --format onnx
+  fedpeft export --run personal --local state/runs/personal/hospital-a/5d1c...e0.safetensors -o hospital-a
   fedpeft export --artifacts vit-lora --checkpoint adapter.safetensors -o exported --json")]
 #[group(id = "source", required = true, multiple = false, args = ["run", "artifacts"])]
 pub struct Args {
@@ -47,6 +49,10 @@ pub struct Args {
     /// Adapter as safetensors [default: the one that training begins with].
     #[arg(long, value_name = "FILE", conflicts_with = "run")]
     checkpoint: Option<PathBuf>,
+    /// Of a run that keeps tensors at its clients (training.local): those of one client, from the state folder of its
+    /// worker, runs/RUN/CLIENT/, for a model of that client.
+    #[arg(long, value_name = "FILE", requires = "run")]
+    local: Option<PathBuf>,
     /// Folder to write; it must be new or empty.
     #[arg(short, long = "out", value_name = "DIR")]
     out: PathBuf,
@@ -100,7 +106,8 @@ pub fn run(args: Args) -> Result<()> {
     match (args.run, args.artifacts) {
         (Some(run), _) => {
             let fetched = tempfile::tempdir().context("a temporary folder cannot be made")?;
-            let source = block_on(Box::pin(fetch(args.connection, run, args.round, fetched.path())))?;
+            let what = Wanted { run, round: args.round, local: args.local };
+            let source = block_on(Box::pin(fetch(args.connection, what, fetched.path())))?;
             write(source, &formats, args.out, args.output)
         }
         (None, Some(artifacts)) => {
@@ -116,8 +123,16 @@ pub fn run(args: Args) -> Result<()> {
     }
 }
 
+/// The adapter of a run.
+struct Wanted {
+    run: RunId,
+    round: Option<Round>,
+    local: Option<PathBuf>,
+}
+
 /// Fetches the artifacts of a run into `folder`, and its adapter.
-async fn fetch(connection: Connection, run: RunId, round: Option<Round>, folder: &Path) -> Result<Source> {
+async fn fetch(connection: Connection, wanted: Wanted, folder: &Path) -> Result<Source> {
+    let Wanted { run, round, local } = wanted;
     let bus = connection.open().await?;
     let record = records::record(&bus, &run).await?;
     let (round, adapter) = adapter_of(&bus, &record, round).await?;
@@ -127,15 +142,35 @@ async fn fetch(connection: Connection, run: RunId, round: Option<Round>, folder:
         pull(&bus, &record.manifest, &cache, false, |file, done, size| bar.show(file, done, size)).await;
     drop(bar);
     let folder = ArtifactFolder::open(pulled?.folder)?;
-    let layout = &folder.manifest().adapter;
+    let scope = Scope::new(&folder.manifest().adapter, &record.spec.training.local)?;
+    let local = local_values(&run, &scope, local.as_deref())?;
+    let layout = scope.shared();
     let bytes = match bus.get_blob(&adapter, layout.bytes()).await {
         Ok((bytes, _)) => bytes,
         Err(BusError::NoBlob { .. }) => bail!("the adapter of run {run} after round {round} was not kept"),
         Err(error) => return Err(error.into()),
     };
-    let values = fedpeft_codec::decode(&bytes, layout)
+    let shared = fedpeft_codec::decode(&bytes, layout)
         .with_context(|| format!("the adapter of run {run} after round {round} is not of its artifacts"))?;
-    Ok(Source { folder, values, run: Some((run, round)) })
+    Ok(Source { folder, values: scope.join(&shared, &local), run: Some((run, round)) })
+}
+
+/// The tensors that a run keeps at its clients, as one of them has them; none where it keeps none.
+fn local_values(run: &RunId, scope: &Scope, file: Option<&Path>) -> Result<Vec<f32>> {
+    match (scope.local(), file) {
+        (None, None) => Ok(Vec::new()),
+        (Some(layout), Some(file)) => {
+            let bytes = std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
+            read_checkpoint(&bytes, layout).with_context(|| format!("{}", file.display()))
+        }
+        (Some(layout), None) => bail!(
+            "run {run} keeps {} of its {} adapter tensors at its clients: give those of one as --local, from its \
+             worker's state folder",
+            layout.tensors().len(),
+            scope.whole().tensors().len()
+        ),
+        (None, Some(_)) => bail!("run {run} keeps no tensors at its clients: leave out --local"),
+    }
 }
 
 /// The round asked for and the global adapter after it.

@@ -50,6 +50,9 @@ pub struct DataOverrides {
     /// Training examples set aside for validation.
     #[arg(long, value_name = "N")]
     validation: Option<u32>,
+    /// Share of its examples that each client holds back to evaluate its own model on.
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    client_holdout: Option<f64>,
     /// Classes of the data and of the head.
     #[arg(long, value_name = "C")]
     classes: Option<u32>,
@@ -76,6 +79,9 @@ impl DataOverrides {
         set(document, "data.samples_per_client", self.samples)?;
         set(document, "data.eval_examples", self.eval)?;
         set(document, "data.validation_examples", self.validation)?;
+        if let Some(share) = self.client_holdout {
+            document.set("data.client_holdout", share)?;
+        }
         set(document, "data.classes", self.classes)?;
         set(document, "data.seed", self.seed)?;
         // A model section that repeats the number of classes must not contradict the flag.

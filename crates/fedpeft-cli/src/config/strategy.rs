@@ -42,6 +42,8 @@ enum Kind {
     Fedadam,
     /// As fedadam, but the second moment changes by a bounded amount
     Fedyogi,
+    /// Clients correct their gradients by control variates; needs --optimizer sgd
+    Scaffold,
 }
 
 impl Kind {
@@ -52,6 +54,7 @@ impl Kind {
             Self::Fedadagrad => "fedadagrad",
             Self::Fedadam => "fedadam",
             Self::Fedyogi => "fedyogi",
+            Self::Scaffold => "scaffold",
         }
     }
 }
@@ -73,6 +76,7 @@ impl StrategyOverrides {
             "fedavgm" => &["learning_rate", "momentum"],
             "fedadagrad" => &["learning_rate", "beta1", "tau"],
             "fedadam" | "fedyogi" => &["learning_rate", "beta1", "beta2", "tau"],
+            "scaffold" => &["learning_rate"],
             _ => &[],
         };
         match flags.iter().find(|(key, _, value)| value.is_some() && !known.contains(key)) {
@@ -114,6 +118,9 @@ mod tests {
         let adam = |learning_rate, tau| StrategySpec::Fedadam { learning_rate, beta1, beta2, tau };
         assert_eq!(strategy(ADAM, &["--server-tau=0.1"]).unwrap(), adam(0.5, 0.1));
         assert_eq!(strategy("", &["--strategy=fedadam", "--server-lr=0.2"]).unwrap(), adam(0.2, tau));
+        let sgd = "training = { optimizer = { kind = 'sgd' } }";
+        let scaffold = StrategySpec::Scaffold { learning_rate: 0.5, population: None };
+        assert_eq!(strategy(sgd, &["--strategy=scaffold", "--server-lr=0.5"]).unwrap(), scaffold);
         let momentum = StrategySpec::Fedavgm { learning_rate: 1.0, momentum: 0.5 };
         assert_eq!(strategy(ADAM, &["--strategy=fedavgm", "--server-momentum=0.5"]).unwrap(), momentum);
     }

@@ -56,6 +56,9 @@ pub struct TrainingOverrides {
     /// Strength of FedProx's proximal term; 0 is FedAvg.
     #[arg(long, value_name = "MU", allow_negative_numbers = true)]
     proximal_mu: Option<f64>,
+    /// Tensors of the adapter that never leave a client, as a glob: 'head.*' is a personal head. May be repeated.
+    #[arg(long, value_name = "GLOB")]
+    local: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
@@ -112,6 +115,9 @@ impl TrainingOverrides {
             if let Some(value) = value {
                 document.set(&format!("run.training.{key}"), value)?;
             }
+        }
+        if !self.local.is_empty() {
+            document.set("run.training.local", Value::try_from(&self.local)?)?;
         }
         self.apply_schedule(document)?;
         self.apply_optimizer(document)
@@ -207,6 +213,8 @@ mod tests {
         let got = training(SGD, &["--nesterov=true", "--clip-norm=1", "--proximal-mu=0.01"]).unwrap();
         let sgd = OptimizerSpec::Sgd { momentum: 0.5, nesterov: true, weight_decay: 0.1 };
         assert_eq!((got.optimizer, got.clip_norm, got.proximal_mu), (sgd, Some(1.0), 0.01));
+        let got = training("training = { local = ['a'] }", &["--local=head.*", "--local=*norm*"]).unwrap();
+        assert_eq!(got.local, ["head.*", "*norm*"]);
         let got = training(SGD, &["--optimizer=adamw"]).unwrap();
         assert_eq!(got.optimizer, OptimizerSpec::default());
     }

@@ -25,7 +25,10 @@ use anyhow::{Context as _, Result, bail};
 use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_bus::BusConfig;
 use fedpeft_data::Federation;
-use fedpeft_protocol::{RunId, run::RunView};
+use fedpeft_protocol::{
+    RunId,
+    run::{RunView, StrategySpec},
+};
 
 use crate::{
     config::{Config, DataOverrides, Document, RunOverrides, SimulationOverrides},
@@ -97,6 +100,16 @@ impl Args {
                 "the cohort of {cohort} is larger than the {clients} clients: lower run.cohort (--cohort) or raise \
                  data.clients (--clients)"
             );
+        }
+        let run = &config.run;
+        if run.is_personal() && run.evaluation.every > 0 && config.data.client_holdout.is_none() {
+            bail!(
+                "clients evaluate their own models in this run, on examples that they hold back: set \
+                 data.client_holdout (--client-holdout 0.2), or run.evaluation.every to 0"
+            );
+        }
+        if let StrategySpec::Scaffold { population, .. } = &mut config.run.strategy {
+            population.get_or_insert(clients);
         }
         // All clients are there before the run is submitted, so that a cohort depends on the seed alone; from
         // then on a round may start without those that left.

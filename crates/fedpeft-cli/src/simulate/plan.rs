@@ -29,7 +29,7 @@ pub struct Plan {
     pub workers: Vec<Worker>,
     /// Threads of each.
     pub threads: u32,
-    /// What the evaluator evaluates on; none where the run is never evaluated.
+    /// What the evaluator evaluates on; none where the run is never evaluated, or by its clients.
     pub evaluator: Option<EvaluateOn>,
     /// Threads of the evaluator: it works while the others wait.
     pub evaluator_threads: u32,
@@ -55,7 +55,8 @@ impl Plan {
         Self {
             workers: (0..count).map(worker).collect(),
             threads,
-            evaluator: (config.run.evaluation.every > 0).then_some(config.simulate.evaluate_on),
+            evaluator: (config.run.evaluation.every > 0 && !config.run.is_personal())
+                .then_some(config.simulate.evaluate_on),
             evaluator_threads: threads.saturating_mul(count).min(cores.max(threads)),
         }
     }
@@ -102,5 +103,7 @@ mod tests {
         let many = plan("", 64);
         assert_eq!((many.workers.len(), many.threads, many.evaluator_threads), (8, 8, 64));
         assert_eq!(many.clients().last().map(String::as_str), Some(EVALUATOR));
+        let personal = plan("[data]\nclients = 2\n[run.training]\nlocal = ['head.*']", 2);
+        assert_eq!(personal.clients(), ["client-000", "client-001"]);
     }
 }

@@ -84,6 +84,8 @@ pub(super) struct Keys {
     min_examples: u32,
     eval_examples: u32,
     validation_examples: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_holdout: Option<f64>,
     seed: u64,
 }
 
@@ -182,6 +184,13 @@ impl TryFrom<Keys> for DataSpec {
                 allowed.concat().join(", ")
             ));
         }
+        let client_holdout = match keys.client_holdout {
+            None => None,
+            Some(share) => {
+                let wrong = || format!("client_holdout is {share}: it must lie above 0 and at most at 0.5");
+                Some(Fraction::new(share).filter(|share| share.get() <= 0.5).ok_or_else(wrong)?)
+            }
+        };
         let source = match keys.kind {
             Kind::Idx => Source::Idx(IdxFiles {
                 train_images: keys.train_images.take(),
@@ -218,6 +227,7 @@ impl TryFrom<Keys> for DataSpec {
             min_examples: keys.min_examples,
             eval_examples: keys.eval_examples,
             validation_examples: keys.validation_examples,
+            client_holdout,
             seed: keys.seed,
         })
     }
@@ -248,6 +258,7 @@ impl From<DataSpec> for Keys {
             min_examples: spec.min_examples,
             eval_examples: spec.eval_examples,
             validation_examples: spec.validation_examples,
+            client_holdout: spec.client_holdout.map(Fraction::get),
             seed: spec.seed,
         };
         let (kind, split, columns) = match spec.source {
@@ -308,6 +319,7 @@ mod tests {
     fn specifications_round_trip() {
         for text in [
             "clients = 4\npartition = { kind = \"iid\" }",
+            "client_holdout = 0.2",
             "train_images = \"a\"\nseed = 3",
             "kind = \"image_folder\"\ntrain = \"a\"\ntest = \"b\"\nimage_size = 64",
             "kind = \"text_folder\"\ntrain = \"a\"\nclass_names = [\"x\", \"y\"]\nclasses = 2",
@@ -339,6 +351,8 @@ mod tests {
             ("kind = \"csv\"\ntrain = \"a\"\ndelimiter = \"é\"", "delimiter"),
             ("kind = \"jsonl\"\ntrain = \"a\"\ndelimiter = \",\"", "no key delimiter"),
             ("kind = \"image_folder\"\ntrain = \"a\"\nimage_size = 0", "image_size"),
+            ("client_holdout = 0.0", "above 0"),
+            ("client_holdout = 0.6", "at most at 0.5"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(said), "{text}: {error}");

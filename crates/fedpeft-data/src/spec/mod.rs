@@ -36,6 +36,9 @@ pub struct DataSpec {
     pub eval_examples: u32,
     /// Training examples set aside for validation before anything is dealt out.
     pub validation_examples: u32,
+    /// Share of its examples that each client holds back from training to evaluate its own model on, the same of
+    /// every class; none where nothing is said. They count in `samples_per_client` and `min_examples`.
+    pub client_holdout: Option<Fraction>,
     /// Seed of every choice above.
     pub seed: u64,
 }
@@ -164,6 +167,7 @@ impl Default for DataSpec {
             min_examples: 10,
             eval_examples: 1000,
             validation_examples: 0,
+            client_holdout: None,
             seed: 0,
         }
     }

@@ -17,12 +17,16 @@ use super::{
     check,
     constants::{Constants, Step},
 };
-use crate::{OptimizerState, RuntimeError, graph::Side};
+use crate::{
+    OptimizerState, RuntimeError,
+    graph::{Side, filled},
+};
 
-/// What happens to gradients before a step of `training`.
-pub(crate) fn transforms(training: &TrainingSpec) -> gradient::Transforms {
+/// What happens to gradients before a step of `training`. A constant that is added to them is added as micro-batches
+/// are.
+pub(crate) fn transforms(training: &TrainingSpec, is_corrected: bool) -> gradient::Transforms {
     gradient::Transforms {
-        accumulate: training.accumulate > 1,
+        accumulate: training.accumulate > 1 || is_corrected,
         proximal: training.proximal_mu > 0.0,
         clip: training.clip_norm.is_some(),
     }
@@ -32,7 +36,7 @@ pub(crate) fn transforms(training: &TrainingSpec) -> gradient::Transforms {
 pub(crate) struct Sessions {
     /// The graph, with the transformations that are used.
     pub step: Session,
-    /// The part that accumulates, where a step has several micro-batches.
+    /// The part that accumulates, where a step has several micro-batches or a correction.
     pub accumulation: Option<Session>,
 }
 
@@ -44,6 +48,8 @@ pub(crate) struct Bound<'a> {
     pub gradients: &'a [Tensor<f32>],
     /// The adapter that the proximal term pulls to, flat; empty where there is none.
     pub anchor: &'a [f32],
+    /// What is added to every gradient, flat.
+    pub correction: Option<&'a [f32]>,
     pub allocator: &'a Allocator,
 }
 
@@ -62,7 +68,7 @@ impl GraphOptimizer {
     /// Binds the sessions to both sets of the adapter, in both directions.
     pub fn new(sessions: Sessions, training: &TrainingSpec, bound: Bound<'_>) -> Result<Self, RuntimeError> {
         let Sessions { step: session, accumulation } = sessions;
-        let Bound { layout, adapter: [current, next], gradients, anchor, allocator } = bound;
+        let Bound { layout, adapter: [current, next], gradients, anchor, correction, allocator } = bound;
         let names: &[&str] = match training.optimizer {
             OptimizerSpec::Sgd { .. } => &["momentum"],
             OptimizerSpec::Adamw { .. } => &["m", "v"],
@@ -89,7 +95,7 @@ impl GraphOptimizer {
             }
         }
         let accumulation = accumulation
-            .map(|session| Accumulation::new(session, layout, gradients, allocator))
+            .map(|session| Accumulation::new(session, layout, gradients, correction, allocator))
             .transpose()?;
         let constants = Constants::new(training.optimizer);
         Ok(Self { bindings, state, layout: layout.clone(), accumulation, constants, session })
@@ -169,6 +175,8 @@ impl GraphOptimizer {
 /// The weighted sum of the gradients of all micro-batches of a step but the last, which the step itself adds.
 struct Accumulation {
     binding: IoBinding,
+    /// Adds what is added to every gradient, where something is.
+    correcting: Option<(IoBinding, Vec<Tensor<f32>>)>,
     /// Zeros, which a sum begins with, and two sums, one of which is read while the other is written.
     sums: [Tensor<f32>; 3],
     current: usize,
@@ -182,12 +190,22 @@ impl Accumulation {
         session: Session,
         layout: &Layout,
         gradients: &[Tensor<f32>],
+        correction: Option<&[f32]>,
         allocator: &Allocator,
     ) -> Result<Self, RuntimeError> {
+        let correcting = match correction {
+            None => None,
+            Some(values) => {
+                let (mut binding, tensors) = (session.create_binding()?, filled(layout, values, allocator)?);
+                bind_gradients(&mut binding, layout, &tensors)?;
+                Some((binding, tensors))
+            }
+        };
         let zeros = || zeros(layout, allocator);
         let mut binding = session.create_binding()?;
         bind_gradients(&mut binding, layout, gradients)?;
-        Ok(Self { binding, sums: [zeros()?, zeros()?, zeros()?], current: 0, weight: 0.0, session })
+        let sums = [zeros()?, zeros()?, zeros()?];
+        Ok(Self { binding, correcting, sums, current: 0, weight: 0.0, session })
     }
 
     fn clear(&mut self) {
@@ -195,11 +213,8 @@ impl Accumulation {
     }
 
     fn add(&mut self, weight: f64) -> Result<(), RuntimeError> {
-        self.binding.bind_input(gradient::ACCUMULATED, &self.sums[self.current])?;
-        self.current = if self.current == 1 { 2 } else { 1 };
-        self.binding.bind_output(gradient::SUM, &mut self.sums[self.current])?;
-        bind_scalar(&mut self.binding, gradient::WEIGHT, weight as f32)?;
-        self.session.run_binding(&self.binding)?;
+        let Self { binding, sums, current, session, .. } = self;
+        accumulate(session, binding, sums, current, weight)?;
         self.weight += weight;
         Ok(())
     }
@@ -208,12 +223,32 @@ impl Accumulation {
     fn hand_over(&mut self, step: &mut IoBinding, weight: f64) -> Result<(), RuntimeError> {
         // The only micro-batch of a step has its gradient as it is.
         let weight = if self.weight == 0.0 { 1.0 } else { weight };
+        let Self { correcting, sums, current, session, .. } = self;
+        if let Some((binding, _)) = correcting {
+            accumulate(session, binding, sums, current, self.weight + weight)?;
+        }
         step.bind_input(gradient::ACCUMULATED, &self.sums[self.current])?;
         bind_scalar(step, gradient::WEIGHT, weight as f32)?;
         bind_scalar(step, gradient::SCALE, (1.0 / (self.weight + weight)) as f32)?;
         self.clear();
         Ok(())
     }
+}
+
+/// Adds the gradients of `binding` with this weight to the current sum; the result is another, current from then on.
+fn accumulate(
+    session: &mut Session,
+    binding: &mut IoBinding,
+    sums: &mut [Tensor<f32>; 3],
+    current: &mut usize,
+    weight: f64,
+) -> Result<(), RuntimeError> {
+    binding.bind_input(gradient::ACCUMULATED, &sums[*current])?;
+    *current = if *current == 1 { 2 } else { 1 };
+    binding.bind_output(gradient::SUM, &mut sums[*current])?;
+    bind_scalar(binding, gradient::WEIGHT, weight as f32)?;
+    session.run_binding(binding)?;
+    Ok(())
 }
 
 /// Binds input `name` and output `<name>.next` to two tensors, one way in the first binding and the other

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     OptimizerState, RuntimeError,
-    graph::tensors,
+    graph::{filled, tensors},
     kernels::{self, Gradient},
 };
 
@@ -36,7 +36,9 @@ pub(crate) struct HostOptimizer {
     anchor: Vec<f32>,
     /// Squared norm of the gradient by part; empty where nothing is clipped.
     squares: Vec<f64>,
-    /// Weighted sum of gradients; empty where there is one micro-batch per step.
+    /// What is added to every gradient; empty where nothing is.
+    correction: Vec<Tensor<f32>>,
+    /// Weighted sum of gradients; empty where there is one micro-batch per step, and nothing to add to it.
     sum: Vec<Tensor<f32>>,
     /// Weight of what `sum` holds.
     weight: f64,
@@ -53,17 +55,21 @@ struct Part<'a> {
 }
 
 impl HostOptimizer {
-    /// `anchor` is the adapter that the proximal term of `training` pulls to; empty where it has none.
+    /// `anchor` is the adapter that the proximal term of `training` pulls to; empty where it has none. `correction` is
+    /// added to every gradient.
     pub fn new(
         training: &TrainingSpec,
         anchor: Vec<f32>,
+        correction: Option<&[f32]>,
         layout: &Layout,
         threads: usize,
     ) -> Result<Self, RuntimeError> {
         let values = layout.values();
         let second = if matches!(training.optimizer, OptimizerSpec::Adamw { .. }) { values } else { 0 };
         let parts: usize = layout.tensors().iter().map(|spec| spec.values().div_ceil(PART_VALUES)).sum();
-        let accumulates = training.accumulate > 1;
+        let accumulates = training.accumulate > 1 || correction.is_some();
+        let allocator = Allocator::default();
+        let correction = correction.map(|values| filled(layout, values, &allocator)).transpose()?;
         Ok(Self {
             constants: Constants::new(training.optimizer),
             clip_norm: training.clip_norm,
@@ -72,7 +78,8 @@ impl HostOptimizer {
             second: vec![0.0; second],
             anchor,
             squares: vec![0.0; if training.clip_norm.is_some() { parts } else { 0 }],
-            sum: if accumulates { tensors(layout, &Allocator::default())? } else { Vec::new() },
+            correction: correction.unwrap_or_default(),
+            sum: if accumulates { tensors(layout, &allocator)? } else { Vec::new() },
             weight: 0.0,
             threads: if values < PARALLEL_VALUES { 1 } else { threads.max(1) },
         })
@@ -100,13 +107,7 @@ impl HostOptimizer {
     pub fn accumulate(&mut self, gradients: &[Tensor<f32>], weight: f64) {
         let first = self.weight == 0.0;
         self.weight += weight;
-        let pairs = self.sum.iter_mut().zip(gradients).flat_map(|(sum, gradient)| {
-            let gradient = gradient.extract_tensor().1.chunks(PART_VALUES);
-            sum.extract_tensor_mut().1.chunks_mut(PART_VALUES).zip(gradient)
-        });
-        for_each(pairs, self.threads, |(sum, gradient)| {
-            kernels::accumulate(weight as f32, gradient, first, sum);
-        });
+        add(&mut self.sum, gradients, weight, first, self.threads);
     }
 
     /// Steps along the mean of `gradients` and of what was accumulated.
@@ -117,10 +118,12 @@ impl HostOptimizer {
         weight: f64,
         learning_rate: f64,
     ) {
-        if self.weight == 0.0 {
+        if self.weight == 0.0 && self.correction.is_empty() {
             return self.descend(adapter, gradients, 1.0, learning_rate);
         }
-        self.accumulate(gradients, weight);
+        // The only micro-batch of a step has its gradient as it is.
+        self.accumulate(gradients, if self.weight == 0.0 { 1.0 } else { weight });
+        add(&mut self.sum, &self.correction, self.weight, false, self.threads);
         let sum = std::mem::take(&mut self.sum);
         self.descend(adapter, &sum, 1.0 / self.weight, learning_rate);
         (self.sum, self.weight) = (sum, 0.0);
@@ -152,6 +155,15 @@ impl HostOptimizer {
         let norm = self.squares.iter().sum::<f64>().sqrt();
         (clip_norm / (norm + CLIP_EPSILON)).min(1.0)
     }
+}
+
+/// Adds `weight` times `gradients` to `sum`, or replaces it where they are the first.
+fn add(sum: &mut [Tensor<f32>], gradients: &[Tensor<f32>], weight: f64, first: bool, threads: usize) {
+    let pairs = sum.iter_mut().zip(gradients).flat_map(|(sum, gradient)| {
+        let gradient = gradient.extract_tensor().1.chunks(PART_VALUES);
+        sum.extract_tensor_mut().1.chunks_mut(PART_VALUES).zip(gradient)
+    });
+    for_each(pairs, threads, |(sum, gradient)| kernels::accumulate(weight as f32, gradient, first, sum));
 }
 
 /// Does `work` for every part. Each is computed alone, so how they are divided among threads does not show in

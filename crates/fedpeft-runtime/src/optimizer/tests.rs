@@ -57,9 +57,9 @@ fn sessions(runtime: &Runtime, layout: &Layout, training: &TrainingSpec) -> Sess
         session::commit(runtime, &model.to_bytes(), ".", false, ChosenDevice::Cpu, 1).unwrap()
     };
     let (mut step, mut accumulation) = (model.clone(), model);
-    gradient::keep(&mut step, transforms(training)).unwrap();
+    gradient::keep(&mut step, transforms(training, false)).unwrap();
     gradient::accumulation(&mut accumulation).unwrap();
-    let accumulation = transforms(training).accumulate.then(|| open(accumulation));
+    let accumulation = transforms(training, false).accumulate.then(|| open(accumulation));
     Sessions { step: open(step), accumulation }
 }
 
@@ -71,13 +71,14 @@ fn steps(runtime: &Runtime, golden: &Golden, training: &TrainingSpec, residence:
     let mut gradients = tensors(&layout, &allocator).unwrap();
     let anchor = if training.proximal_mu > 0.0 { golden.start.clone() } else { Vec::new() };
     let form = match residence {
-        Residence::Host => Form::Host(HostOptimizer::new(training, anchor, &layout, 1).unwrap()),
+        Residence::Host => Form::Host(HostOptimizer::new(training, anchor, None, &layout, 1).unwrap()),
         Residence::Device => {
             let bound = Bound {
                 layout: &layout,
                 adapter: adapter.sets_mut(),
                 gradients: &gradients,
                 anchor: &anchor,
+                correction: None,
                 allocator: &allocator,
             };
             let optimizer = GraphOptimizer::new(sessions(runtime, &layout, training), training, bound);
@@ -175,7 +176,7 @@ fn threads_do_not_show_in_a_step() {
     let results = [1, 2, 5].map(|threads| {
         let mut adapter = Adapter::new(&layout, &allocator, Residence::Host).unwrap();
         adapter.write(&layout, &start).unwrap();
-        let mut optimizer = HostOptimizer::new(&training, values(0.05), &layout, threads).unwrap();
+        let mut optimizer = HostOptimizer::new(&training, values(0.05), None, &layout, threads).unwrap();
         for _ in 0..2 {
             optimizer.begin();
             optimizer.accumulate(&gradients, 3.0);

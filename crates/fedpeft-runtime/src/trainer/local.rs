@@ -28,6 +28,8 @@ pub struct LocalTraining<'a> {
     pub seed: OrderSeed<'a>,
     /// Rounds of the run, for learning rates that depend on how far it is.
     pub rounds: Round,
+    /// What is added to the gradient of every step, in layout order: SCAFFOLD's control variates.
+    pub correction: Option<&'a [f32]>,
 }
 
 /// What training came to.
@@ -41,6 +43,8 @@ pub struct Trained {
     pub loss: f64,
     /// Seconds spent.
     pub seconds: f64,
+    /// Sum of the learning rates of all steps.
+    pub learning_rates: f64,
 }
 
 impl Trainer {
@@ -69,7 +73,7 @@ impl Trainer {
         between: &mut dyn FnMut(&Standing<'_>) -> Result<bool, RuntimeError>,
     ) -> Result<Trained, RuntimeError> {
         let start = Instant::now();
-        let LocalTraining { spec, seed, rounds } = training;
+        let LocalTraining { spec, seed, rounds, correction } = training;
         let count = examples.len();
         if count == 0 {
             return Err(RuntimeError::NoExamples);
@@ -78,7 +82,7 @@ impl Trainer {
         let per_epoch = count.div_ceil(batch) as u64;
         let planned = u64::from(spec.local_epochs).saturating_mul(per_epoch);
         let schedule = Schedule::new(spec, planned, seed.round, rounds);
-        let mut optimizer = self.optimizer(spec)?;
+        let mut optimizer = self.corrected_optimizer(spec, correction)?;
         let (mut steps, mut loss, mut weight, mut earlier) = (0, 0.0, 0.0, 0.0);
         if let Some(snapshot) = snapshot {
             self.restore(snapshot, planned, &mut optimizer)?;
@@ -112,7 +116,8 @@ impl Trainer {
             }
         }
         let (_, seconds) = ask(self, &optimizer, steps, loss, weight)?;
-        Ok(Trained { examples: count as u64, steps, loss: mean(loss, weight), seconds })
+        let learning_rates = (0..planned).map(|step| schedule.learning_rate(step)).sum();
+        Ok(Trained { examples: count as u64, steps, loss: mean(loss, weight), seconds, learning_rates })
     }
 
     fn restore(
@@ -167,6 +172,20 @@ impl Trainer {
     /// An optimizer for training as `training` says, at a constant learning rate until
     /// [`Optimizer::set_learning_rate`]. Its state is zero, and its proximal term pulls to the present adapter.
     pub fn optimizer(&mut self, training: &TrainingSpec) -> Result<Optimizer, RuntimeError> {
+        self.corrected_optimizer(training, None)
+    }
+
+    /// [`Self::optimizer`], which adds `correction` to every gradient.
+    fn corrected_optimizer(
+        &mut self,
+        training: &TrainingSpec,
+        correction: Option<&[f32]>,
+    ) -> Result<Optimizer, RuntimeError> {
+        if let Some(values) = correction
+            && values.len() != self.layout().values()
+        {
+            return Err(RuntimeError::Adapter { got: values.len(), expected: self.layout().values() });
+        }
         let mut anchor = Vec::new();
         if training.proximal_mu > 0.0 {
             self.adapter.read(&mut anchor)?;
@@ -177,9 +196,9 @@ impl Trainer {
                     0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
                     threads => threads,
                 };
-                Form::Host(HostOptimizer::new(training, anchor, self.layout(), threads)?)
+                Form::Host(HostOptimizer::new(training, anchor, correction, self.layout(), threads)?)
             }
-            Residence::Device => Form::Graph(Box::new(self.graph_optimizer(training, &anchor)?)),
+            Residence::Device => Form::Graph(Box::new(self.graph_optimizer(training, &anchor, correction)?)),
         };
         Ok(Optimizer::new(form, training))
     }
@@ -188,6 +207,7 @@ impl Trainer {
         &mut self,
         spec: &TrainingSpec,
         anchor: &[f32],
+        correction: Option<&[f32]>,
     ) -> Result<GraphOptimizer, RuntimeError> {
         self.training()?;
         let Self { training: Some(training), adapter, memory, folder, .. } = self else {
@@ -199,7 +219,7 @@ impl Trainer {
             OptimizerSpec::Adamw { .. } => &files.optimizer_adamw,
         };
         let (runtime, device, options) = (&self.runtime, self.device, &self.options);
-        let transforms = transforms(spec);
+        let transforms = transforms(spec, correction.is_some());
         let step = session::open_edited(runtime, folder, file, device, options, |model| {
             gradient::keep(model, transforms)
         })?;
@@ -212,6 +232,7 @@ impl Trainer {
             adapter: adapter.sets_mut(),
             gradients: &training.gradients,
             anchor,
+            correction,
             allocator: &memory.allocator,
         };
         GraphOptimizer::new(sessions, spec, bound)

@@ -11,7 +11,7 @@ use fedpeft_artifacts::{
     manifest::{ElementType, InputSource, TaskSpec},
 };
 use fedpeft_bus::{Bus, UpdateDelivery, Updates};
-use fedpeft_codec::encode;
+use fedpeft_codec::{Layout, encode};
 use fedpeft_onnx::{DType, Dim, Graph, Model, Node, Tensor, ValueInfo};
 use fedpeft_peft::Method;
 use fedpeft_protocol::{
@@ -84,6 +84,8 @@ pub struct Setup {
     pub folder: TempDir,
     pub manifest: Digest,
     pub start: Vec<f32>,
+    /// All tensors of the adapter.
+    pub layout: Layout,
     data: PathBuf,
 }
 
@@ -125,7 +127,14 @@ impl Setup {
         }
         bus.put_blob(std::fs::read(artifacts.join("manifest.json")).unwrap().into()).await.unwrap();
         let (manifest, start) = (opened.digest(), opened.initial_adapter().unwrap());
-        Self { server, bus, folder, manifest, start, data }
+        let layout = opened.manifest().adapter.clone();
+        Self { server, bus, folder, manifest, start, layout, data }
+    }
+
+    /// Has every client hold back this share of its examples.
+    pub fn hold_back(&self, share: f64) {
+        let text = std::fs::read_to_string(&self.data).unwrap();
+        std::fs::write(&self.data, format!("client_holdout = {share}\n{text}")).unwrap();
     }
 
     /// A worker with these arguments; it ends with the test.
@@ -199,6 +208,11 @@ impl Setup {
         self.bus.publish_task(task, &ClientId::new(client).unwrap()).await.unwrap();
     }
 
+    /// Those of one round of client-000.
+    pub async fn updates_of(&self, round: Round) -> Updates {
+        self.bus.updates_of(&run(), round, &ClientId::new("client-000").unwrap()).await.unwrap()
+    }
+
     pub async fn updates(&self) -> Updates {
         self.bus.updates(&run()).await.unwrap()
     }
@@ -211,7 +225,7 @@ pub fn run() -> RunId {
 pub fn train() -> Work {
     let training =
         TrainingSpec { local_epochs: 4, batch_size: 16, learning_rate: 0.05, ..Default::default() };
-    Work::Train { training, seed: 3, rounds: 8, stability: None }
+    Work::Train { training, seed: 3, rounds: 8, stability: None, memory: None, personal: false }
 }
 
 /// A test that hangs fails.

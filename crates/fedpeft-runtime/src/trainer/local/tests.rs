@@ -30,8 +30,17 @@ impl Subject {
     }
 
     fn train(&mut self, spec: &TrainingSpec, rounds: Round) -> (Vec<f32>, Trained) {
+        self.corrected(spec, rounds, None)
+    }
+
+    fn corrected(
+        &mut self,
+        spec: &TrainingSpec,
+        rounds: Round,
+        correction: Option<&[f32]>,
+    ) -> (Vec<f32>, Trained) {
         self.trainer.set_adapter(&self.start).unwrap();
-        let training = LocalTraining { spec, seed: SEED, rounds };
+        let training = LocalTraining { spec, seed: SEED, rounds, correction };
         let trained = self.trainer.train(training, &self.examples, &mut || true).unwrap();
         let mut values = Vec::new();
         self.trainer.adapter_into(&mut values).unwrap();
@@ -103,6 +112,37 @@ fn devices_train_as_the_processor_does() {
     }
 }
 
+/// One step of all 45 examples goes further by the learning rate times the correction, in whatever parts it is computed.
+#[test]
+fn a_correction_is_added_to_the_gradient_of_every_step() {
+    let plain = OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+    let once = TrainingSpec { local_epochs: 1, batch_size: 45, optimizer: plain, ..spec() };
+    let (subjects, _directory) = subjects();
+    let mut ends = Vec::new();
+    for mut subject in subjects {
+        let correction: Vec<f32> = (0..subject.start.len()).map(|i| (i as f32 * 1.3).cos()).collect();
+        let (free, trained) = subject.train(&once, 1);
+        assert_eq!((trained.steps, trained.learning_rates), (1, 0.02));
+        for accumulate in [1, 4] {
+            let spec = TrainingSpec { accumulate, ..once.clone() };
+            let (corrected, _) = subject.corrected(&spec, 1, Some(&correction));
+            let wanted: Vec<f32> = free.iter().zip(&correction).map(|(f, c)| f - 0.02 * c).collect();
+            assert!(
+                difference(&corrected, &wanted) < 1e-6,
+                "{accumulate}: {}",
+                difference(&corrected, &wanted)
+            );
+        }
+        let several = TrainingSpec { accumulate: 3, batch_size: 16, ..once.clone() };
+        ends.push(subject.corrected(&several, 1, Some(&correction)).0);
+        subject.trainer.set_adapter(&subject.start).unwrap();
+        let training = LocalTraining { spec: &once, seed: SEED, rounds: 1, correction: Some(&[0.0]) };
+        let wrong = subject.trainer.train(training, &subject.examples, &mut || true);
+        assert!(matches!(wrong, Err(RuntimeError::Adapter { got: 1, .. })));
+    }
+    assert!(difference(&ends[0], &ends[1]) < 1e-6);
+}
+
 #[test]
 fn proximal_terms_hold_the_adapter_back_and_clipping_bounds_a_step() {
     let ([mut subject, _], _directory) = subjects();
@@ -139,7 +179,7 @@ fn interrupted(
     stop: u64,
 ) -> (Vec<f32>, Trained) {
     subject.trainer.set_adapter(&subject.start).unwrap();
-    let training = LocalTraining { spec, seed: SEED, rounds: 1 };
+    let training = LocalTraining { spec, seed: SEED, rounds: 1, correction: None };
     let mut snapshot = None;
     let stopped = subject.trainer.train_from(training, None, &subject.examples, &mut |standing| {
         if standing.steps() == stop {
@@ -202,7 +242,7 @@ fn resumed_trainings_give_the_bits_of_straight_ones() {
 #[test]
 fn snapshots_of_other_trainings_are_refused() {
     let ([mut subject, mut device], _directory) = subjects();
-    let training = LocalTraining { spec: &spec(), seed: SEED, rounds: 1 };
+    let training = LocalTraining { spec: &spec(), seed: SEED, rounds: 1, correction: None };
     let mut taken = None;
     subject.trainer.set_adapter(&subject.start).unwrap();
     let stopped = subject.trainer.train_from(training, None, &subject.examples, &mut |standing| {
