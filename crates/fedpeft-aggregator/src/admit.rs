@@ -3,6 +3,7 @@
 use std::{iter, time::Instant};
 
 use fedpeft_bus::{BusError, UpdateDelivery, UploadKey};
+use fedpeft_codec::Pipeline;
 use fedpeft_protocol::{
     ClientId, Digest,
     round::{ByteKind, Direction, Outcome, Payload, Personal, Transfer, Update},
@@ -12,6 +13,7 @@ use fedpeft_strategy::{SpoolError, Weight, check_update};
 
 use crate::{
     drive::Drive,
+    encoding,
     round::{Accepted, Answer, Member, RoundState, Updates},
     spool::Adapter,
     stop::Stop,
@@ -81,9 +83,11 @@ pub(crate) async fn admit(
             let digest = adapter.digest();
             let reported = update.fetched.iter().any(is_adapter_upload);
             let mut given = Vec::new();
-            for payload in iter::once(adapter).chain(control) {
+            // Control variates are sent as they are.
+            let pipelines = [drive.record.spec.uplink, Pipeline::default()];
+            for (payload, pipeline) in iter::once(adapter).chain(control).zip(pipelines) {
                 let digest = payload.digest();
-                match fetch(drive, round, (&client, member), payload, reported).await? {
+                match fetch(drive, round, (&client, member), (payload, pipeline), reported).await? {
                     Ok(adapter) => given.push(Given { adapter, digest }),
                     Err(reason) => return Ok(Err(Refusal::Answer(reason))),
                 }
@@ -187,16 +191,15 @@ async fn fetch(
     drive: &Drive<'_>,
     round: &mut RoundState,
     (client, member): (&ClientId, &Member),
-    adapter: Payload,
+    (adapter, pipeline): (Payload, Pipeline),
     reported: bool,
 ) -> Result<Result<Adapter, String>, Stop> {
     let (digest, size) = match adapter {
         Payload::Message { data, .. } => return Ok(Ok(Adapter::Held(data))),
         Payload::Blob { digest, size } => (digest, size),
     };
-    let wanted = drive.model.layout.bytes();
-    if size != wanted {
-        return Ok(Err(format!("the adapter has {size} bytes, this model's have {wanted}")));
+    if let Err(reason) = encoding::check_size(pipeline, &drive.model.layout, size) {
+        return Ok(Err(reason));
     }
     let key = UploadKey { run: &drive.record.run, round: member.round, client };
     let get = async |file| drive.bus.get_upload(key, &digest, size, file).await;
@@ -233,7 +236,9 @@ async fn add(
     let layout = drive.model.layout.clone();
     let spec = &drive.record.spec;
     let (bound, rule) = (spec.max_update_norm, round.rule());
-    let base = match bound.is_some() || rule.reads_base() {
+    let uplink = spec.uplink;
+    let decoded = (!uplink.is_plain()).then(|| drive.target(layout.bytes())).transpose()?;
+    let base = match bound.is_some() || rule.reads_base() || uplink.delta() {
         true => drive.global(&member.adapter).await?,
         false => Adapter::none(),
     };
@@ -253,6 +258,13 @@ async fn add(
                 checked => checked?,
             }
         }
+        let adapter = match decoded {
+            None => adapter,
+            Some(target) => match encoding::decoded((uplink, &layout), &adapter, &base, target)? {
+                Ok(adapter) => adapter,
+                Err(error) => return Ok(Err(error.to_string())),
+            },
+        };
         if let Some(norm) = bound {
             let distance = adapter.distance(&base)?;
             // NaN passes here, and is refused by name below.

@@ -23,6 +23,7 @@ mod api;
 mod checkpoint;
 mod counted;
 mod drive;
+mod encoding;
 mod events;
 mod lease;
 mod ledger;
