@@ -49,7 +49,11 @@ async fn the_doctor_says_what_is_there_and_what_is_not() {
     assert!(text(&nobody).contains("WRONG    broker"), "{}", text(&nobody));
     let mut broken = std::process::Command::new(locate_binary("fedpeft-worker").unwrap());
     let broken = broken.args(["--check", "--ort-lib", "/nowhere/lib.so"]).output().unwrap();
-    assert!(text(&broken).contains("/nowhere/lib.so") && text(&broken).lines().count() == 1, "{}", text(&broken));
+    assert!(
+        text(&broken).contains("/nowhere/lib.so") && text(&broken).lines().count() == 1,
+        "{}",
+        text(&broken)
+    );
 }
 
 #[test]

@@ -261,8 +261,8 @@ async fn a_worker_that_is_killed_changes_nothing_of_what_is_kept() {
     federation.work(client);
     let killed = federation.completed("killed").await;
     assert_eq!((killed.adapter, killed.control), (calm.adapter, calm.control));
-    for client in 0..CLIENTS.len() {
-        let of = |run: &str| federation.state(client).join("runs").join(run).join(CLIENTS[client]);
+    for (client, name) in CLIENTS.iter().enumerate() {
+        let of = |run: &str| federation.state(client).join("runs").join(run).join(name);
         let (calm, killed) = (kept(&of("calm")), kept(&of("killed")));
         // What was there after the last round and the one before it; only the names of their tasks differ.
         assert_eq!(calm.len(), 2);

@@ -438,8 +438,8 @@ mod tests {
     fn low_rank_updates_are_averaged_as_such() {
         let spec = |name: &str, shape: [u64; 2]| TensorSpec { name: name.into(), shape: shape.into() };
         let pair = [spec("q.lora_A.weight", [1, 2]), spec("q.lora_B.weight", [2, 1])];
-        let layout = Layout::new(pair.into()).unwrap();
-        let mut fold = Fold::new(Rule::Products, layout.clone()).unwrap();
+        let factors = Layout::new(pair.into()).unwrap();
+        let mut fold = Fold::new(Rule::Products, factors.clone()).unwrap();
         // Of opposite signs, both diag(2, 0).
         for values in [[1.0, 0.0, 2.0, 0.0], [-1.0, 0.0, -2.0, 0.0]] {
             let weight = fold.rule().weight(10, 0).unwrap();
@@ -449,11 +449,11 @@ mod tests {
         let (mut next, kept) = (Vec::new(), Kept { before: None, after: &mut std::io::sink() });
         let strategy = of_spec(&StrategySpec::Fedavg);
         strategy.next(&mut std::io::empty(), kept, &mut fold.close(closing), &mut next).unwrap();
-        let next = decode(&next, &layout).unwrap();
+        let next = decode(&next, &factors).unwrap();
         assert!((next[0] * next[2] - 2.0).abs() < 1e-6 && next[1] == 0.0 && next[3] == 0.0, "{next:?}");
         assert!(fold.lost().is_some_and(|lost| lost < 1e-12));
 
-        let other = Fold::new(Rule::Products, super::tests::layout()).err().unwrap();
+        let other = Fold::new(Rule::Products, layout()).err().unwrap();
         assert_eq!(other, AccumulateError::NoPairs);
     }
 

@@ -127,7 +127,8 @@ mod tests {
         assert!(error(&["--trim=0.1"]).contains("--trim belongs to aggregation trimmed_mean, not to mean"));
         let told = error(&["--aggregation=krum", "--byzantine=3"]);
         assert!(told.contains("aggregation needs 9 updates, a round has 7"), "{told}");
-        let told = error(&["--aggregation=lora-product", "--strategy=fedadam"]);
+        let told = aggregation("[run.strategy]\nkind = 'fedadam'", &["--aggregation=lora-product"]);
+        let told = crate::output::one_line(&told.unwrap_err());
         assert!(told.contains("lora_product must be fedavg"), "{told}");
         let told = error(&["--aggregation=fednova"]);
         assert!(told.contains("sgd"), "{told}");

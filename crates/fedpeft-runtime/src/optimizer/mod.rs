@@ -23,7 +23,7 @@ pub struct Optimizer {
 }
 
 pub(crate) enum Form {
-    Host(HostOptimizer),
+    Host(Box<HostOptimizer>),
     Graph(Box<GraphOptimizer>),
 }
 

@@ -71,7 +71,9 @@ fn steps(runtime: &Runtime, golden: &Golden, training: &TrainingSpec, residence:
     let mut gradients = tensors(&layout, &allocator).unwrap();
     let anchor = if training.proximal_mu > 0.0 { golden.start.clone() } else { Vec::new() };
     let form = match residence {
-        Residence::Host => Form::Host(HostOptimizer::new(training, anchor, None, &layout, 1).unwrap()),
+        Residence::Host => {
+            Form::Host(Box::new(HostOptimizer::new(training, anchor, None, &layout, 1).unwrap()))
+        }
         Residence::Device => {
             let bound = Bound {
                 layout: &layout,
@@ -152,7 +154,7 @@ fn graphs_step_as_kernels_do_whatever_the_sizes() {
     let gradients = (0..5u8).map(|step| wave(f32::from(step))).collect();
     let golden = Golden { shapes, weights: [3.0, 2.0], start: wave(9.0), gradients, cases: BTreeMap::new() };
     let bare = TrainingSpec { learning_rate: 0.05, ..Default::default() };
-    let whole = TrainingSpec { accumulate: 2, proximal_mu: 0.1, clip_norm: Some(0.2), ..bare };
+    let whole = TrainingSpec { accumulate: 2, proximal_mu: 0.1, clip_norm: Some(0.2), ..bare.clone() };
     for training in [bare, whole] {
         let [host, graph] =
             [Residence::Host, Residence::Device].map(|place| steps(&runtime, &golden, &training, place));

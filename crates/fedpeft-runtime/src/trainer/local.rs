@@ -196,7 +196,8 @@ impl Trainer {
                     0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
                     threads => threads,
                 };
-                Form::Host(HostOptimizer::new(training, anchor, correction, self.layout(), threads)?)
+                let layout = self.layout();
+                Form::Host(Box::new(HostOptimizer::new(training, anchor, correction, layout, threads)?))
             }
             Residence::Device => Form::Graph(Box::new(self.graph_optimizer(training, &anchor, correction)?)),
         };

@@ -16,7 +16,7 @@ fn personal(setup: &Setup, round: u32, counted: Option<Digest>, epochs: u32) -> 
     if let Work::Train { training, memory, personal, .. } = &mut task.work {
         training.local = vec!["head.*".to_owned()];
         (training.local_epochs, training.batch_size) = (epochs, 4);
-        (*memory, *personal) = (Some(MemoryTask { counted }), true);
+        (*memory, *personal) = (Some(MemoryTask { counted, control: None }), true);
     }
     let (shared, _) = scope(setup).split(&setup.start);
     task.adapter = Payload::inline(fedpeft_codec::encode(&shared));
