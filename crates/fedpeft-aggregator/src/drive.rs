@@ -166,7 +166,7 @@ impl Drive<'_> {
             if !self.model.leaves_room(self.bus, size) {
                 return Ok(Payload::Blob { digest, size });
             }
-            let fetch = async || Ok::<_, Stop>(self.bus.get_blob(&digest, size).await?.0);
+            let fetch = || async { Ok::<_, Stop>(self.bus.get_blob(&digest, size).await?.0) };
             let data = self.encoded.get_or_try_init(fetch).await?.clone();
             return Ok(Payload::Message { digest, data });
         }
