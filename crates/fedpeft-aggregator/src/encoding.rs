@@ -3,7 +3,10 @@
 //! Folding reads plain values in chunks, from memory or from a file. A pipeline needs all values at once: a run that has
 //! one takes a few times its adapter in memory, for one adapter at a time.
 
-use std::io::{self, Read, Write};
+use std::{
+    io::{self, Read, Write},
+    ops::RangeInclusive,
+};
 
 use bytes::Bytes;
 use fedpeft_bus::Bus;
@@ -16,16 +19,10 @@ use crate::{
     spool::{Adapter, Spool, Target},
 };
 
-/// Whether an encoded adapter may have this size: a reason, where not.
-pub(crate) fn check_size(uplink: Pipeline, layout: &Layout, size: u64) -> Result<(), String> {
+/// Bytes that an encoded adapter may have.
+pub(crate) fn sizes(uplink: Pipeline, layout: &Layout) -> RangeInclusive<u64> {
     let most = Codec::new(uplink, layout).most_bytes();
-    if uplink.is_plain() && size != most {
-        return Err(format!("the adapter has {size} bytes, this model's have {most}"));
-    }
-    if size > most {
-        return Err(format!("the adapter has {size} bytes, those of pipeline {uplink} have at most {most}"));
-    }
-    Ok(())
+    if uplink.is_plain() { most..=most } else { 1..=most }
 }
 
 /// The plain values of an update, written to `target`; `base` is the adapter that it began with.

@@ -3,6 +3,7 @@
 
 mod local;
 mod pipelines;
+mod private;
 mod resume;
 mod setup;
 mod startup;
