@@ -167,7 +167,9 @@ pub(crate) async fn trainers(drive: &Drive<'_>) -> Result<Trainers, Stop> {
 fn takes(rule: Rule, merges: bool, capabilities: &Capabilities) -> Result<(), String> {
     let Capabilities { examples, aggregates, .. } = *capabilities;
     match aggregates {
-        true if !merges => Err("it is an edge, and the run needs every single update, or encodes them".into()),
+        true if !merges => {
+            Err("it is an edge, and the run needs every single update, or encodes them".into())
+        }
         true => (1..=MAX_UPDATES * MAX_WEIGHT)
             .contains(&examples)
             .then_some(())
