@@ -140,7 +140,7 @@ impl Federation {
         self.bus.runs().await.unwrap().get(name).await.unwrap().unwrap().0
     }
 
-    /// A blob of the head's shape: weight by feature and class, then bias.
+    /// A blob of the head's shape: bias, then weight by feature and class.
     async fn head(&self, digest: &Digest) -> Vec<f64> {
         let (bytes, _) = self.bus.get_blob(digest, 1 << 20).await.unwrap();
         let values = bytes.as_chunks::<4>().0.iter().map(|value| f64::from(f32::from_le_bytes(*value)));
@@ -190,8 +190,9 @@ fn write_data(folder: &Path, name: &str, Examples { pixels, labels }: &Examples)
     fs::write(folder.join(format!("{name}.toml")), text).unwrap();
 }
 
+/// In the order of the adapter's tensors, that of their names.
 fn flat(head: &Head) -> Vec<f64> {
-    head.weight.iter().flatten().chain(&head.bias).copied().collect()
+    head.bias.iter().chain(head.weight.iter().flatten()).copied().collect()
 }
 
 fn difference(found: &[f64], wanted: &[f64]) -> f64 {
