@@ -4,6 +4,7 @@
 
 mod dashboards;
 mod doctor;
+mod experiment;
 mod export;
 mod failures;
 mod inputs;
@@ -15,4 +16,5 @@ mod services;
 mod simulate;
 mod stability;
 mod support;
+mod tree;
 mod verified;

@@ -114,3 +114,24 @@ fn partial_cohorts_and_other_methods_work_too() {
         assert_eq!(round["clients"].as_array().unwrap().len(), 2);
     }
 }
+
+#[test]
+fn private_clients_tell_what_they_spent_and_not_their_loss() {
+    let workspace = Workspace::new();
+    let options = ["--rounds", "2", "--dp-sgd-clip", "1", "--dp-sgd-noise", "1.5", "--dp-sgd-epsilon", "50"];
+    succeed(workspace.simulate(&options));
+    let report = workspace.report();
+    assert_eq!(report["status"]["state"], "completed");
+    let mut before = 0.0;
+    for round in report["rounds"].as_array().unwrap() {
+        let clients = round["clients"].as_array().unwrap();
+        // All have as many examples, and spend alike.
+        let epsilon = clients[0]["epsilon"].as_f64().unwrap();
+        assert!(epsilon > before, "{epsilon} after {before}");
+        before = epsilon;
+        for client in clients {
+            assert_eq!((&client["outcome"], &client["loss"]), (&"accepted".into(), &Value::Null));
+            assert_eq!(client["epsilon"].as_f64(), Some(epsilon));
+        }
+    }
+}

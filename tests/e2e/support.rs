@@ -82,7 +82,7 @@ impl Workspace {
 }
 
 /// Artifacts are built once for all tests.
-fn artifact_cache() -> PathBuf {
+pub fn artifact_cache() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("artifacts")
 }
 

@@ -1,6 +1,8 @@
 //! Admission of one update: everything a stranger may have got wrong is checked before the sum changes.
 
-use std::{iter, time::Instant};
+mod sum;
+
+use std::{iter, ops::RangeInclusive, time::Instant};
 
 use fedpeft_bus::{BusError, UpdateDelivery, UploadKey};
 use fedpeft_protocol::{
@@ -62,9 +64,29 @@ pub(crate) async fn admit(
         Outcome::Evaluated { .. } => {
             Ok(Err(Refusal::Answer("the task was to train, the update is an evaluation".into())))
         }
-        Outcome::Trained { examples, loss, seconds, adapter, personal, control, .. } => {
+        Outcome::Aggregated { updates, examples, loss, seconds, sum } => {
+            let reported = update.fetched.iter().any(is_adapter_upload);
+            let claimed = Accepted {
+                update: update.task,
+                digest: sum.digest(),
+                examples,
+                weight: examples,
+                loss,
+                seconds,
+                personal: None,
+                updates,
+                epsilon: None,
+            };
+            let added = sum::admit(drive, round, (&client, member), &claimed, sum, reported).await?;
+            Ok(added.map(|()| Some(Answer::Accepted(claimed))).map_err(Refusal::Answer))
+        }
+        Outcome::Trained { .. } if member.aggregates => {
+            Ok(Err(Refusal::Answer("the task was to aggregate, the update is a training".into())))
+        }
+        Outcome::Trained { examples, loss, seconds, adapter, personal, control, epsilon, .. } => {
             let figures = plausible(examples, member.examples, loss, seconds)
-                .and_then(|()| personal.map_or(Ok(()), |own| plausible_own(own, member.examples)));
+                .and_then(|()| personal.map_or(Ok(()), |own| plausible_own(own, member.examples)))
+                .and_then(|()| plausible_epsilon(epsilon));
             if let Err(reason) = figures {
                 return Ok(Err(Refusal::Answer(reason)));
             }
@@ -80,10 +102,10 @@ pub(crate) async fn admit(
             }
             let digest = adapter.digest();
             let reported = update.fetched.iter().any(is_adapter_upload);
-            let mut given = Vec::new();
+            let (size, mut given) = (drive.model.layout.bytes(), Vec::new());
             for payload in iter::once(adapter).chain(control) {
                 let digest = payload.digest();
-                match fetch(drive, round, (&client, member), payload, reported).await? {
+                match fetch(drive, round, (&client, member), payload, size..=size, reported).await? {
                     Ok(adapter) => given.push(Given { adapter, digest }),
                     Err(reason) => return Ok(Err(Refusal::Answer(reason))),
                 }
@@ -100,6 +122,8 @@ pub(crate) async fn admit(
                 loss,
                 seconds,
                 personal,
+                updates: 0,
+                epsilon,
             }))))
         }
     }
@@ -139,7 +163,8 @@ fn answers_task(
             update.epoch, member.round, member.epoch
         ));
     }
-    let expected = subject::task_id(&drive.record.run, member.round, client, "train", member.epoch);
+    let work = if member.aggregates { "aggregate" } else { "train" };
+    let expected = subject::task_id(&drive.record.run, member.round, client, work, member.epoch);
     if update.task != expected {
         return Err(format!("the update answers task {:?}, not {expected}", one_line(&update.task)));
     }
@@ -151,6 +176,15 @@ fn repetition(answer: &Answer, update: &Update) -> Result<Option<Answer>, Refusa
     match (answer, update.payloads().next()) {
         (Answer::Accepted(accepted), Some(payload)) if payload.digest() == accepted.digest => Ok(None),
         _ => Err(Refusal::Stray("the client has already answered this round".into())),
+    }
+}
+
+fn plausible_epsilon(epsilon: Option<f64>) -> Result<(), String> {
+    match epsilon {
+        Some(epsilon) if !(epsilon.is_finite() && epsilon >= 0.0) => {
+            Err(format!("the update claims that its training costs an epsilon of {epsilon}"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -181,22 +215,26 @@ fn plausible_own(Personal { examples, loss, accuracy }: Personal, declared: u64)
     Ok(())
 }
 
-/// The adapter, not yet checked against its digest where it came in the message. An upload goes from the object store
-/// into a file, and stays in the store until the round is committed.
+/// The adapter, or sum, of one of these sizes; not yet checked against its digest where it came in the message. An upload
+/// goes from the object store into a file, and stays in the store until the round is committed.
 async fn fetch(
     drive: &Drive<'_>,
     round: &mut RoundState,
     (client, member): (&ClientId, &Member),
     adapter: Payload,
+    sizes: RangeInclusive<u64>,
     reported: bool,
 ) -> Result<Result<Adapter, String>, Stop> {
     let (digest, size) = match adapter {
         Payload::Message { data, .. } => return Ok(Ok(Adapter::Held(data))),
         Payload::Blob { digest, size } => (digest, size),
     };
-    let wanted = drive.model.layout.bytes();
-    if size != wanted {
-        return Ok(Err(format!("the adapter has {size} bytes, this model's have {wanted}")));
+    if !sizes.contains(&size) {
+        let (least, most) = sizes.into_inner();
+        return Ok(Err(match least == most {
+            true => format!("the adapter has {size} bytes, this model's have {most}"),
+            false => format!("the sum has {size} bytes, one of this model's adapters has {least} to {most}"),
+        }));
     }
     let key = UploadKey { run: &drive.record.run, round: member.round, client };
     let get = async |file| drive.bus.get_upload(key, &digest, size, file).await;

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Largest cohort: its report must fit a message.
-const MAX_COHORT: u32 = 2048;
+pub(crate) const MAX_COHORT: u32 = 2048;
 /// Longest deadline: thirty days.
 const MAX_DEADLINE_SECONDS: f64 = 30.0 * 24.0 * 3600.0;
 /// The owner of a run writes a few times per round; losing to it so often in a row means something else.
@@ -93,6 +93,7 @@ impl Api {
             control,
             privacy,
             open: None,
+            upstream: None,
             carried: Vec::new(),
             epoch: 0,
             ledger: ledger::empty(),

@@ -76,31 +76,7 @@ pub(crate) async fn to_the_end(shop: &Workshop, run: &RunId) -> Result<(), Stop>
 }
 
 async fn rounds(shop: &Workshop, record: &mut OwnedRecord, events: &EventLog) -> Result<(), Stop> {
-    let Workshop { bus, spool, secret } = shop;
-    let model = Model::load(bus, &record.manifest, &record.spec).await?;
-    let mut drive = Drive {
-        bus,
-        events,
-        clients: bus.clients().await?,
-        reports: bus.round_reports().await?,
-        updates: bus.updates(&record.run).await?,
-        strategy: of_spec(&record.spec.strategy).into(),
-        record,
-        model,
-        spool,
-        secret,
-        adapter: OnceCell::new(),
-        control: OnceCell::new(),
-        evaluations: BTreeSet::new(),
-        counted: Counted::default(),
-    };
-    if drive.record.spec.has_memory() {
-        let reports =
-            drive.reports.list(drive.record.run.as_str()).await?.into_iter().map(|entry| entry.value);
-        // A report beyond the record's round is that of a commit which did not come to its end.
-        let committed = reports.filter(|report| report.round <= drive.record.round);
-        drive.counted = Counted::of(committed.collect());
-    }
+    let mut drive = Box::pin(Drive::start(shop, record, events)).await?;
     let mut phase = takeover::phase(&drive).await?;
     loop {
         phase = match phase {
@@ -129,7 +105,40 @@ async fn fail(bus: &Bus, record: &mut OwnedRecord, events: &EventLog, reason: St
     Ok(())
 }
 
-impl Drive<'_> {
+impl<'a> Drive<'a> {
+    /// What the phases need for a run.
+    pub async fn start(
+        Workshop { bus, spool, secret }: &'a Workshop,
+        record: &'a mut OwnedRecord,
+        events: &'a EventLog,
+    ) -> Result<Self, Stop> {
+        let model = Model::load(bus, &record.manifest, &record.spec).await?;
+        let mut drive = Self {
+            bus,
+            events,
+            clients: bus.clients().await?,
+            reports: bus.round_reports().await?,
+            updates: bus.updates(&record.run).await?,
+            strategy: of_spec(&record.spec.strategy).into(),
+            record,
+            model,
+            spool,
+            secret,
+            adapter: OnceCell::new(),
+            control: OnceCell::new(),
+            evaluations: BTreeSet::new(),
+            counted: Counted::default(),
+        };
+        if drive.record.spec.has_memory() {
+            let reports =
+                drive.reports.list(drive.record.run.as_str()).await?.into_iter().map(|entry| entry.value);
+            // A report beyond the record's round is that of a commit which did not come to its end.
+            let committed = reports.filter(|report| report.round <= drive.record.round);
+            drive.counted = Counted::of(committed.collect());
+        }
+        Ok(drive)
+    }
+
     /// A task on the present global adapter.
     pub async fn task(
         &self,

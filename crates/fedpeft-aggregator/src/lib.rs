@@ -15,6 +15,8 @@
 //! updates, which keeps a round's updates until the round is committed. A process holds nothing that it could
 //! not rebuild from them, and continues a run wherever its last owner left it.
 //!
+//! An aggregator may itself be a client of another one: see [`EdgeOptions`].
+//!
 //! Any number of aggregators may run. Each run has one owner, who holds its lease and writes under the
 //! fencing token it drew when it took the run; an owner that lost either stops at once.
 
@@ -23,6 +25,7 @@ mod api;
 mod checkpoint;
 mod counted;
 mod drive;
+mod edge;
 mod events;
 mod lease;
 mod ledger;
@@ -38,4 +41,5 @@ mod supervisor;
 mod sweep;
 mod takeover;
 
+pub use edge::{EdgeOptions, EdgeRounds};
 pub use supervisor::{Aggregator, Options, StartError};

@@ -7,8 +7,10 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Parser;
-use fedpeft_aggregator::{Aggregator, Options};
+use fedpeft_aggregator::{Aggregator, EdgeOptions, EdgeRounds, Options};
+use fedpeft_bus::{Bus, BusConfig, Tls};
 use fedpeft_privacy::NoiseSecret;
+use fedpeft_protocol::ClientId;
 use fedpeft_service::{Common, CommonArgs, Program};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +37,61 @@ struct Args {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     noise_secret: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    edge: EdgeArgs,
+}
+
+/// Options that make an aggregator a client of another one.
+#[derive(clap::Args, Serialize)]
+#[command(next_help_heading = "Edge options")]
+struct EdgeArgs {
+    /// NATS server of an aggregator above: this one then works for it, with the clients that it finds at --server
+    #[arg(
+        long,
+        env = "FEDPEFT_UPSTREAM",
+        hide_env_values = true,
+        value_name = "URL",
+        requires = "upstream_client"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream: Option<String>,
+    /// Name of the client that this aggregator is there
+    #[arg(long, env = "FEDPEFT_UPSTREAM_CLIENT", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream_client: Option<String>,
+    /// NATS credentials file for --upstream, those of a client
+    #[arg(long, env = "FEDPEFT_UPSTREAM_CREDS", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream_creds: Option<PathBuf>,
+    /// Authorities to believe at --upstream, PEM
+    #[arg(long, env = "FEDPEFT_UPSTREAM_TLS_CA", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream_tls_ca: Option<PathBuf>,
+    /// Our certificate for --upstream, PEM; needs --upstream-tls-key
+    #[arg(long, env = "FEDPEFT_UPSTREAM_TLS_CERT", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream_tls_cert: Option<PathBuf>,
+    /// Private key of --upstream-tls-cert, PEM
+    #[arg(long, env = "FEDPEFT_UPSTREAM_TLS_KEY", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream_tls_key: Option<PathBuf>,
+    /// Encrypt before the greeting of --upstream [default: false]
+    #[arg(long, env = "FEDPEFT_UPSTREAM_TLS_FIRST", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream_tls_first: Option<bool>,
+    /// Clients that must be present here for the edge to take part [default: 1]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    edge_min_clients: Option<u32>,
+    /// Updates without which the edge sends no sum [default: half of its clients]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    edge_quorum: Option<u32>,
+    /// Seconds its clients have for a round, at most [default: nine tenths of what the aggregator above gives]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    edge_deadline: Option<f64>,
 }
 
 const AFTER_HELP: &str = "\
@@ -50,6 +107,7 @@ Examples:
   nats-server -js &
   fedpeft-aggregator --server nats://127.0.0.1:4222 --http 127.0.0.1:9465
   fedpeft-aggregator --spool /data/fedpeft-spool
+  fedpeft-aggregator --server nats://127.0.0.1:4223 --upstream nats://root:4222 --upstream-client edge-a
   openssl rand -hex 32 > noise.secret && chmod 600 noise.secret && fedpeft-aggregator --noise-secret noise.secret
   fedpeft run submit run.toml
   nats req fedpeft.v1.api.runs.list '{}'
@@ -62,6 +120,23 @@ struct Config {
     common: Common,
     spool: Option<PathBuf>,
     noise_secret: Option<PathBuf>,
+    #[serde(flatten)]
+    edge: EdgeConfig,
+}
+
+#[derive(Deserialize)]
+struct EdgeConfig {
+    upstream: Option<String>,
+    upstream_client: Option<String>,
+    upstream_creds: Option<PathBuf>,
+    upstream_tls_ca: Option<PathBuf>,
+    upstream_tls_cert: Option<PathBuf>,
+    upstream_tls_key: Option<PathBuf>,
+    #[serde(default)]
+    upstream_tls_first: bool,
+    edge_min_clients: Option<u32>,
+    edge_quorum: Option<u32>,
+    edge_deadline: Option<f64>,
 }
 
 impl AsRef<CommonArgs> for Args {
@@ -79,12 +154,39 @@ impl AsRef<Common> for Config {
 fn main() -> ExitCode {
     Program::new("fedpeft-aggregator").run::<Args, Config, _>(async |config, context| {
         let noise_secret = config.noise_secret.as_deref().map(secret).transpose()?;
-        let options = Options { spool: config.spool, noise_secret };
+        let edge = edge(config.edge).await?;
+        let options = Options { spool: config.spool, noise_secret, edge };
         let aggregator = Aggregator::start(&context.bus, options).await?;
         context.set_ready(true);
-        aggregator.run(context.shutdown).await;
-        Ok(())
+        Ok(aggregator.run(context.shutdown).await?)
     })
+}
+
+/// Connects to the aggregator above, if there is one.
+async fn edge(config: EdgeConfig) -> anyhow::Result<Option<EdgeOptions>> {
+    let Some(server) = config.upstream else { return Ok(None) };
+    let name =
+        config.upstream_client.context("--upstream needs --upstream-client, the name of this edge there")?;
+    let client = ClientId::new(name).context("--upstream-client")?;
+    let deadline = config.edge_deadline;
+    if let Some(seconds) = deadline.filter(|seconds| !seconds.is_finite() || *seconds <= 0.0) {
+        anyhow::bail!("--edge-deadline is {seconds}: it is a positive number of seconds");
+    }
+    let tls = Tls {
+        ca: config.upstream_tls_ca,
+        cert: config.upstream_tls_cert,
+        key: config.upstream_tls_key,
+        first: config.upstream_tls_first,
+    };
+    let upstream = BusConfig { server, creds: config.upstream_creds, tls, name: "fedpeft-aggregator".into() };
+    let upstream = Bus::connect(&upstream).await.context("upstream")?;
+    upstream.ensure_topology().await.context("upstream")?;
+    let rounds = EdgeRounds {
+        min_clients: config.edge_min_clients.unwrap_or(1),
+        quorum: config.edge_quorum,
+        deadline_seconds: deadline,
+    };
+    Ok(Some(EdgeOptions { upstream, client, rounds }))
 }
 
 /// Reads the secret; its file never appears in a message with what is in it.

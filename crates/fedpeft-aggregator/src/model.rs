@@ -16,9 +16,9 @@ use crate::{
 };
 
 /// A manifest lists tensors by name and shape; thousands of them take less.
-const MANIFEST_LIMIT: u64 = 16 << 20;
+pub(crate) const MANIFEST_LIMIT: u64 = 16 << 20;
 /// Room that a message needs besides the adapter in it.
-const ENVELOPE: u64 = 8 << 10;
+pub(crate) const ENVELOPE: u64 = 8 << 10;
 
 /// Artifacts that cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -33,6 +33,11 @@ impl OwnedRecord {
         }
     }
 
+    /// A record as it was read.
+    pub fn of(value: RunRecord, revision: Revision, records: Records<RunRecord>) -> Self {
+        Self { value, revision, records }
+    }
+
     /// Changes the record durably; [`Stop::Fenced`] if anybody else changed it.
     pub async fn write(&mut self, change: impl FnOnce(&mut RunRecord)) -> Result<(), Stop> {
         let mut changed = self.value.clone();

@@ -42,6 +42,10 @@ pub(crate) struct Accepted {
     pub seconds: f64,
     /// What the client's own model came to, where it was asked.
     pub personal: Option<Personal>,
+    /// Updates in it, if it is a sum; else 0.
+    pub updates: u64,
+    /// What the client says that its examples have cost, where it trains with DP-SGD and withholds its loss.
+    pub epsilon: Option<f64>,
 }
 
 /// What a client of the round was asked.
@@ -57,6 +61,8 @@ pub(crate) struct Member {
     pub adapter: Digest,
     /// When nobody waits for it any more.
     pub deadline_ms: u64,
+    /// Whether it is an edge, and answers with a sum.
+    pub aggregates: bool,
 }
 
 /// Key of a round's report.
@@ -265,6 +271,8 @@ impl RoundState {
             loss: None,
             train_seconds: 0.0,
             personal: None,
+            updates: 0,
+            epsilon: None,
         };
         match self.answers.get(client) {
             None => {}
@@ -280,9 +288,11 @@ impl RoundState {
                     staleness: self.staleness(client),
                 };
                 report.examples = accepted.examples;
-                report.loss = Some(accepted.loss);
+                report.loss = accepted.epsilon.is_none().then_some(accepted.loss);
+                report.epsilon = accepted.epsilon;
                 report.train_seconds = accepted.seconds;
                 report.personal = accepted.personal;
+                report.updates = accepted.updates;
             }
         }
         report
@@ -302,12 +312,14 @@ fn members(record: &RunRecord, open: &OpenRound) -> BTreeMap<ClientId, Member> {
             examples: open.examples.get(at).copied().unwrap_or(0),
             adapter: record.adapter,
             deadline_ms: deadline_ms(open, &record.spec),
+            aggregates: open.edges.contains(client),
         };
         (client.clone(), member)
     });
     let carried = record.carried.iter().map(|carried| {
         let Carried { client, round, epoch, examples, adapter, deadline_ms } = carried.clone();
-        (client, Member { round, epoch, examples, adapter, deadline_ms })
+        // Sums are for synchronous rounds.
+        (client, Member { round, epoch, examples, adapter, deadline_ms, aggregates: false })
     });
     sampled.chain(carried).collect()
 }

@@ -19,6 +19,7 @@ use tokio::{sync::Notify, task::JoinSet, time::sleep};
 use crate::{
     api,
     drive::{self, Workshop},
+    edge::{Edge, EdgeOptions},
     lease::Lease,
     spool::Spool,
     stop::Stop,
@@ -32,12 +33,14 @@ const SCAN: Duration = Duration::from_secs(2);
 const STANDBY: Duration = Duration::from_millis(500);
 
 /// What an aggregator has beside the bus.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Options {
     /// Folder for nameless files of adapters that do not fit a message. Default: `$TMPDIR`, else `/var/tmp`.
     pub spool: Option<PathBuf>,
     /// What noise and samples of private rounds are drawn by. Default: a secret of this process alone.
     pub noise_secret: Option<NoiseSecret>,
+    /// Makes it an edge as well, that works for an aggregator upstream. Default: none.
+    pub edge: Option<EdgeOptions>,
 }
 
 /// An aggregator that did not start.
@@ -61,6 +64,7 @@ pub struct Aggregator {
     service: Service,
     driven: BTreeMap<RunId, CancellationToken>,
     drivers: JoinSet<RunId>,
+    edge: Option<Edge>,
 }
 
 impl Aggregator {
@@ -74,15 +78,32 @@ impl Aggregator {
         };
         let shop = Workshop { bus: bus.clone(), spool, secret };
         let service = api::serve(bus, &shop.spool, &changed).await?;
-        Ok(Self { shop, owner: owner(), changed, service, driven: BTreeMap::new(), drivers: JoinSet::new() })
+        let edge = options.edge.map(|options| Edge::new(shop.clone(), options));
+        let (owner, driven, drivers) = (owner(), BTreeMap::new(), JoinSet::new());
+        Ok(Self { shop, owner, changed, service, driven, drivers, edge })
     }
 
     /// Drives runs until `shutdown` is cancelled, then gives their leases back.
-    pub async fn run(self, shutdown: CancellationToken) {
-        let bus = self.shop.bus.clone();
+    ///
+    /// # Errors
+    /// The upstream broker of an edge lets it have no tasks.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), BusError> {
+        let (bus, edge) = (self.shop.bus.clone(), self.edge.take());
+        let supervised = Box::pin(self.supervise(shutdown.clone()));
+        let working = async {
+            match edge {
+                Some(edge) => {
+                    // One of the two does not go on without the other.
+                    let ended = Box::pin(edge.run(shutdown.clone())).await;
+                    shutdown.cancel();
+                    ended
+                }
+                None => Ok(()),
+            }
+        };
         tokio::select! {
-            () = Box::pin(self.supervise(shutdown)) => {}
-            () = sweep::keep(&bus) => {}
+            ((), worked) = async { tokio::join!(supervised, working) } => worked,
+            () = sweep::keep(&bus) => Ok(()),
         }
     }
 
@@ -109,7 +130,8 @@ impl Aggregator {
             let record = entry.value;
             match self.driven.get(&record.run) {
                 Some(driver) if record.status == RunStatus::Cancelled => driver.cancel(),
-                None if !record.status.is_final() => {
+                // Those of an edge are driven by their tasks.
+                None if !record.status.is_final() && record.upstream.is_none() => {
                     let stop = shutdown.child_token();
                     self.driven.insert(record.run.clone(), stop.clone());
                     let (shop, owner) = (self.shop.clone(), self.owner.clone());

@@ -39,7 +39,7 @@ pub(crate) async fn phase(drive: &Drive<'_>) -> Result<Phase, Stop> {
 }
 
 /// The last owner may have died between a commit and forgetting its updates; they are no strays.
-async fn forget_counted(drive: &Drive<'_>) -> Result<(), Stop> {
+pub(crate) async fn forget_counted(drive: &Drive<'_>) -> Result<(), Stop> {
     let (run, round) = (&drive.record.run, drive.record.round);
     let Some((report, _)) = drive.reports.get(&report_key(run, round)).await? else { return Ok(()) };
     let mark = drive.bus.update_mark().await?;

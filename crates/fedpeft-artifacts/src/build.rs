@@ -47,6 +47,8 @@ pub struct BuildOptions {
     pub pooling: Pooling,
     /// How frozen weights are stored.
     pub storage: Storage,
+    /// Whether there is a second training graph, which clips the gradient of every example: that of `dp_sgd`.
+    pub dp_sgd: bool,
 }
 
 /// One input of the model.
@@ -92,6 +94,7 @@ impl BuildOptions {
             seed: 0,
             pooling: Pooling::Cls,
             storage: Storage::default(),
+            dp_sgd: false,
         }
     }
 }
@@ -193,7 +196,8 @@ pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, Bui
     tracing::debug!(nodes = backbone.graph.nodes.len(), trainable = trainable.len(), "backbone prepared");
     let mask = inputs.iter().find(|input| input.source == InputSource::AttentionMask);
     let mask = mask.map(|input| input.name.as_str());
-    let mut graphs = graphs::build(backbone, &trainable, &options.task, options.pooling, mask)?;
+    let mut graphs =
+        graphs::build(backbone, &trainable, &options.task, options.pooling, mask, options.dp_sgd)?;
     if graphs.adapter.is_empty() {
         let method = &options.method;
         return Err(BuildError::Option(format!(
@@ -211,10 +215,14 @@ pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, Bui
     let folder = Staging::new(destination)?;
     let backbone_file = folder.write_weights(&weights)?;
     let text = options.text.as_ref().map(|text| folder.write_text(text, &inputs)).transpose()?;
-    for model in [&mut graphs.training, &mut graphs.eval] {
+    for model in [&mut graphs.training, &mut graphs.eval].into_iter().chain(&mut graphs.dp_training) {
         weights.externalise(model, &backbone_file.name);
     }
+    let dp_training = graphs.dp_training.as_ref();
     let files = Files {
+        dp_training: dp_training
+            .map(|model| folder.write("dp_training_model.onnx", &model.to_bytes()))
+            .transpose()?,
         training: folder.write("training_model.onnx", &graphs.training.to_bytes())?,
         eval: folder.write("eval_model.onnx", &graphs.eval.to_bytes())?,
         optimizer_sgd: folder.write("optimizer_sgd.onnx", &optimizer::sgd(&adapter)?.to_bytes())?,

@@ -1,38 +1,42 @@
-//! The training graph and the evaluation graph.
+//! The training graphs and the evaluation graph.
 
 use std::collections::BTreeSet;
 
-use fedpeft_autodiff::{AutodiffError, differentiate, functions};
-use fedpeft_onnx::{Graph, Model, Node, surgery};
-use fedpeft_passes::{Builder, DOMAIN, PassError, Prepared};
+use fedpeft_autodiff::{AutodiffError, clipped_gradients, differentiate, functions};
+use fedpeft_onnx::{DType, Graph, Model, Node, surgery};
+use fedpeft_passes::{Builder, DOMAIN, PassError, Prepared, Type};
 use fedpeft_peft::{HEAD_BIAS, HEAD_WEIGHT, Pooling, head};
 
 use crate::{
     losses,
-    manifest::{GRADIENT_SUFFIX, LOGITS, LOSS, TaskSpec},
+    manifest::{CLIP_NORM, CLIPPED, GRADIENT_SUFFIX, LOGITS, LOSS, TaskSpec},
 };
 
-/// Both graphs, and the initial values of the adapter in the order of their names.
+/// The graphs, and the initial values of the adapter in the order of their names.
 pub struct Graphs {
     pub training: Model,
+    /// Sums of clipped gradients, where they were asked for.
+    pub dp_training: Option<Model>,
     pub eval: Model,
     pub adapter: Vec<(String, fedpeft_onnx::Tensor)>,
 }
 
 /// Attaches head and loss to `backbone` and differentiates with respect to `trainable` and the head. `mask` is
-/// the input that tells tokens from padding.
+/// the input that tells tokens from padding. With `dp_sgd` there is a second training graph.
 pub fn build(
     backbone: Prepared,
     trainable: &BTreeSet<String>,
     task: &TaskSpec,
     pooling: Pooling,
     mask: Option<&str>,
+    dp_sgd: bool,
 ) -> Result<Graphs, AutodiffError> {
     let mut graph = backbone.graph;
     let features = graph.outputs[0].name.clone();
     graph.outputs.clear();
     let mut b = Builder::new(graph, "fedpeft.")?;
     let logits = logits(&mut b, &features, task, pooling, mask)?;
+    let headed = dp_sgd.then(|| b.graph().clone());
     losses::attach(&mut b, &logits, task)?;
     let mut names = trainable.clone();
     names.extend([HEAD_WEIGHT.to_owned(), HEAD_BIAS.to_owned()]);
@@ -46,7 +50,29 @@ pub fn build(
     }
     let (training, adapter) = finish(b.finish(), &names)?;
     let (eval, _) = finish(eval.finish(), &names)?;
-    Ok(Graphs { training, eval, adapter })
+    let dp_training = headed.map(|graph| clipping(graph, &logits, task, &names)).transpose()?;
+    Ok(Graphs { training, dp_training, eval, adapter })
+}
+
+/// The training graph of DP-SGD: in place of the gradient of the mean loss, the sum of every example's gradient of its
+/// own loss, clipped to the input [`CLIP_NORM`].
+fn clipping(
+    graph: Graph,
+    logits: &str,
+    task: &TaskSpec,
+    names: &BTreeSet<String>,
+) -> Result<Model, AutodiffError> {
+    let mut b = Builder::new(graph, "fedpeft.dp.")?;
+    let losses = losses::attach_each(&mut b, logits, task)?;
+    b.input(CLIP_NORM, Type::new(DType::F32, Vec::new()));
+    let (mut b, clipped) = clipped_gradients(&b.finish(), &losses, CLIP_NORM, names)?;
+    let mean = b.add(Node::new("ReduceMean", &[&losses], &[]).with("keepdims", 0i64))?;
+    b.output(&mean, LOSS)?;
+    b.output(&clipped.count, CLIPPED)?;
+    for (name, sum) in &clipped.sums {
+        b.output(sum, &format!("{name}{GRADIENT_SUFFIX}"))?;
+    }
+    Ok(finish(b.finish(), names)?.0)
 }
 
 /// Logits of every decision. A language model that ends in its own head needs no other.

@@ -5,6 +5,7 @@
 //! | file | content |
 //! | --- | --- |
 //! | `training_model.onnx` | (inputs, labels, adapter) -> loss, correct, count, gradients |
+//! | `dp_training_model.onnx` | (inputs, labels, adapter, clip_norm) -> loss, correct, count, clipped, sums of clipped gradients; on request |
 //! | `eval_model.onnx` | (inputs, labels, adapter) -> loss, correct, count, logits |
 //! | `optimizer_sgd.onnx`, `optimizer_adamw.onnx` | (adapter, gradients, state, constants) -> adapter', state' |
 //! | `checkpoint.safetensors` | initial adapter |

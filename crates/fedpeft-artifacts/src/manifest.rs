@@ -82,6 +82,10 @@ pub enum Storage {
 pub struct Files {
     /// `(inputs, labels, adapter) -> loss, correct, count, gradients`
     pub training: FileRef,
+    /// `(inputs, labels, adapter, clip_norm) -> loss, correct, count, clipped, sums of clipped gradients`, where the
+    /// artifacts were built for DP-SGD.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dp_training: Option<FileRef>,
     /// `(inputs, labels, adapter) -> loss, correct, count, logits`
     pub eval: FileRef,
     /// `(adapter, gradients, momentum, lr, ...) -> adapter', momentum'`
@@ -107,15 +111,17 @@ pub struct FileRef {
 
 impl Files {
     /// Every file of a role, with what its bytes count as on the wire.
-    fn all(&self) -> [(&FileRef, ByteKind); 6] {
-        [
+    fn all(&self) -> impl Iterator<Item = (&FileRef, ByteKind)> {
+        let dp_training = self.dp_training.iter().map(|file| (file, ByteKind::Artifacts));
+        let always = [
             (&self.training, ByteKind::Artifacts),
             (&self.eval, ByteKind::Artifacts),
             (&self.optimizer_sgd, ByteKind::Artifacts),
             (&self.optimizer_adamw, ByteKind::Artifacts),
             (&self.checkpoint, ByteKind::Artifacts),
             (&self.backbone, ByteKind::Backbone),
-        ]
+        ];
+        always.into_iter().chain(dp_training)
     }
 }
 
@@ -194,7 +200,7 @@ impl Manifest {
     /// Every other file of the folder with what its bytes count as on the wire.
     pub fn all_files(&self) -> Vec<(&FileRef, ByteKind)> {
         let tokenizer = self.text.as_ref().map(|text| (&text.tokenizer, ByteKind::Artifacts));
-        self.files.all().into_iter().chain(tokenizer).collect()
+        self.files.all().chain(tokenizer).collect()
     }
 
     /// The bytes of `manifest.json`; equal manifests give equal bytes.
@@ -205,11 +211,16 @@ impl Manifest {
     }
 }
 
-/// Suffix of the graph output that holds the gradient of an adapter tensor.
+/// Suffix of the graph output that holds the gradient of an adapter tensor, or the sum of the examples' clipped ones.
 pub const GRADIENT_SUFFIX: &str = ".grad";
 /// Graph input with the labels, see [`TaskSpec`].
 pub const LABELS: &str = "labels";
 pub use fedpeft_peft::DROPOUT_SEED;
+/// Input of the graph for DP-SGD with the longest gradient that an example may have, `f32` scalar.
+pub const CLIP_NORM: &str = "clip_norm";
+/// Output of the graph for DP-SGD with the number of examples whose gradient was clipped, `i64` scalar. It is about the
+/// examples and has no noise: it must not leave the client.
+pub const CLIPPED: &str = "clipped";
 /// Graph output with the mean loss over the batch, `f32` scalar.
 pub const LOSS: &str = "loss";
 /// Graph output with the number of right decisions in the batch, `i64` scalar.

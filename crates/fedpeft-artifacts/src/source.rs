@@ -47,6 +47,7 @@ impl BuildOptions {
             seed: 0,
             pooling: Pooling::Mean,
             storage: Storage::default(),
+            dp_sgd: false,
         })
     }
 }

@@ -50,6 +50,7 @@ fn options(folder: &Path) -> BuildOptions {
         seed: 0,
         pooling: Pooling::Mean,
         storage: Default::default(),
+        dp_sgd: false,
     }
 }
 

@@ -9,9 +9,14 @@
 //! that names the node. Where a gradient is worth one fused kernel, the rule emits an operator of the domain
 //! `fedpeft` ([`functions`]): a model-local function whose body is standard operators, so that any runtime
 //! computes it, and one that has a kernel for it computes it fast.
+//!
+//! [`per_example`] differentiates with respect to every example's own copy of a tensor, and [`clipped_gradients`]
+//! sums such gradients after clipping each, which is the half of DP-SGD that belongs into a graph.
 
+mod examples;
 pub mod functions;
 mod reverse;
 mod rules;
 
+pub use examples::{Clipped, clipped_gradients, per_example};
 pub use reverse::{AutodiffError, differentiate};

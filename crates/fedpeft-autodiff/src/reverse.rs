@@ -37,6 +37,17 @@ pub enum AutodiffError {
     /// The loss is no scalar.
     #[error("the loss {0:?} must be a scalar, its shape is {1}")]
     NotScalar(String, String),
+    /// Gradients of each example that do not fit into memory.
+    #[error(
+        "the gradients of one example take {mebibytes} MiB up to that of {tensor:?}, more than 64: choose a method that \
+         trains less, or train without dp_sgd"
+    )]
+    TooLarge {
+        /// The tensor at which it is too much.
+        tensor: String,
+        /// What the gradients take, up to this one.
+        mebibytes: i64,
+    },
     /// A rule built something that cannot be.
     #[error(transparent)]
     Pass(#[from] PassError),

@@ -32,6 +32,7 @@ Examples:
   fedpeft models push vit-bias --name vit-bias
   fedpeft data partition --clients 10 --alpha 0.1
   fedpeft simulate --config run.toml
+  fedpeft experiment experiments/paper-methods.toml --quick
   fedpeft run submit run.toml --watch
   fedpeft export --run trial-7 -o exported
   fedpeft privacy noise --clients 64 --cohort 8 --rounds 50 --epsilon 5 --delta 1e-3
@@ -60,6 +61,8 @@ enum Command {
     Privacy(commands::privacy::Command),
     /// Run a whole federation on this machine.
     Simulate(Box<simulate::Args>),
+    /// Run a grid of simulations and report means over seeds, with plots.
+    Experiment(Box<commands::experiment::Args>),
     /// Decide who may do what on the broker: keys, credentials, revocation.
     #[command(subcommand)]
     Auth(commands::auth::Command),
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Command::Export(args) => commands::export::run(args),
         Command::Privacy(command) => commands::privacy::run(command),
         Command::Simulate(args) => simulate::run(*args),
+        Command::Experiment(args) => commands::experiment::run(&args),
         Command::Auth(command) => commands::auth::run(command),
         Command::Doctor(args) => commands::doctor::run(args),
         Command::Man(args) => commands::man::run::<Cli>(&args),

@@ -16,7 +16,7 @@ use fedpeft_protocol::{
     round::{ClientOutcome, RoundReport},
     run::RunView,
 };
-use fedpeft_strategy::{Closing, Fold, Kept, Rule, Spool, Weight, of_spec};
+use fedpeft_strategy::{Claim, Closing, Fold, Kept, Rule, Spool, Weight, max_partial_bytes, of_spec};
 use serde::Serialize;
 
 use crate::view::{Sink, View};
@@ -100,17 +100,25 @@ async fn aggregate(
     layout: &Layout,
     kept: &mut Option<Vec<u8>>,
 ) -> Result<Vec<u8>> {
-    let fetch = async |digest: &Digest, what: &str| {
-        let blob = bus.get_blob(digest, layout.bytes()).await;
+    let fetch_within = async |digest: &Digest, limit: u64, what: &str| {
+        let blob = bus.get_blob(digest, limit).await;
         let (bytes, _) = blob.with_context(|| format!("{what} of round {} cannot be read", report.round))?;
         anyhow::Ok(bytes)
     };
+    let fetch = async |digest: &Digest, what: &str| fetch_within(digest, layout.bytes(), what).await;
     let spec = &view.record.spec;
     let rule = Rule::of_spec(spec, None);
     let mut fold = Fold::new(rule, layout.clone())?;
     let (mut examples, mut bases) = (Vec::new(), BTreeMap::<Digest, u64>::new());
     for client in &report.clients {
         let ClientOutcome::Accepted { digest, weight, staleness, .. } = client.outcome else { continue };
+        if client.updates > 0 {
+            let what = format!("the sum of edge {}", client.client);
+            let sum = fetch_within(&digest, max_partial_bytes(layout), &what).await?;
+            fold.merge(&mut Cursor::new(sum), Claim::new(client.updates, weight)?)?;
+            examples.push(client.examples);
+            continue;
+        }
         let began = report.round.saturating_sub(staleness);
         let base = view.rounds.iter().find(|earlier| earlier.round == began).map(|r| r.previous);
         let base = base.with_context(|| format!("round {began} has no report"))?;

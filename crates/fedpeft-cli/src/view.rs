@@ -216,6 +216,8 @@ mod tests {
             loss: None,
             train_seconds: 0.5,
             personal: None,
+            updates: 0,
+            epsilon: None,
         };
         RoundReport {
             round: 1,

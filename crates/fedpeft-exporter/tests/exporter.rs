@@ -50,6 +50,8 @@ fn report(round: u32, accuracy: Option<f64>) -> RoundReport {
         loss: None,
         train_seconds: 1.0,
         personal: None,
+        updates: 0,
+        epsilon: None,
     };
     let bytes = [("up.adapter", 100), ("up.control", 20), ("down.adapter", 140), ("sideways.?", 9)];
     RoundReport {

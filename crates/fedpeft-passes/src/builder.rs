@@ -54,6 +54,11 @@ impl Builder {
         self.types.get(name).ok_or_else(|| PassError::Input(format!("the value {name:?} does not exist")))
     }
 
+    /// The node that computes a value.
+    pub fn producer(&self, name: &str) -> Option<&Node> {
+        self.graph.nodes.iter().rev().find(|node| node.outputs.iter().any(|output| output == name))
+    }
+
     /// A name that nothing has yet.
     pub fn fresh(&mut self, hint: &str) -> String {
         loop {

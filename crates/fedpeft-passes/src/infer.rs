@@ -671,7 +671,9 @@ mod fedpeft_domain {
     pub fn infer(cx: &Context<'_>) -> Result<Vec<Fact>, PassError> {
         let first = cx.ty(0)?;
         let ty = match cx.node.op.as_str() {
-            "GeluGrad" | "LayerNormGrad" | "SoftmaxGrad" | "StopGradient" | "Dropout" => first.clone(),
+            "GeluGrad" | "LayerNormGrad" | "SoftmaxGrad" | "StopGradient" | "Shadow" | "Dropout" => {
+                first.clone()
+            }
             "ReduceRows" => Type::new(first.dtype, first.shape.last().copied().into_iter().collect()),
             other => return Err(cx.error(format!("operator {other} is not known to this program"))),
         };

@@ -20,7 +20,8 @@ const MAX_TEXT: usize = 128;
 
 /// Rules that a client must meet to be sampled. By default every present client that trains is eligible.
 ///
-/// Clients describe themselves, so these rules spare honest clients tasks they could not do; they are no defence.
+/// Clients describe themselves, so these rules spare honest clients tasks they could not do; they are no defence. An edge
+/// must be among `clients`, where that names any, and holds its own clients to the other rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Eligibility {
@@ -76,6 +77,10 @@ impl Eligibility {
         if !self.clients.is_empty() && !self.clients.contains(&presence.client) {
             return Err("it is not among eligibility.clients".into());
         }
+        if capabilities.aggregates {
+            // The rest is for those who train, and goes on to them.
+            return Ok(());
+        }
         let examples = capabilities.examples;
         if let Some(least) = self.min_examples.filter(|least| examples < *least) {
             return Err(format!("it has {examples} examples, eligibility.min_examples is {least}"));
@@ -128,6 +133,7 @@ mod tests {
             capabilities: Capabilities {
                 trains: true,
                 evaluates: false,
+                aggregates: false,
                 examples: 100,
                 device: "cuda:1".into(),
                 free_memory_mib: Some(2048),

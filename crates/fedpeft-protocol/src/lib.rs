@@ -9,6 +9,7 @@ mod aggregation;
 pub mod api;
 mod bounds;
 pub mod digest;
+mod dp_sgd;
 mod eligibility;
 pub mod event;
 pub mod id;

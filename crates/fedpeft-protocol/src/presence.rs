@@ -28,7 +28,10 @@ pub struct Capabilities {
     pub trains: bool,
     /// It evaluates on held-out examples.
     pub evaluates: bool,
-    /// Its training (or held-out) examples.
+    /// It is an edge: it aggregates the updates of clients of its own, and answers with their sum.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub aggregates: bool,
+    /// Its training (or held-out) examples; of an edge, those of its clients.
     pub examples: u64,
     /// Device it computes on: `cpu`, `cuda:0`.
     #[serde(deserialize_with = "bounds::text::<64, _>")]

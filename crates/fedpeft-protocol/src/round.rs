@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ClientId, Digest, Epoch, Round, RunId, bounds,
-    run::{PrivacyState, StabilitySpec, TrainingSpec},
+    run::{PrivacyState, RunSpec, StabilitySpec, TrainingSpec},
 };
 
 /// What a client should do now.
@@ -65,6 +65,14 @@ pub enum Work {
     },
     /// Measure loss and accuracy on the client's held-out examples.
     Evaluate,
+    /// Have the clients behind this one train it, and return the sum of their updates: for an edge, that is a client with
+    /// [`crate::presence::Capabilities::aggregates`].
+    Aggregate {
+        /// The run, as the edge's own clients should see it.
+        spec: Box<RunSpec>,
+        /// Most examples that the sum may weigh: what the edge declared.
+        examples: u64,
+    },
 }
 
 /// What a client needs to know that keeps something between the rounds of a run: local tensors, or a control variate.
@@ -85,6 +93,7 @@ impl Work {
         match self {
             Self::Train { .. } => "train",
             Self::Evaluate => "evaluate",
+            Self::Aggregate { .. } => "aggregate",
         }
     }
 }
@@ -94,7 +103,7 @@ impl Task {
     pub fn payloads(&self) -> impl Iterator<Item = &Payload> {
         let control = match &self.work {
             Work::Train { memory: Some(memory), .. } => memory.control.as_ref(),
-            Work::Train { .. } | Work::Evaluate => None,
+            Work::Train { .. } | Work::Evaluate | Work::Aggregate { .. } => None,
         };
         [Some(&self.adapter), control].into_iter().flatten()
     }
@@ -182,6 +191,7 @@ impl Update {
     pub fn payloads(&self) -> impl Iterator<Item = &Payload> {
         let payloads = match &self.outcome {
             Outcome::Trained { adapter, control, .. } => [Some(adapter), control.as_ref()],
+            Outcome::Aggregated { sum, .. } => [Some(sum), None],
             Outcome::Evaluated { .. } | Outcome::Failed { .. } => [None, None],
         };
         payloads.into_iter().flatten()
@@ -198,7 +208,8 @@ pub enum Outcome {
         examples: u64,
         /// Optimizer steps taken.
         steps: u64,
-        /// Mean training loss over the last local epoch.
+        /// Mean training loss over the last local epoch; 0 where `epsilon` is told, for a loss would tell of the
+        /// examples without noise.
         loss: f64,
         /// Seconds spent training.
         seconds: f64,
@@ -210,6 +221,10 @@ pub enum Outcome {
         /// What the client's control variate changed by, where the strategy is SCAFFOLD: encoded as the adapter is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         control: Option<Payload>,
+        /// What the client's examples have cost so far in this run, at the delta of its `dp_sgd`, as the client counts;
+        /// none where training is not private.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        epsilon: Option<f64>,
     },
     /// The adapter was evaluated.
     Evaluated {
@@ -222,6 +237,19 @@ pub enum Outcome {
         accuracy: Option<f64>,
         /// Seconds spent.
         seconds: f64,
+    },
+    /// An edge's clients trained the adapter.
+    Aggregated {
+        /// Updates in the sum.
+        updates: u64,
+        /// Their examples: the weight of the sum.
+        examples: u64,
+        /// Mean of their training losses, weighted by examples.
+        loss: f64,
+        /// The longest time any of them trained, in seconds.
+        seconds: f64,
+        /// The sum, see `Accumulator::write_partial` of `fedpeft-strategy`.
+        sum: Payload,
     },
     /// The client could not do it; the round need not wait.
     Failed {
@@ -248,6 +276,7 @@ impl Outcome {
         match self {
             Self::Trained { .. } => "trained",
             Self::Evaluated { .. } => "evaluated",
+            Self::Aggregated { .. } => "aggregated",
             Self::Failed { .. } => "failed",
         }
     }
@@ -377,13 +406,23 @@ pub struct ClientReport {
     pub bytes_up: u64,
     /// Bytes to the client.
     pub bytes_down: u64,
-    /// Mean training loss over its last local epoch.
+    /// Mean training loss over its last local epoch; none where it is withheld, see `epsilon`.
     pub loss: Option<f64>,
     /// Seconds it trained.
     pub train_seconds: f64,
     /// What its own model came to, where the run asks for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub personal: Option<Personal>,
+    /// Updates in the sum that it sent, if it is an edge; 0 for a client that sent an update of its own.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub updates: u64,
+    /// What its examples have cost so far in this run where it trains with `dp_sgd`, as it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epsilon: Option<f64>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Bytes of one direction and kind.
@@ -418,7 +457,7 @@ pub struct RoundReport {
     pub loss: Option<f64>,
     /// Held-out accuracy, 0 to 1, likewise; none where the task has none, as in regression.
     pub accuracy: Option<f64>,
-    /// Mean of the accepted clients' training losses, weighted by examples.
+    /// Mean of the accepted clients' training losses, weighted by examples; 0 where they withhold them (`dp_sgd`).
     pub train_loss: f64,
     /// Bytes from all clients of the cohort.
     pub bytes_up: u64,

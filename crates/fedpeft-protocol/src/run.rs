@@ -3,11 +3,15 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ClientId, Digest, Epoch, ModelName, Round, RunId, round::RoundReport};
+use crate::{
+    ClientId, Digest, Epoch, ModelName, Round, RunId,
+    round::{RoundReport, Update},
+};
 
 use crate::validate::{at_least_one, check, not_negative, positive};
 pub use crate::{
     aggregation::AggregationSpec,
+    dp_sgd::{DpSgdSpec, ExampleSampling},
     eligibility::Eligibility,
     mode::{ModeSpec, StalenessSpec},
     privacy::{AccountantSpec, AdaptiveSpec, PrivacySpec, PrivacyState, SamplingSpec},
@@ -249,13 +253,13 @@ impl RunSpec {
 
     /// Checks what goes with SCAFFOLD: a control variate is the mean gradient of plain steps.
     fn validate_scaffold(&self, population: u32) -> Result<(), InvalidSpec> {
-        let TrainingSpec { optimizer, clip_norm, proximal_mu, .. } = &self.training;
+        let TrainingSpec { optimizer, clip_norm, proximal_mu, dp_sgd, .. } = &self.training;
         let plain = matches!(optimizer, OptimizerSpec::Sgd { momentum: 0.0, .. });
         check("training.optimizer", plain, || {
             "of strategy scaffold must be sgd without momentum: set optimizer = { kind = \"sgd\" }".to_owned()
         })?;
-        check("strategy", clip_norm.is_none() && *proximal_mu == 0.0, || {
-            "scaffold corrects the gradient itself: leave out training.clip_norm and training.proximal_mu"
+        check("strategy", clip_norm.is_none() && dp_sgd.is_none() && *proximal_mu == 0.0, || {
+            "scaffold corrects the gradient itself: leave out clip_norm, dp_sgd and proximal_mu of [run.training]"
                 .to_owned()
         })?;
         check("strategy", self.aggregation.is_mean() && self.privacy.is_none(), || {
@@ -383,6 +387,10 @@ pub struct RunRecord {
     pub privacy: Option<PrivacyState>,
     /// The round that is open, if one is.
     pub open: Option<OpenRound>,
+    /// On the broker of an edge: what the run works for. Its rounds then end with sums of updates, its global adapters come
+    /// from upstream, and rounds may be missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<Upstream>,
     /// Of buffered rounds: clients that train since an earlier round and whose updates still count, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub carried: Vec<Carried>,
@@ -411,8 +419,42 @@ pub struct OpenRound {
     /// Examples that each of the cohort declared, in its order: the most its update may weigh.
     #[serde(default)]
     pub examples: Vec<u64>,
+    /// Those of the cohort that are edges: they answer with sums.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub edges: Vec<ClientId>,
     /// When it was opened, in milliseconds since the Unix epoch.
     pub opened_ms: u64,
+}
+
+/// The newest task from upstream that an edge has begun for a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Upstream {
+    /// Its name.
+    pub task: String,
+    /// Its round.
+    pub round: Round,
+    /// Its fencing token.
+    pub epoch: Epoch,
+    /// How far it has come.
+    pub state: UpstreamState,
+}
+
+/// How far an upstream task has come.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum UpstreamState {
+    /// There is no answer yet.
+    Begun,
+    /// This is the answer, whatever happens from now on; it must still be sent.
+    Answered {
+        /// The answer. A sum is not in it: it lies in a blob until it is sent.
+        update: Box<Update>,
+        /// That blob: the sum, and 32 bytes that are those of no other run.
+        #[serde(default)]
+        kept: Option<Digest>,
+    },
+    /// The upstream broker has stored the answer.
+    Sent,
 }
 
 /// A client of a buffered round that has not answered yet, as it is taken over into later rounds.

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    dp_sgd::DpSgdSpec,
     schedule::ScheduleSpec,
     validate::{InvalidSpec, at_least_one, check, decay, not_negative, positive},
 };
@@ -32,6 +33,10 @@ pub struct TrainingSpec {
     /// scaled down to it, as PyTorch's `clip_grad_norm_` does. Without it, nothing is clipped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
+    /// Differential privacy of every example; without it, there is none. It takes the place of `clip_norm`, and needs
+    /// artifacts that were built for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dp_sgd: Option<DpSgdSpec>,
     /// FedProx (Li et al., arXiv 1812.06127): `mu` of the proximal term `mu / 2 |w - w_global|^2` of the loss,
     /// where `w_global` is the adapter at the start of the round. 0 is FedAvg.
     #[serde(skip_serializing_if = "is_zero")]
@@ -67,6 +72,7 @@ impl Default for TrainingSpec {
             schedule: ScheduleSpec::default(),
             optimizer: OptimizerSpec::default(),
             clip_norm: None,
+            dp_sgd: None,
             proximal_mu: 0.0,
             local: Vec::new(),
         }
@@ -96,6 +102,13 @@ impl TrainingSpec {
         check("training.local", self.local.iter().all(|glob| (1..=MAX_GLOB).contains(&glob.len())), || {
             format!("holds an empty glob or one of more than {MAX_GLOB} bytes")
         })?;
+        if let Some(dp_sgd) = &self.dp_sgd {
+            dp_sgd.validate()?;
+            check("training.clip_norm", self.clip_norm.is_none(), || {
+                "cannot be used with dp_sgd, which clips every example: remove it, and set dp_sgd.clip_norm"
+                    .to_owned()
+            })?;
+        }
         not_negative("training.proximal_mu", self.proximal_mu)
     }
 }
@@ -173,7 +186,43 @@ impl OptimizerSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schedule::{Span, Warmup};
+    use crate::{
+        dp_sgd::ExampleSampling,
+        schedule::{Span, Warmup},
+    };
+
+    fn dp_sgd() -> DpSgdSpec {
+        let sampling = ExampleSampling::Poisson;
+        DpSgdSpec { clip_norm: 1.0, noise_multiplier: 1.1, sampling, delta: 1e-5, epsilon: None }
+    }
+
+    #[test]
+    fn private_training_is_checked_and_read_with_defaults() {
+        let read: TrainingSpec =
+            serde_json::from_str(r#"{"dp_sgd": {"clip_norm": 1.0, "noise_multiplier": 1.1}}"#).unwrap();
+        assert_eq!(read.dp_sgd, Some(dp_sgd()));
+        let refused = |change: fn(&mut TrainingSpec)| {
+            let mut spec = read.clone();
+            change(&mut spec);
+            spec.validate().unwrap_err().field
+        };
+        read.validate().unwrap();
+        assert_eq!(refused(|t| t.clip_norm = Some(1.0)), "training.clip_norm");
+        assert_eq!(
+            refused(|t| t.dp_sgd = Some(DpSgdSpec { clip_norm: 0.0, ..dp_sgd() })),
+            "training.dp_sgd.clip_norm"
+        );
+        assert_eq!(
+            refused(|t| t.dp_sgd = Some(DpSgdSpec { noise_multiplier: 0.0, ..dp_sgd() })),
+            "training.dp_sgd.noise_multiplier"
+        );
+        assert_eq!(
+            refused(|t| t.dp_sgd = Some(DpSgdSpec { delta: 1.0, ..dp_sgd() })),
+            "training.dp_sgd.delta"
+        );
+        let broke = TrainingSpec { dp_sgd: Some(DpSgdSpec { epsilon: Some(f64::NAN), ..dp_sgd() }), ..read };
+        assert_eq!(broke.validate().unwrap_err().field, "training.dp_sgd.epsilon");
+    }
 
     #[test]
     fn every_bad_number_is_named() {
@@ -214,7 +263,7 @@ mod tests {
     fn defaults_are_not_written_and_what_is_written_is_read() {
         let plain = TrainingSpec::default();
         let text = serde_json::to_string(&plain).unwrap();
-        for field in ["accumulate", "schedule", "clip_norm", "proximal_mu", "local"] {
+        for field in ["accumulate", "schedule", "clip_norm", "dp_sgd", "proximal_mu", "local"] {
             assert!(!text.contains(&format!("{field:?}")), "{text}");
         }
         let full = TrainingSpec {

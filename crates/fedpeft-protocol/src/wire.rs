@@ -128,6 +128,7 @@ mod tests {
                 adapter: Payload::inline(vec![1, 2, 3]),
                 personal: None,
                 control: None,
+                epsilon: None,
             },
             fetched: vec![],
         }

@@ -8,15 +8,18 @@
 //!
 //! Each round times one step of every kind, one after the other, so that a change in the machine's speed
 //! meets all of them alike; a row gives the median over rounds of the time and of the ratio to the forward
-//! pass (the evaluation graph, which computes loss and logits) of the same round, with the quartiles of the ratio.
+//! pass (the evaluation graph, which computes loss and logits) of the same round, with the quartiles of the ratio. Rows
+//! of DP-SGD say as well what multiple they are of the same step without it.
 #![allow(clippy::print_stdout, reason = "a bench reports on standard output")]
 
 use std::{error::Error, path::Path, time::Instant};
 
 use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
 use fedpeft_peft::Peft;
-use fedpeft_protocol::run::TrainingSpec;
-use fedpeft_runtime::{Device, InMemory, Kernels, Optimizer, Runtime, SessionOptions, Trainer};
+use fedpeft_protocol::run::{DpSgdSpec, ExampleSampling, TrainingSpec};
+use fedpeft_runtime::{
+    Device, InMemory, Kernels, LocalTraining, Optimizer, OrderSeed, Runtime, SessionOptions, Trainer,
+};
 
 const OUTPUT: &str = "/backbone/layernorm/Add_1_output_0";
 
@@ -27,6 +30,8 @@ struct Settings {
     rounds: usize,
     device: Device,
     json: bool,
+    /// Only rows whose names hold this, and the forward pass.
+    only: Option<String>,
 }
 
 impl Settings {
@@ -41,7 +46,12 @@ impl Settings {
             rounds: number("--rounds", 15),
             device: text("--device").map_or(Ok(Device::Cpu), |text| text.parse())?,
             json: args.iter().any(|arg| arg == "--json"),
+            only: text("--only").cloned(),
         })
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        name == "forward" || self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
     }
 }
 
@@ -53,10 +63,21 @@ struct Subject {
     seconds: Vec<f64>,
 }
 
+/// What is timed of a row.
+#[derive(Clone, Copy)]
+enum Timed {
+    Forward,
+    Gradients,
+    Step,
+    Round { private: bool },
+}
+
 enum Work {
     Forward,
     Gradients,
     Step(Box<Optimizer>),
+    /// A round of one step, with all that belongs to it.
+    Round(Box<TrainingSpec>),
 }
 
 impl Subject {
@@ -66,6 +87,11 @@ impl Subject {
         match &mut self.work {
             Work::Forward => drop(self.trainer.evaluate(images, &mut || true)?),
             Work::Gradients => drop(self.trainer.gradients(images, &indices)?),
+            Work::Round(spec) => {
+                let seed = OrderSeed { run: 1, round: 1, client: "c" };
+                let training = LocalTraining { spec, seed, rounds: 1, correction: None };
+                self.trainer.train(training, images, &mut || true)?;
+            }
             Work::Step(optimizer) => drop(self.trainer.train_step(optimizer, images, &indices)?),
         }
         Ok(start.elapsed().as_secs_f64())
@@ -77,15 +103,21 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
     let backbone = fedpeft_testkit::assets().dinov2()?;
     let mut subjects = Vec::new();
     let rows = [
-        ("forward", "bias", Kernels::Fused, None),
-        ("head", "head", Kernels::Fused, Some(false)),
-        ("bias", "bias", Kernels::Fused, Some(false)),
-        ("bias, portable operators", "bias", Kernels::Portable, Some(false)),
-        ("bias and AdamW step", "bias", Kernels::Fused, Some(true)),
-        ("full", "full", Kernels::Fused, Some(false)),
-        ("full and AdamW step", "full", Kernels::Fused, Some(true)),
+        ("forward", "bias", Kernels::Fused, Timed::Forward),
+        ("head", "head", Kernels::Fused, Timed::Gradients),
+        ("bias", "bias", Kernels::Fused, Timed::Gradients),
+        ("bias, portable operators", "bias", Kernels::Portable, Timed::Gradients),
+        ("bias and AdamW step", "bias", Kernels::Fused, Timed::Step),
+        ("full", "full", Kernels::Fused, Timed::Gradients),
+        ("full and AdamW step", "full", Kernels::Fused, Timed::Step),
+        ("bias, one step", "bias", Kernels::Fused, Timed::Round { private: false }),
+        ("bias, one step of DP-SGD", "bias", Kernels::Fused, Timed::Round { private: true }),
+        ("lora, one step", "lora", Kernels::Fused, Timed::Round { private: false }),
+        ("lora, one step of DP-SGD", "lora", Kernels::Fused, Timed::Round { private: true }),
+        ("full, one step", "full", Kernels::Fused, Timed::Round { private: false }),
+        ("full, one step of DP-SGD", "full", Kernels::Fused, Timed::Round { private: true }),
     ];
-    for (name, method, kernels, optimizer) in rows {
+    for (name, method, kernels, timed) in rows.into_iter().filter(|row| settings.wants(row.0)) {
         let path = folder.join(method);
         if !path.exists() {
             let options = BuildOptions::image_classification(
@@ -95,21 +127,28 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
                 10,
                 method.parse::<Peft>()?,
             );
-            build(&options, &path)?;
+            build(&BuildOptions { dp_sgd: true, ..options }, &path)?;
         }
         let artifacts = ArtifactFolder::open(&path)?;
         let start = artifacts.initial_adapter()?;
         let options = SessionOptions { device: settings.device, threads: settings.threads, kernels };
         let mut trainer = Trainer::new(&runtime, artifacts, options)?;
         trainer.set_adapter(&start)?;
-        let work = match optimizer {
-            None => Work::Forward,
-            Some(false) => Work::Gradients,
-            // A rate of almost nothing: the values must not wander while they are timed.
-            Some(true) => {
-                let training = TrainingSpec { learning_rate: 1e-12, ..Default::default() };
-                Work::Step(Box::new(trainer.optimizer(&training)?))
+        // A rate of almost nothing: the values must not wander while they are timed.
+        let training =
+            TrainingSpec { learning_rate: 1e-12, batch_size: settings.batch as u32, ..Default::default() };
+        let work = match timed {
+            Timed::Forward => Work::Forward,
+            Timed::Gradients => Work::Gradients,
+            Timed::Round { private: false } => Work::Round(Box::new(training)),
+            // Batches of a fixed size, to be compared.
+            Timed::Round { private: true } => {
+                let sampling = ExampleSampling::Shuffle;
+                let dp_sgd =
+                    DpSgdSpec { clip_norm: 1.0, noise_multiplier: 1.0, sampling, delta: 1e-5, epsilon: None };
+                Work::Round(Box::new(TrainingSpec { dp_sgd: Some(dp_sgd), ..training }))
             }
+            Timed::Step => Work::Step(Box::new(trainer.optimizer(&training)?)),
         };
         subjects.push(Subject { name, trainer, work, seconds: Vec::new() });
     }
@@ -141,7 +180,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     let forward = subjects[0].seconds.clone();
-    let Settings { size, batch, threads, rounds, device, json } = settings;
+    let Settings { size, batch, threads, rounds, device, json, .. } = settings;
     if !json {
         println!("{device}, {size} px, batch {batch}, {threads} threads, {rounds} rounds");
         println!("{:<26} {:>12} {:>10} {:>15}", "", "ms per image", "x forward", "quartiles");
@@ -156,7 +195,15 @@ fn main() -> Result<(), Box<dyn Error>> {
                 r#"{{"name":"{name}","size":{size},"batch":{batch},"threads":{threads},"device":"{device}","ms_per_image":{per_image:.4},"ratio":{ratio:.4},"low":{low:.4},"high":{high:.4}}}"#
             );
         } else {
-            println!("{name:<26} {per_image:>12.2} {ratio:>10.2} {low:>7.2}-{high:.2}");
+            print!("{name:<26} {per_image:>12.2} {ratio:>10.2} {low:>7.2}-{high:.2}");
+            let plain = name.strip_suffix(" of DP-SGD");
+            if let Some(plain) = subjects.iter().find(|subject| plain == Some(subject.name)) {
+                let ratios: Vec<f64> =
+                    subject.seconds.iter().zip(&plain.seconds).map(|(a, b)| a / b).collect();
+                let [low, ratio, high] = [0.25, 0.5, 0.75].map(|share| quantile(&ratios, share));
+                print!("   {ratio:.2} x without ({low:.2}-{high:.2})");
+            }
+            println!();
         }
     }
     Ok(())

@@ -57,32 +57,51 @@ impl Adapter {
             return Err(RuntimeError::Adapter { got, expected });
         }
         let residence = self.residence;
-        for ((_, range), tensor) in layout.ranges().zip(self.current_mut()) {
-            match residence {
-                Residence::Host => tensor.extract_tensor_mut().1.copy_from_slice(&flat[range]),
-                Residence::Device => {
-                    let mut staging = Tensor::<f32>::new(&Allocator::default(), tensor.shape().to_vec())?;
-                    staging.extract_tensor_mut().1.copy_from_slice(&flat[range]);
-                    staging.copy_into(tensor)?;
-                }
-            }
-        }
-        Ok(())
+        write(self.current_mut(), layout, residence, flat)
     }
 
     /// Replaces `flat` by the values, in layout order.
     pub fn read(&self, flat: &mut Vec<f32>) -> Result<(), RuntimeError> {
-        flat.clear();
-        for tensor in self.current() {
-            match self.residence {
-                Residence::Host => flat.extend_from_slice(tensor.extract_tensor().1),
-                Residence::Device => {
-                    let mut staging = Tensor::<f32>::new(&Allocator::default(), tensor.shape().to_vec())?;
-                    tensor.copy_into(&mut staging)?;
-                    flat.extend_from_slice(staging.extract_tensor().1);
-                }
+        read(self.current(), self.residence, flat)
+    }
+}
+
+/// Overwrites `tensors` with as many values, in layout order.
+pub(crate) fn write(
+    tensors: &mut [Tensor<f32>],
+    layout: &Layout,
+    residence: Residence,
+    flat: &[f32],
+) -> Result<(), RuntimeError> {
+    for ((_, range), tensor) in layout.ranges().zip(tensors) {
+        match residence {
+            Residence::Host => tensor.extract_tensor_mut().1.copy_from_slice(&flat[range]),
+            Residence::Device => {
+                let mut staging = Tensor::<f32>::new(&Allocator::default(), tensor.shape().to_vec())?;
+                staging.extract_tensor_mut().1.copy_from_slice(&flat[range]);
+                staging.copy_into(tensor)?;
             }
         }
-        Ok(())
     }
+    Ok(())
+}
+
+/// Replaces `flat` by the values of `tensors`.
+pub(crate) fn read(
+    tensors: &[Tensor<f32>],
+    residence: Residence,
+    flat: &mut Vec<f32>,
+) -> Result<(), RuntimeError> {
+    flat.clear();
+    for tensor in tensors {
+        match residence {
+            Residence::Host => flat.extend_from_slice(tensor.extract_tensor().1),
+            Residence::Device => {
+                let mut staging = Tensor::<f32>::new(&Allocator::default(), tensor.shape().to_vec())?;
+                tensor.copy_into(&mut staging)?;
+                flat.extend_from_slice(staging.extract_tensor().1);
+            }
+        }
+    }
+    Ok(())
 }

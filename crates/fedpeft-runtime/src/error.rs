@@ -62,6 +62,15 @@ pub enum RuntimeError {
     /// ONNX Runtime failed while it ran a graph or moved a tensor.
     #[error("ONNX Runtime failed: {0}")]
     Run(String),
+    /// The artifacts cannot clip the gradients of examples.
+    #[error(
+        "these artifacts were built without dp_sgd: build them again with --dp-sgd (dp_sgd = true in [model]), or train \
+         without training.dp_sgd"
+    )]
+    NoClipping,
+    /// The operating system gives no random bytes.
+    #[error("the operating system gives no random bytes, without which there is no noise: {0}")]
+    Entropy(String),
     /// The values do not fit the artifacts' adapter.
     #[error("the adapter has {got} values, these artifacts need {expected}")]
     Adapter {

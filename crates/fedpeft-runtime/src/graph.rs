@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use fedpeft_artifacts::manifest::{
-    CORRECT, COUNT, DROPOUT_SEED, ElementType, GRADIENT_SUFFIX, InputSpec, LABELS, LOSS, Manifest,
+    CLIP_NORM, CLIPPED, CORRECT, COUNT, DROPOUT_SEED, ElementType, GRADIENT_SUFFIX, InputSpec, LABELS, LOSS,
+    Manifest,
 };
 use fedpeft_codec::Layout;
 use ort::{
@@ -34,6 +35,8 @@ pub(crate) struct Measured {
     pub count: i64,
     /// What the loss is a mean over.
     pub weight: f64,
+    /// Examples whose gradient was clipped.
+    pub clipped: i64,
 }
 
 /// Where the tensors of the adapter live.
@@ -56,6 +59,8 @@ pub(crate) struct Graph {
     fed: Vec<Fed>,
     /// Seed of dropout, where the graph drops anything.
     dropout: Option<Tensor<i64>>,
+    /// Where the graph clips the gradient of each example, to what norm, and how many it clipped.
+    clipping: Option<(Tensor<f32>, Tensor<i64>)>,
     limits: Limits,
     weighing: Weighing,
     residence: Residence,
@@ -133,10 +138,17 @@ impl Graph {
         let mut fed: Vec<Fed> = manifest.inputs.iter().map(input).collect();
         let (dtype, shape) = manifest.labels().map_err(|error| RuntimeError::Run(error.to_string()))?;
         fed.push(Fed { name: LABELS.to_owned(), dtype, shape: signed(&shape) });
-        let drops = session.inputs().iter().any(|input| input.name() == DROPOUT_SEED);
-        let dropout = drops.then(|| Tensor::new(&host, Vec::<i64>::new())).transpose()?;
+        let reads = |name: &str| session.inputs().iter().any(|input| input.name() == name);
+        let dropout = reads(DROPOUT_SEED).then(|| Tensor::new(&host, Vec::<i64>::new())).transpose()?;
+        let clipping = match reads(CLIP_NORM) {
+            true => Some((Tensor::new(&host, Vec::<i64>::new())?, Tensor::new(&host, Vec::<i64>::new())?)),
+            false => None,
+        };
+        // Where each example counts for itself, it weighs as much as any other.
+        let weighing = if clipping.is_some() { Weighing::Examples } else { Weighing::of(&manifest.task) };
         Ok(Self {
             dropout,
+            clipping,
             bindings: BTreeMap::new(),
             loss: Tensor::new(&host, Vec::<i64>::new())?,
             correct: Tensor::new(&host, Vec::<i64>::new())?,
@@ -145,7 +157,7 @@ impl Graph {
             session,
             fed,
             limits: Limits::of(manifest),
-            weighing: Weighing::of(&manifest.task),
+            weighing,
             residence,
         })
     }
@@ -154,6 +166,18 @@ impl Graph {
     pub fn reseed(&mut self, seed: i64) {
         if let Some(tensor) = &mut self.dropout {
             tensor.extract_tensor_mut().1.fill(seed);
+        }
+    }
+
+    /// Whether the gradient of each example is clipped.
+    pub fn clips(&self) -> bool {
+        self.clipping.is_some()
+    }
+
+    /// To what norm each example's gradient is clipped from now on.
+    pub fn clip_to(&mut self, norm: f64) {
+        if let Some((tensor, _)) = &mut self.clipping {
+            tensor.extract_tensor_mut().1.fill(norm as f32);
         }
     }
 
@@ -174,7 +198,7 @@ impl Graph {
             let bound = self.bind(layout, adapter, indices.len())?;
             self.bindings.insert(key, bound);
         }
-        let Self { bindings, session, fed, limits, dropout, weighing, .. } = self;
+        let Self { bindings, session, fed, limits, dropout, clipping, weighing, .. } = self;
         let Some(bound) = bindings.get_mut(&key) else {
             return Err(RuntimeError::Run("the batch is not bound".to_owned()));
         };
@@ -188,14 +212,18 @@ impl Graph {
             if let Some(seed) = dropout {
                 bound.binding.bind_input(DROPOUT_SEED, seed)?;
             }
+            if let Some((norm, _)) = clipping {
+                bound.binding.bind_input(CLIP_NORM, norm)?;
+            }
         }
         session.run_binding(&bound.binding)?;
+        let clipped = clipping.as_ref().and_then(|(_, count)| count.extract_tensor().1.first().copied());
         let (loss, correct) = (self.loss.extract_tensor().1, self.correct.extract_tensor().1);
         match (loss, correct, self.count.extract_tensor().1) {
             (&[loss], &[correct], &[count]) => {
                 let decisions = count.max(0).cast_unsigned();
                 let weight = weighing.weigh(indices.len(), &bound.labels.values(), decisions);
-                Ok(Measured { loss, correct, count, weight })
+                Ok(Measured { loss, correct, count, weight, clipped: clipped.unwrap_or(0) })
             }
             _ => Err(RuntimeError::Run("loss, correct and count are not scalars".to_owned())),
         }
@@ -219,6 +247,10 @@ impl Graph {
         let binding = &mut bound.binding;
         if let Some(seed) = &self.dropout {
             binding.bind_input(DROPOUT_SEED, seed)?;
+        }
+        if let Some((norm, count)) = &mut self.clipping {
+            binding.bind_input(CLIP_NORM, norm)?;
+            binding.bind_output(CLIPPED, count)?;
         }
         for (spec, tensor) in layout.tensors().iter().zip(adapter) {
             binding.bind_input(spec.name.as_str(), tensor)?;

@@ -15,6 +15,7 @@ mod library;
 mod operators;
 mod optimizer;
 mod order;
+mod private;
 mod products;
 mod schedule;
 mod session;

@@ -154,6 +154,7 @@ pub fn write(path: &Path) {
         opset: fedpeft_onnx::OPSET,
         files: Files {
             training: file("training_model.onnx"),
+            dp_training: None,
             eval: file("eval_model.onnx"),
             optimizer_sgd: file("optimizer_sgd.onnx"),
             optimizer_adamw: file("optimizer_adamw.onnx"),
@@ -199,6 +200,7 @@ pub fn built(path: &Path) -> ArtifactFolder {
     let classes = CLASSES as u32;
     let options = BuildOptions {
         inputs: vec![input],
+        dp_sgd: true,
         ..BuildOptions::image_classification(model, "features", 0, classes, Method::Full)
     };
     build(&options, &path.join("artifacts")).unwrap();

@@ -1,6 +1,7 @@
 //! Training and evaluation of an adapter on one device.
 
 mod local;
+mod private;
 mod snapshot;
 
 use std::time::Instant;
@@ -28,7 +29,8 @@ const EVALUATION_BATCH: usize = 64;
 /// One backbone with its adapter, to be trained and evaluated by one client after another. Sessions are
 /// made when they are first needed.
 pub struct Trainer {
-    // Graphs and adapter go before the memory they live in.
+    // Graphs and adapter go before the memory they live in. There is one training graph at a time: that of gradients,
+    // or that of clipped ones.
     training: Option<Graph>,
     evaluation: Option<Graph>,
     adapter: Adapter,
@@ -168,14 +170,23 @@ impl Trainer {
         if indices.is_empty() {
             return Err(RuntimeError::NoExamples);
         }
-        self.training()?;
+        self.training(false)?;
+        Ok(stepped(self.run_training(seed, examples, indices)?))
+    }
+
+    /// Runs the training graph that there is.
+    fn run_training(
+        &mut self,
+        seed: i64,
+        examples: &dyn Examples,
+        indices: &[usize],
+    ) -> Result<Measured, RuntimeError> {
         let Self { training: Some(training), adapter, folder, .. } = self else {
             return Err(RuntimeError::Run("the training session is gone".to_owned()));
         };
         training.reseed(seed);
         let layout = &folder.manifest().adapter;
-        let measured = training.run(layout, adapter.current(), adapter.side(), examples, indices)?;
-        Ok(stepped(measured))
+        training.run(layout, adapter.current(), adapter.side(), examples, indices)
     }
 
     /// Mean loss and accuracy over all examples.
@@ -216,11 +227,15 @@ impl Trainer {
         &self.folder.manifest().adapter
     }
 
-    /// Makes the training session.
-    fn training(&mut self) -> Result<(), RuntimeError> {
-        if self.training.is_none() {
+    /// Makes the training session, that of clipped gradients where these are asked for.
+    fn training(&mut self, clips: bool) -> Result<(), RuntimeError> {
+        if self.training.as_ref().is_none_or(|training| training.clips() != clips) {
+            self.training = None;
             let manifest = self.folder.manifest();
-            let file = &manifest.files.training;
+            let file = match clips {
+                true => manifest.files.dp_training.as_ref().ok_or(RuntimeError::NoClipping)?,
+                false => &manifest.files.training,
+            };
             let session = session::open(&self.runtime, &self.folder, file, self.device, &self.options)?;
             let gradients = tensors(&manifest.adapter, &self.memory.allocator)?;
             self.training = Some(Graph::new(session, manifest, gradients, self.memory.residence)?);
@@ -242,7 +257,7 @@ impl Trainer {
 
 /// What the graph measured of a batch.
 fn stepped(measured: Measured) -> Stepped {
-    let Measured { loss, correct, count, weight } = measured;
+    let Measured { loss, correct, count, weight, .. } = measured;
     Stepped { loss, correct: correct.max(0).cast_unsigned(), count: count.max(0).cast_unsigned(), weight }
 }
 

@@ -118,6 +118,7 @@ fn ready(case: &Case, own_head: bool, folder: &Path) -> (Trainer, InMemory, std:
         seed: 0,
         pooling: Pooling::Mean,
         storage: Default::default(),
+        dp_sgd: false,
     };
     let path = folder.join("artifacts");
     build(&options, &path).unwrap();

@@ -7,9 +7,12 @@ use std::{collections::HashMap, path::Path};
 use fedpeft_artifacts::{ArtifactFolder, BuildOptions, Storage, build};
 use fedpeft_interp::{Interpreter, Value};
 use fedpeft_onnx::{Model, Tensor};
-use fedpeft_peft::{Method, Pooling};
-use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
-use fedpeft_runtime::{Batch, Device, Examples, InMemory, Kernels, Runtime, SessionOptions, Trainer, Values};
+use fedpeft_peft::{Lora, Method, Pooling};
+use fedpeft_protocol::run::{DpSgdSpec, ExampleSampling, OptimizerSpec, TrainingSpec};
+use fedpeft_runtime::{
+    Batch, Device, Examples, InMemory, Kernels, LocalTraining, OrderSeed, Runtime, SessionOptions, Trainer,
+    Values,
+};
 
 const SIZE: usize = 28;
 const BATCH: usize = 3;
@@ -21,6 +24,7 @@ fn artifacts(method: Method, path: &Path) -> ArtifactFolder {
 fn stored(method: Method, storage: Storage, path: &Path) -> ArtifactFolder {
     let options = BuildOptions {
         storage,
+        dp_sgd: true,
         pooling: Pooling::Mean,
         ..BuildOptions::image_classification(
             fedpeft_testkit::assets().dinov2().unwrap(),
@@ -118,6 +122,53 @@ fn kernels_bodies_and_reference_agree() {
         compare(&folder, &portable, &wanted, 1e-4);
         let portable: Vec<f64> = portable.iter().map(|v| f64::from(*v)).collect();
         compare(&folder, &fused, &portable, 5e-5);
+    }
+}
+
+/// A step of DP-SGD, with noise that no `f32` holds, is that of a loop over the examples, each a batch of its own.
+#[test]
+fn clipped_sums_are_those_of_a_loop_over_the_examples() {
+    const RATE: f64 = 1024.0;
+    let runtime = Runtime::load(Some(&fedpeft_testkit::assets().ort_lib().unwrap())).unwrap();
+    let optimizer = OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+    let plain = TrainingSpec { optimizer, learning_rate: RATE, batch_size: 3, ..Default::default() };
+    let length = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>().sqrt();
+    for method in [Method::Bias, Method::Lora(Lora::default()), Method::Full] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = artifacts(method.clone(), &dir.path().join("artifacts"));
+        let options = SessionOptions { device: Device::Cpu, threads: 2, kernels: Kernels::Fused };
+        let mut trainer = Trainer::new(&runtime, folder.clone(), options).unwrap();
+        let before = start(&folder);
+        let moved = |trainer: &Trainer| -> Vec<f64> {
+            let mut after = Vec::new();
+            trainer.adapter_into(&mut after).unwrap();
+            before.iter().zip(&after).map(|(a, b)| f64::from(a - b) / RATE).collect()
+        };
+        let mut each = Vec::new();
+        for example in 0..BATCH {
+            trainer.set_adapter(&before).unwrap();
+            let mut optimizer = trainer.optimizer(&plain).unwrap();
+            trainer.train_step(&mut optimizer, &examples(), &[example]).unwrap();
+            each.push(moved(&trainer));
+        }
+        let lengths: Vec<f64> = each.iter().map(|gradient| length(gradient)).collect();
+        let mut sorted = lengths.clone();
+        sorted.sort_by(f64::total_cmp);
+        let clip_norm = (sorted[0] + sorted[1]) / 2.0;
+        let sampling = ExampleSampling::Shuffle;
+        let dp_sgd = DpSgdSpec { clip_norm, noise_multiplier: 1e-12, sampling, delta: 1e-5, epsilon: None };
+        let spec = TrainingSpec { dp_sgd: Some(dp_sgd), ..plain.clone() };
+        let seed = OrderSeed { run: 1, round: 1, client: "c" };
+        trainer.set_adapter(&before).unwrap();
+        let training = LocalTraining { spec: &spec, seed, rounds: 1, correction: None };
+        trainer.train(training, &examples(), &mut || true).unwrap();
+        let got = moved(&trainer);
+        let share = |n: usize| (clip_norm / lengths[n]).min(1.0) / BATCH as f64;
+        let wanted: Vec<f64> =
+            (0..got.len()).map(|i| (0..BATCH).map(|n| each[n][i] * share(n)).sum()).collect();
+        let differences: Vec<f64> = got.iter().zip(&wanted).map(|(a, b)| a - b).collect();
+        let error = length(&differences) / length(&wanted);
+        assert!(error < 1e-5, "{method:?}: sums differ by {error}");
     }
 }
 

@@ -16,6 +16,7 @@
 //! [`MAX_WEIGHT`] and [`MAX_UPDATES`]. Values of magnitude 2^-31 and above are summed exactly; below that a
 //! term is rounded to a multiple of 2^-54. The mean is rounded to `f32` once.
 
+mod partial;
 mod spooled;
 
 use std::ops::Range;
@@ -23,6 +24,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use fedpeft_codec::{CodecError, Layout};
 
+pub use partial::{Claim, max_partial_bytes, partial_distance};
 pub use spooled::{Spool, SpoolError, check_update};
 
 /// Largest magnitude of an adapter value: the next power of two above what half precision can hold.
@@ -146,6 +148,34 @@ pub enum AccumulateError {
         /// Largest multiplier for that many.
         most: String,
     },
+    /// A partial sum that claims what no updates are.
+    #[error(
+        "{updates} updates cannot weigh {weight}: each has 1 to {MAX_WEIGHT} examples, and a sum 1 to {MAX_UPDATES} updates"
+    )]
+    Claim {
+        /// Updates claimed.
+        updates: u64,
+        /// Weight claimed.
+        weight: u64,
+    },
+    /// Bytes that are no partial sum.
+    #[error("the partial sum is malformed: {0}")]
+    Partial(&'static str),
+    /// A value of a partial sum that no updates add up to.
+    #[error(
+        "value {index} of tensor {tensor} in the partial sum is more than updates with a weight of {weight} add up to"
+    )]
+    PartialValue {
+        /// Tensor the value belongs to.
+        tensor: String,
+        /// Index within that tensor, row-major.
+        index: usize,
+        /// Weight of the sum.
+        weight: u64,
+    },
+    /// A partial sum where single updates are needed.
+    #[error("this aggregation needs every single update, and takes no partial sums")]
+    Single,
     /// Two sums over different adapters.
     #[error("sums of different adapter layouts cannot be merged")]
     Layout,

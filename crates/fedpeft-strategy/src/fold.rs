@@ -9,7 +9,7 @@
 //!
 //! None of them depends on the order in which updates come, not by a byte.
 
-use std::io::Cursor;
+use std::io::{Cursor, Write};
 
 use fedpeft_codec::Layout;
 use fedpeft_protocol::{
@@ -18,7 +18,7 @@ use fedpeft_protocol::{
 };
 
 use crate::{
-    accumulator::{AccumulateError, Accumulator, Spool, SpoolError, Weight, check_update},
+    accumulator::{AccumulateError, Accumulator, Claim, Spool, SpoolError, Weight, check_update},
     buffered,
     clip::Scaled,
     clipped::ClippedSum,
@@ -111,6 +111,12 @@ impl Rule {
     /// Whether updates are kept, see [`Fold::keep`].
     pub fn keeps(&self) -> bool {
         matches!(self, Self::Robust(_))
+    }
+
+    /// Whether a partial sum may stand for the updates in it, see [`Fold::merge`]: where each counts by its examples and by
+    /// nothing else.
+    pub fn merges(&self) -> bool {
+        matches!(self, Self::Mean)
     }
 
     /// Whether what updates come to depends on the present global adapter.
@@ -253,6 +259,26 @@ impl Fold {
         }
     }
 
+    /// Adds updates that were added up elsewhere, where [`Rule::merges`]. Either all of them are added or, with an error,
+    /// nothing.
+    pub fn merge(&mut self, partial: &mut dyn Spool, claim: Claim) -> Result<(), SpoolError> {
+        match (&mut self.state, self.rule.merges()) {
+            (State::Sum(sum), true) => sum.merge_partial(partial, claim),
+            _ => Err(AccumulateError::Single.into()),
+        }
+    }
+
+    /// Writes the updates added up for [`Self::merge`], where [`Rule::merges`]; what the bytes claim to be.
+    pub fn partial(&self, out: &mut dyn Write) -> Result<Claim, SpoolError> {
+        match (&self.state, self.rule.merges()) {
+            (State::Sum(sum), true) => {
+                sum.write_partial(out)?;
+                Ok(sum.claim()?)
+            }
+            _ => Err(AccumulateError::Single.into()),
+        }
+    }
+
     /// What the updates come to.
     pub fn close<'a>(&'a mut self, closing: Closing<'a>) -> Closed<'a> {
         Closed { fold: self, closing }
@@ -364,6 +390,29 @@ mod tests {
             let named = updates.into_iter().enumerate();
             named.map(|(at, (values, examples))| (format!("client-{at}"), values, examples)).collect()
         })
+    }
+
+    #[test]
+    fn only_the_plain_mean_takes_partial_sums() {
+        for rule in rules() {
+            let mut below = Fold::new(rule, layout()).unwrap();
+            let weight = rule.weight(3, 0).unwrap();
+            let (adapter, global) = (encode(&[0.5; VALUES]), encode(&[0.0; VALUES]));
+            below.add_held(&adapter, &mut Cursor::new(&global), weight).unwrap();
+            let mut bytes = Vec::new();
+            let written = below.partial(&mut bytes);
+            assert_eq!(
+                (written.is_ok(), rule.merges()),
+                (rule == Rule::Mean, rule == Rule::Mean),
+                "{rule:?}"
+            );
+            let mut above = Fold::new(rule, layout()).unwrap();
+            let merged = above.merge(&mut Cursor::new(&bytes), Claim::new(1, 3).unwrap());
+            match rule.merges() {
+                true => merged.unwrap(),
+                false => assert!(merged.unwrap_err().to_string().contains("every single update"), "{rule:?}"),
+            }
+        }
     }
 
     proptest! {

@@ -22,7 +22,10 @@ pub mod robust;
 pub mod scaffold;
 pub mod strategy;
 
-pub use accumulator::{AccumulateError, Accumulator, Spool, SpoolError, Weight, check_update};
+pub use accumulator::{
+    AccumulateError, Accumulator, Claim, Spool, SpoolError, Weight, check_update, max_partial_bytes,
+    partial_distance,
+};
 pub use clipped::ClippedSum;
 pub use fold::{Closing, Fold, Rule};
 pub use mean::Mean;

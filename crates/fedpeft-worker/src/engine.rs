@@ -20,6 +20,7 @@ use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 use crate::{
     examples::{ClientExamples, tokenizer},
     keep::{self, Keep},
+    spending::{Spending, SpendingError},
 };
 
 /// What the thread is given.
@@ -35,6 +36,8 @@ pub(crate) struct Job {
     pub work: EngineWork,
     /// Where training is kept meanwhile; nowhere where there is no such place.
     pub keep: Option<Keep>,
+    /// What the client's examples have cost, where training is private.
+    pub spending: Option<Spending>,
     /// Asked before every step, with the steps done and the steps in all; evaluation has none.
     pub next: Box<dyn FnMut(u64, u64) -> Next + Send>,
 }
@@ -52,6 +55,7 @@ pub(crate) enum Next {
 
 /// What it should do.
 #[derive(Clone)]
+#[allow(clippy::large_enum_variant, reason = "a process holds one at a time")]
 pub(crate) enum EngineWork {
     Train { training: TrainingSpec, seed: u64, round: Round, rounds: Round, personal: bool },
     Evaluate,
@@ -66,6 +70,8 @@ pub(crate) enum Done {
         personal: Option<Evaluated>,
         /// What an earlier attempt, which this one went on from, had fetched.
         fetched: Vec<Transfer>,
+        /// What the client's examples have cost so far, where training is private.
+        epsilon: Option<f64>,
     },
     Evaluated(Evaluated),
 }
@@ -77,6 +83,8 @@ pub(crate) enum EngineError {
     Runtime(#[from] RuntimeError),
     #[error("the data does not fit the model: {0}")]
     Data(String),
+    #[error(transparent)]
+    Spending(#[from] SpendingError),
     #[error("the computing thread has ended")]
     Gone,
 }
@@ -206,11 +214,25 @@ impl Thread {
                 let seed = OrderSeed { run: seed, round, client: job.client.as_str() };
                 let local =
                     LocalTraining { spec: &training, seed, rounds, correction: job.correction.as_deref() };
-                let (keep, next) = (job.keep.as_ref(), &mut *job.next);
-                let (result, fetched) = keep::train(trainer, local, &job.adapter, examples, keep, next)?;
+                let (mut spending, mut refused) = (job.spending, None);
+                let mut next = |steps, planned| match spending.as_mut().map(|s| s.before(steps, planned)) {
+                    Some(Err(error)) => {
+                        refused = Some(error);
+                        Next::Stop
+                    }
+                    _ => (job.next)(steps, planned),
+                };
+                let keep = job.keep.as_ref();
+                let trained = keep::train(trainer, local, &job.adapter, examples, keep, &mut next);
+                if let Some(error) = refused {
+                    return Err(error.into());
+                }
+                let (result, fetched) = trained?;
+                let epsilon = spending.as_ref().map(Spending::epsilon).transpose()?;
                 let mut adapter = Vec::new();
                 trainer.adapter_into(&mut adapter)?;
-                let personal = match job.held_back.filter(|_| personal) {
+                // What a model does on examples has no noise: it stays here where training is private.
+                let personal = match job.held_back.filter(|_| personal && epsilon.is_none()) {
                     Some(held_back) => {
                         let (trainer, examples) = loaded.prepare(&job.client, Part::HeldBack, &held_back)?;
                         let mut proceed = || (job.next)(result.steps, result.steps) == Next::Step;
@@ -218,7 +240,7 @@ impl Thread {
                     }
                     None => None,
                 };
-                Ok(Done::Trained { result, adapter, personal, fetched })
+                Ok(Done::Trained { result, adapter, personal, fetched, epsilon })
             }
             EngineWork::Evaluate => {
                 let (trainer, examples) = loaded.prepare(&job.client, Part::Own, &job.data)?;

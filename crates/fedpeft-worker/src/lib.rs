@@ -22,6 +22,7 @@ mod roster;
 mod scaffold;
 mod seen;
 mod serve;
+mod spending;
 mod state;
 mod task;
 

@@ -50,7 +50,7 @@ pub(crate) struct Sent {
 pub(crate) fn scope(task: &Task, manifest: &Manifest) -> Result<Scope, Failure> {
     let globs: &[String] = match &task.work {
         Work::Train { training, .. } => &training.local,
-        Work::Evaluate => &[],
+        Work::Evaluate | Work::Aggregate { .. } => &[],
     };
     Scope::new(&manifest.adapter, globs).map_err(Failure::new)
 }
@@ -59,7 +59,7 @@ pub(crate) fn scope(task: &Task, manifest: &Manifest) -> Result<Scope, Failure> 
 pub(crate) fn control(task: &Task) -> Option<&Payload> {
     match &task.work {
         Work::Train { memory: Some(memory), .. } => memory.control.as_ref(),
-        Work::Train { .. } | Work::Evaluate => None,
+        Work::Train { .. } | Work::Evaluate | Work::Aggregate { .. } => None,
     }
 }
 

@@ -30,6 +30,7 @@ impl Hosted {
         Capabilities {
             trains: self.role == Role::Trains,
             evaluates: self.role == Role::Evaluates,
+            aggregates: false,
             examples: self.data.len() as u64,
             device: device.to_owned(),
             free_memory_mib: None,

@@ -46,6 +46,7 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
             engine,
             keeping,
             memory,
+            state: config.state()?,
             shutdown: context.shutdown.clone(),
             abort: abort.clone(),
             computing: Semaphore::new(AT_ONCE),

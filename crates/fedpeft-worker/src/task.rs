@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -32,6 +33,7 @@ use crate::{
     memory::Memory,
     retry::retrying,
     roster::{Hosted, Role},
+    spending::Spending,
     state::{self, Checkpoint, StateFolder},
 };
 
@@ -106,6 +108,8 @@ pub(crate) struct Workshop {
     pub keeping: Option<Keeping>,
     /// What clients keep from round to round; none where there is no folder for it.
     pub memory: Option<Memory>,
+    /// Folder of what must be kept: what private training has cost.
+    pub state: PathBuf,
     /// Begin nothing new.
     pub shutdown: CancellationToken,
     /// Stop what is in progress.
@@ -164,10 +168,10 @@ impl Workshop {
         fetched: &mut Vec<Transfer>,
     ) -> Result<Outcome, Failure> {
         let (done, computes) = self.computed(assignment, held.keep.as_ref(), fetched).await?;
-        let (result, adapter, personal, beginning) = match done {
+        let (result, adapter, personal, beginning, epsilon) = match done {
             Finished::Evaluated(outcome) => return Ok(outcome),
-            Finished::Trained { result, adapter, personal, beginning } => {
-                (result, adapter, personal, beginning)
+            Finished::Trained { result, adapter, personal, beginning, epsilon } => {
+                (result, adapter, personal, beginning, epsilon)
             }
         };
         held.saving = held.keep.as_ref().map(|keep| save(keep, result, adapter.clone(), fetched.clone()));
@@ -190,7 +194,9 @@ impl Workshop {
             Some(control) => Some(self.payload(assignment, (control, layout), fits, fetched).await?),
             None => None,
         };
-        Ok(Outcome::Trained { examples, steps, loss, seconds, adapter, personal, control })
+        // A loss has no noise: it stays here where the adapter's training is private.
+        let loss = if epsilon.is_some() { 0.0 } else { loss };
+        Ok(Outcome::Trained { examples, steps, loss, seconds, adapter, personal, control, epsilon })
     }
 
     /// What the task comes to, through simulated crashes, with the right to compute.
@@ -265,13 +271,15 @@ impl Workshop {
             let (client, data, held_back) =
                 (client.id.clone(), client.data.clone(), client.held_back.clone());
             let correction = beginning.correction();
-            Job { folder, adapter, correction, client, data, held_back, work: work.clone(), keep, next }
+            let spending = self.spending(assignment)?;
+            let work = work.clone();
+            Ok(Job { folder, adapter, correction, client, data, held_back, work, keep, spending, next })
         };
-        let mut done = turn.run(job(folder, adapter.clone(), fetched)).await;
+        let mut done = turn.run(job(folder, adapter.clone(), fetched)?).await;
         if let Err(EngineError::Runtime(RuntimeError::Artifacts(error))) = &done {
             tracing::warn!(%error, "cached artifacts are damaged, fetching them again");
             let folder = self.pull(assignment, true, fetched).await?;
-            done = turn.run(job(folder, adapter, fetched)).await;
+            done = turn.run(job(folder, adapter, fetched)?).await;
         }
         drop(turn);
         match done {
@@ -281,14 +289,18 @@ impl Workshop {
                 accuracy: result.accuracy,
                 seconds: result.seconds,
             })),
-            Ok(Done::Trained { result, adapter, personal, fetched: earlier }) => {
+            Ok(Done::Trained { result, adapter, personal, fetched: earlier, epsilon }) => {
                 fetched.splice(0..0, earlier);
+                if let Some(epsilon) = epsilon {
+                    let (client, run) = (&client.id, &task.run);
+                    tracing::info!(%client, %run, round = task.round, epsilon, "spent on the client's examples");
+                }
                 let personal = personal.map(|own| Personal {
                     examples: own.examples,
                     loss: own.loss,
                     accuracy: own.accuracy,
                 });
-                Ok(Finished::Trained { result, adapter: Arc::new(adapter), personal, beginning })
+                Ok(Finished::Trained { result, adapter: Arc::new(adapter), personal, beginning, epsilon })
             }
             Err(EngineError::Runtime(RuntimeError::Stopped)) if self.abort.is_cancelled() => {
                 Err(Failure::HandBack)
@@ -296,6 +308,17 @@ impl Workshop {
             Err(EngineError::Runtime(RuntimeError::Stopped)) => Err(Failure::Late),
             Err(error) => Err(Failure::new(error)),
         }
+    }
+
+    /// The client's account, where the task is private training.
+    fn spending(
+        &self,
+        Assignment { client, task, .. }: &Assignment<'_>,
+    ) -> Result<Option<Spending>, Failure> {
+        let Work::Train { training, .. } = &task.work else { return Ok(None) };
+        let Some(dp_sgd) = training.dp_sgd else { return Ok(None) };
+        let (account, examples) = ((&client.id, &task.run), client.data.len());
+        Spending::open(&self.state, account, training, dp_sgd, examples).map(Some).map_err(Failure::new)
     }
 
     /// The artifact folder of a task; `verify` hashes what is cached.
@@ -388,7 +411,13 @@ impl Workshop {
 
 /// What computing came to.
 enum Finished {
-    Trained { result: Trained, adapter: Arc<Vec<f32>>, personal: Option<Personal>, beginning: Beginning },
+    Trained {
+        result: Trained,
+        adapter: Arc<Vec<f32>>,
+        personal: Option<Personal>,
+        beginning: Beginning,
+        epsilon: Option<f64>,
+    },
     Evaluated(Outcome),
 }
 

@@ -124,6 +124,7 @@ pub fn options(case: &Case, export: &str) -> BuildOptions {
         seed: 1,
         pooling: if case.spec.pooling == "cls" { Pooling::Cls } else { Pooling::Mean },
         storage: Default::default(),
+        dp_sgd: false,
     }
 }
 

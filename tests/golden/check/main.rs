@@ -4,6 +4,7 @@
 
 mod build;
 mod case;
+mod clipped;
 mod compare;
 mod differences;
 mod draw;

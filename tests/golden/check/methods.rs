@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use fedpeft_interp::Value;
 
-use crate::{build, case::Case, compare::assert_close, names::Names, runtime::Engine};
+use crate::{build, case::Case, clipped, compare::assert_close, names::Names, runtime::Engine};
 
 fn check(name: &str, export: &str, engines: &[Engine]) {
     let case = Case::load(name);
@@ -63,7 +63,21 @@ macro_rules! cases {
                 check($case, export, &[Engine::Interpreter]);
             }
         }
-    )*};
+    )*
+
+    /// The gradients of each example.
+    mod per_example {
+        use super::*;
+
+        $(#[test]
+        fn $test() {
+            let (first, rest) = $exports.split_first().unwrap();
+            clipped::check($case, first, &[Engine::Interpreter, Engine::OnnxRuntime]);
+            for export in rest {
+                clipped::check($case, export, &[Engine::Interpreter]);
+            }
+        })*
+    }};
 }
 
 const VIT: [&str; 4] = ["vit-sdpa", "vit-eager", "vit-opset14", "vit-dynamo"];

@@ -81,6 +81,9 @@ async fn send(
 
 async fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Result<Task, Stop> {
     let spec = &drive.record.spec;
+    if round.members.get(client).is_some_and(|member| member.aggregates) {
+        return edge_task(drive, round, client).await;
+    }
     let memory = match spec.has_memory() {
         true => Some(MemoryTask { counted: drive.counted.last(client), control: drive.control().await? }),
         false => None,
@@ -94,4 +97,13 @@ async fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) ->
         personal: spec.is_personal() && spec.evaluates(round.open.round),
     };
     drive.task(round.open.round, round.open.epoch, client, work, round.deadline_ms(spec)).await
+}
+
+async fn edge_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Result<Task, Stop> {
+    let mut spec = Box::new(drive.record.spec.clone());
+    // They name those who work for us, not for the edge.
+    spec.eligibility.clients.clear();
+    let examples = round.members.get(client).map_or(0, |member| member.examples);
+    let (work, deadline) = (Work::Aggregate { spec, examples }, round.deadline_ms(&drive.record.spec));
+    drive.task(round.open.round, round.open.epoch, client, work, deadline).await
 }

@@ -8,7 +8,7 @@
 
 use std::{collections::BTreeMap, io::Write, time::Instant};
 
-use fedpeft_bus::Stale;
+use fedpeft_bus::{Mark, Stale};
 use fedpeft_protocol::{Digest, Round, RunId, run::PrivacyState};
 use fedpeft_strategy::{Closing, Kept, Spool as Readable, SpoolError, scaffold};
 use tokio::{sync::OnceCell, task::spawn_blocking};
@@ -76,18 +76,14 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     if drive.record.spec.has_memory() {
         drive.counted.add(&report);
     }
-    // The updates are in a durable adapter now: this is their acknowledgement. What they uploaded goes first, while
-    // they still name it.
-    retention::forget_uploads(drive, &round).await;
     if let Some(before) = &forgotten {
         forget_moments(drive, before).await;
     }
+    // The updates are in a durable adapter now: this is their acknowledgement.
     if is_synchronous {
-        drive.bus.purge_updates(&drive.record.run, Stale::Round(report.round), updates).await?;
-        if !round.outstanding().is_empty() {
-            drive.bus.purge_tasks(&drive.record.run, tasks).await?;
-        }
+        forget(drive, &round, (tasks, updates)).await?;
     } else {
+        retention::forget_uploads(drive, &round).await;
         for (client, member) in round.members.iter().filter(|(client, _)| round.answers.contains_key(client))
         {
             drive.bus.purge_updates(&drive.record.run, Stale::Client(member.round, client), updates).await?;
@@ -105,6 +101,20 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         "round committed"
     );
     Ok(Phase::Evaluate(Box::new(Committed { report, revision })))
+}
+
+/// Forgets what was sent in a synchronous round before these marks, uploads first, while the updates still name them.
+pub(crate) async fn forget(
+    drive: &Drive<'_>,
+    round: &RoundState,
+    (tasks, updates): (Mark, Mark),
+) -> Result<(), Stop> {
+    retention::forget_uploads(drive, round).await;
+    drive.bus.purge_updates(&drive.record.run, Stale::Round(round.open.round), updates).await?;
+    if !round.outstanding().is_empty() {
+        drive.bus.purge_tasks(&drive.record.run, tasks).await?;
+    }
+    Ok(())
 }
 
 /// What a round leaves.
@@ -212,11 +222,11 @@ fn moments_size(drive: &Drive<'_>) -> u64 {
 }
 
 /// Bytes of a tag.
-const TAG: u64 = 32;
+pub(crate) const TAG: u64 = 32;
 
 /// What makes the moments of a run those of no other: blobs are named by content, and runs with equal seeds have equal
 /// moments, but each forgets its own.
-fn tag(run: &RunId) -> [u8; TAG as usize] {
+pub(crate) fn tag(run: &RunId) -> [u8; TAG as usize] {
     *Digest::of(format!("moments of {run}")).as_bytes()
 }
 

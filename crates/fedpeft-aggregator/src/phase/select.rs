@@ -14,10 +14,15 @@ use std::{
 use fedpeft_protocol::{
     ClientId, Round,
     event::EventKind,
+    presence::{Capabilities, Presence},
     run::{OpenRound, RunSpec, RunStatus, StabilitySpec},
 };
 use fedpeft_service::now_ms;
-use fedpeft_strategy::cohort;
+use fedpeft_strategy::{
+    Rule,
+    accumulator::{MAX_UPDATES, MAX_WEIGHT},
+    cohort,
+};
 use tokio::time::sleep;
 
 use super::Phase;
@@ -38,7 +43,8 @@ pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<Phase, Stop> {
     let open = OpenRound {
         round,
         epoch: drive.record.epoch,
-        examples: cohort.iter().map(|client| present[client]).collect(),
+        examples: cohort.iter().map(|client| present[client].examples).collect(),
+        edges: cohort.iter().filter(|client| present[*client].aggregates).cloned().collect(),
         cohort,
         opened_ms: now_ms(),
     };
@@ -59,7 +65,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<Phase, Stop> {
 }
 
 /// The clients that begin in this round. Those carried over from earlier ones go on, and are not asked again.
-fn sampled(drive: &Drive<'_>, present: &BTreeMap<ClientId, u64>, round: Round) -> Vec<ClientId> {
+pub(crate) fn sampled(drive: &Drive<'_>, present: &Trainers, round: Round) -> Vec<ClientId> {
     let (spec, carried) = (&drive.record.spec, &drive.record.carried);
     if let Some(privacy) = &spec.privacy {
         // Of all clients, whether they are available or not: what is accounted for is the sample.
@@ -74,7 +80,10 @@ fn sampled(drive: &Drive<'_>, present: &BTreeMap<ClientId, u64>, round: Round) -
     let busy = carried.iter().filter(|carried| present.contains_key(&carried.client)).count();
     let free: Vec<&ClientId> = present.keys().filter(|client| !training(client)).collect();
     let wanted = (spec.sampled() as usize).saturating_sub(busy);
-    cohort::sample(&available(spec, free, round), wanted, spec.seed, round).into_iter().cloned().collect()
+    // An edge simulates the faults of its clients, and none of its own.
+    let (edges, free): (Vec<_>, Vec<_>) = free.into_iter().partition(|client| present[*client].aggregates);
+    let available = [available(spec, free, round), edges].concat();
+    cohort::sample(&available, wanted, spec.seed, round).into_iter().cloned().collect()
 }
 
 /// Those of `clients` that a simulated instability makes available in this round. Where they are fewer than the
@@ -100,8 +109,19 @@ fn available<'a>(spec: &RunSpec, clients: Vec<&'a ClientId>, round: Round) -> Ve
     clients
 }
 
+/// What a client that may be sampled says of itself.
+pub(crate) struct Trainer {
+    /// Examples it declares.
+    pub examples: u64,
+    /// Whether it is an edge.
+    pub aggregates: bool,
+}
+
+/// Clients that may be sampled.
+pub(crate) type Trainers = BTreeMap<ClientId, Trainer>;
+
 /// Waits until enough clients are present; returns their declared examples, and when the last look at them began.
-async fn enough_clients(drive: &Drive<'_>) -> Result<(BTreeMap<ClientId, u64>, Instant), Stop> {
+async fn enough_clients(drive: &Drive<'_>) -> Result<(Trainers, Instant), Stop> {
     let needed = drive.record.spec.min_clients();
     let mut announced = None;
     loop {
@@ -121,17 +141,36 @@ async fn enough_clients(drive: &Drive<'_>) -> Result<(BTreeMap<ClientId, u64>, I
     }
 }
 
-/// Present clients that may be sampled, with the examples they declare.
-async fn trainers(drive: &Drive<'_>) -> Result<BTreeMap<ClientId, u64>, Stop> {
-    let rules = &drive.record.spec.eligibility;
-    let eligible = drive.present().await?.into_iter().filter(|presence| match rules.check(presence) {
-        Ok(()) => true,
-        Err(reason) => {
-            tracing::debug!(run = %drive.record.run, client = %presence.client, reason, "not eligible");
-            false
-        }
+/// Present clients that may be sampled.
+pub(crate) async fn trainers(drive: &Drive<'_>) -> Result<Trainers, Stop> {
+    let (spec, rule) = (&drive.record.spec, drive.rule()?);
+    // What is known of each client goes beyond its share of the sum.
+    let merges = rule.merges() && !spec.has_memory() && !spec.is_personal();
+    let eligible = drive.present().await?.into_iter().filter(|presence| {
+        let checked =
+            spec.eligibility.check(presence).and_then(|()| takes(rule, merges, &presence.capabilities));
+        checked
+            .inspect_err(|reason| {
+                tracing::debug!(run = %drive.record.run, client = %presence.client, reason, "not eligible");
+            })
+            .is_ok()
     });
-    let declared = eligible.map(|presence| (presence.client, presence.capabilities.examples));
-    let rule = drive.rule()?;
-    Ok(declared.filter(|(_, examples)| rule.weight(*examples, 0).is_ok()).collect())
+    let trainers = eligible.map(|Presence { client, capabilities, .. }| {
+        let Capabilities { examples, aggregates, .. } = capabilities;
+        (client, Trainer { examples, aggregates })
+    });
+    Ok(trainers.collect())
+}
+
+/// Whether a round of this rule, and of clients whose updates may be merged, can use what a client offers.
+fn takes(rule: Rule, merges: bool, capabilities: &Capabilities) -> Result<(), String> {
+    let Capabilities { examples, aggregates, .. } = *capabilities;
+    match aggregates {
+        true if !merges => Err("it is an edge, and the run needs every single update".into()),
+        true => (1..=MAX_UPDATES * MAX_WEIGHT)
+            .contains(&examples)
+            .then_some(())
+            .ok_or_else(|| format!("it is an edge with {examples} examples")),
+        false => rule.weight(examples, 0).map(|_| ()).map_err(|error| error.to_string()),
+    }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
-use fedpeft_aggregator::{Aggregator, Options};
+use fedpeft_aggregator::{Aggregator, EdgeOptions, EdgeRounds, Options};
 use fedpeft_artifacts::manifest::{
     BackboneSpec, ElementType, FORMAT_VERSION, FileRef, Files, InputSource, InputSpec, Manifest, TaskSpec,
 };
@@ -70,6 +70,7 @@ pub fn capabilities(examples: u64) -> Capabilities {
     Capabilities {
         trains: true,
         evaluates: false,
+        aggregates: false,
         examples,
         device: "cpu".into(),
         free_memory_mib: None,
@@ -89,14 +90,19 @@ pub fn spec(rounds: Round, cohort: u32) -> RunSpec {
 impl Federation {
     /// A broker with version 1 of the model `tiny`, whose adapter has `values` values.
     pub async fn start(values: u64) -> Self {
+        let federation = Self::bare(values).await;
+        federation.publish_model().await;
+        federation
+    }
+
+    /// A broker without a model, for an edge.
+    pub async fn bare(values: u64) -> Self {
         let nats = NatsServer::start().await;
         let bus = nats.bus().await;
         let spec = |name: &str, shape: Vec<u64>| TensorSpec { name: name.into(), shape };
         let layout =
             Layout::new(vec![spec("head.weight", vec![values - 1]), spec("head.bias", vec![1])]).unwrap();
-        let federation = Self { nats, bus, layout, heartbeats: BTreeMap::new() };
-        federation.publish_model().await;
-        federation
+        Self { nats, bus, layout, heartbeats: BTreeMap::new() }
     }
 
     async fn publish_model(&self) {
@@ -139,12 +145,16 @@ impl Federation {
                 training: file("training.onnx", b"t"),
                 eval: file("eval.onnx", b"e"),
                 optimizer_sgd: file("sgd.onnx", b"s"),
+                dp_training: None,
                 optimizer_adamw: file("adamw.onnx", b"a"),
                 checkpoint: file("checkpoint.safetensors", &checkpoint),
                 backbone: file("backbone.bin", b"b"),
             },
         };
         self.bus.put_blob(checkpoint.into()).await.unwrap();
+        for file in ["t", "e", "s", "a", "b"] {
+            self.bus.put_blob(file.into()).await.unwrap();
+        }
         let manifest = self.bus.put_blob(manifest.to_json().unwrap().into()).await.unwrap().digest;
         let version = ModelVersion {
             version: PROTOCOL_VERSION,
@@ -176,13 +186,35 @@ impl Federation {
     /// An aggregator that draws noise and samples by this secret.
     pub async fn aggregator_with(&self, secret: NoiseSecret) -> Service {
         let options = Options { noise_secret: Some(secret), ..Options::default() };
-        self.start_service(&self.nats.bus().await, options).await
+        Box::pin(self.start_service(&self.nats.bus().await, options)).await
+    }
+
+    /// An edge on this broker: client `name` at `upstream`.
+    pub async fn edge(&self, upstream: Bus, name: &str, rounds: EdgeRounds) -> Service {
+        let edge = Some(EdgeOptions { upstream, client: client(name), rounds });
+        self.start_service(&self.nats.bus().await, Options { edge, ..Options::default() }).await
+    }
+
+    /// Waits until client `name` offers this many examples.
+    pub async fn offers(&self, name: &str, examples: u64) {
+        let records = self.bus.clients().await.unwrap();
+        let waiting = async {
+            while !matches!(records.get(name).await, Ok(Some((presence, _)))
+                if presence.capabilities.trains && presence.capabilities.examples == examples)
+            {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(PATIENCE, waiting).await.expect("it offers them in time");
     }
 
     async fn start_service(&self, bus: &Bus, options: Options) -> Service {
-        let aggregator = Aggregator::start(bus, options).await.unwrap();
+        let aggregator = Box::pin(Aggregator::start(bus, options)).await.unwrap();
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(aggregator.run(shutdown.clone()));
+        let task = tokio::spawn({
+            let shutdown = shutdown.clone();
+            async move { aggregator.run(shutdown).await.unwrap() }
+        });
         Service { task, shutdown }
     }
 
@@ -329,6 +361,20 @@ impl Federation {
             });
         }
     }
+
+    /// [`Self::trainers`], of adapters that do not fit a message.
+    pub async fn uploaders(&mut self, clients: &[(&str, u64)]) {
+        for (name, examples) in clients {
+            self.join(name, *examples).await;
+            let (mut player, examples) = (self.player(name).await, *examples);
+            tokio::spawn(async move {
+                loop {
+                    let task = player.task().await;
+                    player.send(&task, &player.uploaded(&task, examples).await).await;
+                }
+            });
+        }
+    }
 }
 
 /// A client, played by hand.
@@ -395,6 +441,7 @@ impl Player {
             adapter,
             personal: None,
             control: None,
+            epsilon: None,
         };
         self.outcome(task, outcome)
     }

@@ -59,6 +59,7 @@ async fn child() {
             adapter,
             personal: None,
             control: None,
+            epsilon: None,
         };
         let (epoch, name) = (task.epoch, task.task.clone());
         let update = Update { version: PROTOCOL_VERSION, epoch, task: name, outcome, fetched: vec![] };

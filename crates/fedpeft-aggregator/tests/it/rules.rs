@@ -157,7 +157,7 @@ async fn private_run(secret: [u8; 32], kill: bool) -> (Vec<Vec<f32>>, RunView) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn private_rounds_clip_weigh_alike_and_add_noise() {
-    let (globals, view) = private_run([7; 32], false).await;
+    let (globals, view) = Box::pin(private_run([7; 32], false)).await;
     let federation = Federation::start(200).await;
     let (a, b) = (federation.player("a").await, federation.player("b").await);
     let clipped = |before: &[f32], after: Vec<f32>| -> Vec<f64> {
@@ -184,10 +184,10 @@ async fn private_rounds_clip_weigh_alike_and_add_noise() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_round_folded_again_has_the_same_noise() {
-    let (undisturbed, _) = private_run([9; 32], false).await;
-    let (disturbed, _) = private_run([9; 32], true).await;
+    let (undisturbed, _) = Box::pin(private_run([9; 32], false)).await;
+    let (disturbed, _) = Box::pin(private_run([9; 32], true)).await;
     assert_eq!(undisturbed, disturbed);
-    let (other, _) = private_run([8; 32], false).await;
+    let (other, _) = Box::pin(private_run([8; 32], false)).await;
     assert_ne!(undisturbed, other);
 }
 

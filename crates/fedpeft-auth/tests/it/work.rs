@@ -39,6 +39,7 @@ pub fn update(byte: u8) -> Update {
         adapter,
         personal: None,
         control: None,
+        epsilon: None,
     };
     Update { version: PROTOCOL_VERSION, epoch: 1, task: "t".into(), outcome, fetched: vec![] }
 }
@@ -47,6 +48,7 @@ pub fn presence(client: &str) -> Presence {
     let capabilities = Capabilities {
         trains: true,
         evaluates: false,
+        aggregates: false,
         examples: 1,
         device: "cpu".into(),
         free_memory_mib: None,

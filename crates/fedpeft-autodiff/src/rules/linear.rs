@@ -4,7 +4,7 @@ use fedpeft_onnx::Node;
 
 use crate::{
     reverse::{AutodiffError, Cx},
-    rules::unbroadcast,
+    rules::{transposed, unbroadcast},
 };
 
 type Result = std::result::Result<(), AutodiffError>;
@@ -57,23 +57,16 @@ pub fn matmul(cx: &mut Cx<'_>) -> Result {
         return Err(cx.unsupported("products with vectors have no rule"));
     }
     if cx.wants(0) {
-        let transposed = transpose_last(cx, &w)?;
-        let da = cx.b.op("MatMul", &[&dy, &transposed])?;
+        let w = transposed(cx.b, &w)?;
+        let da = cx.b.op("MatMul", &[&dy, &w])?;
         cx.give_unbroadcast(0, &da)?;
     }
     if cx.wants(1) {
-        let transposed = transpose_last(cx, &a)?;
-        let dw = cx.b.op("MatMul", &[&transposed, &dy])?;
+        let a = transposed(cx.b, &a)?;
+        let dw = cx.b.op("MatMul", &[&a, &dy])?;
         cx.give_unbroadcast(1, &dw)?;
     }
     Ok(())
-}
-
-fn transpose_last(cx: &mut Cx<'_>, value: &str) -> std::result::Result<String, AutodiffError> {
-    let rank = cx.b.ty(value)?.rank() as i64;
-    let mut perm: Vec<i64> = (0..rank).collect();
-    perm.swap(rank as usize - 2, rank as usize - 1);
-    Ok(cx.b.add(Node::new("Transpose", &[value], &[]).with("perm", perm))?)
 }
 
 /// `Y[n, m] = sum_c X[n, c] * W[m, c] + b[m]` over two spatial axes, one group.

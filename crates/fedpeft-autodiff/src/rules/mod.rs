@@ -21,10 +21,22 @@ pub(crate) fn find(node: &Node) -> Option<Rule> {
     match node.domain.as_str() {
         "" => {}
         functions::DOMAIN if node.op == "Dropout" => return Some(elementwise::dropout),
+        functions::DOMAIN if node.op == "Shadow" => return Some(elementwise::shadow),
         _ => return None,
     }
     let (_, rule) = TABLE.iter().find(|(op, _)| *op == node.op)?;
     Some(*rule)
+}
+
+/// `value` with its last two axes exchanged; the value it was made from, where it was made so.
+pub(crate) fn transposed(b: &mut Builder, value: &str) -> Result<String, PassError> {
+    let rank = b.ty(value)?.rank() as i64;
+    let mut perm: Vec<i64> = (0..rank).collect();
+    perm.swap(rank as usize - 2, rank as usize - 1);
+    match b.producer(value) {
+        Some(node) if node.is("Transpose") && node.ints("perm") == Some(&perm) => Ok(node.inputs[0].clone()),
+        _ => b.add(Node::new("Transpose", &[value], &[]).with("perm", perm)),
+    }
 }
 
 /// Every operator we differentiate.

@@ -72,16 +72,17 @@ fn sum_over_axis(cx: &mut Cx<'_>, value: &str) -> std::result::Result<String, Au
     Ok(cx.b.op("ReduceSum", &[value, &axis])?)
 }
 
-/// `-log softmax(X)[label]`, a mean with the weights `w` of the labels: `dX = (softmax(X) - onehot(label)) w / sum(w)`.
-/// Ignored labels weigh nothing. The loss operator gives the logarithms of the probabilities as its second
+/// `-log softmax(X)[label]`, a mean with the weights `w` of the labels: `dX = (softmax(X) - onehot(label)) w / sum(w)`;
+/// or one for each row, times its weight. Ignored labels weigh nothing. The loss operator gives the logarithms of the probabilities as its second
 /// output.
 pub fn softmax_cross_entropy(cx: &mut Cx<'_>) -> Result {
     let (dy, scores, labels) = (cx.dy()?, cx.x(0)?.to_owned(), cx.x(1)?.to_owned());
     if cx.wants(2) {
         return Err(cx.unsupported("class weights have no rule"));
     }
-    if cx.node.text("reduction").unwrap_or("mean") != "mean" || cx.b.ty(&scores)?.rank() != 2 {
-        return Err(cx.unsupported("only the mean over scores [N, C] has a rule"));
+    let reduction = cx.node.text("reduction").unwrap_or("mean").to_owned();
+    if !["mean", "none"].contains(&reduction.as_str()) || cx.b.ty(&scores)?.rank() != 2 {
+        return Err(cx.unsupported("only scores [N, C], their mean or none, have a rule"));
     }
     let classes =
         cx.b.ty(&scores)?.last().ok_or_else(|| cx.unsupported("the number of classes is not known"))?;
@@ -89,24 +90,30 @@ pub fn softmax_cross_entropy(cx: &mut Cx<'_>) -> Result {
     let probabilities = cx.b.op("Exp", &[&log_probabilities])?;
     let expected = one_hot(cx.b, &labels, classes)?;
     let difference = cx.b.op("Sub", &[&probabilities, &expected])?;
-    let scale = match label_weights(cx, &labels)? {
-        Some(weights) => {
+    let scale = match (label_weights(cx, &labels)?, reduction.as_str()) {
+        (Some(weights), "none") => cx.b.op("Mul", &[&weights, &dy])?,
+        (None, "none") => dy,
+        (Some(weights), _) => {
             let total = cx.b.add(Node::new("ReduceSum", &[&weights], &[]).with("keepdims", 0i64))?;
             // Where every label is ignored, 0 is divided by this and not by 0.
             let least = cx.b.scalar(f32::MIN_POSITIVE);
             let total = cx.b.op("Max", &[&total, &least])?;
             let share = cx.b.op("Div", &[&dy, &total])?;
-            let scale = cx.b.op("Mul", &[&weights, &share])?;
-            let column = cx.b.ints(&[1]);
-            cx.b.op("Unsqueeze", &[&scale, &column])?
+            cx.b.op("Mul", &[&weights, &share])?
         }
-        None => {
+        (None, _) => {
             let rows = cx.b.ty(&scores)?.shape[0];
             let rows = cx.b.extents(&[rows])?;
             let rows = cast_to_float(cx.b, &rows)?;
             let rows = cx.b.reshape(&rows, &[])?;
             cx.b.op("Div", &[&dy, &rows])?
         }
+    };
+    let scale = if cx.b.ty(&scale)?.rank() == 1 {
+        let column = cx.b.ints(&[1]);
+        cx.b.op("Unsqueeze", &[&scale, &column])?
+    } else {
+        scale
     };
     let dx = cx.b.op("Mul", &[&difference, &scale])?;
     cx.give(0, dx);

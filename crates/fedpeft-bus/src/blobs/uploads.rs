@@ -1,13 +1,17 @@
 //! What clients send: updates that do not fit a message. They lie in a store of their own, under subjects that
 //! carry the client's name, and go when their round is committed.
 
-use std::fs::File;
+use std::{fs::File, path::Path};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use fedpeft_protocol::{ClientId, Digest, Round, RunId, subject};
 
-use super::{Stored, place::Place, write::Source};
+use super::{
+    Stored,
+    place::Place,
+    write::{Source, digest_of_open},
+};
 use crate::{Bus, BusError, Measured};
 
 /// Whose upload it is, and what for.
@@ -35,6 +39,14 @@ impl Bus {
     pub async fn put_upload(&self, key: UploadKey<'_>, bytes: Bytes) -> Result<Stored, BusError> {
         let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
         self.put(&Place::upload(key, &digest), size, |_| {}, Source::Memory(bytes)).await
+    }
+
+    /// [`Self::put_upload`], of an open file from its first byte on. Nobody else may read it meanwhile.
+    pub async fn put_upload_open(&self, key: UploadKey<'_>, file: &File) -> Result<Stored, BusError> {
+        let name = Path::new("temporary file");
+        let copy = || file.try_clone().map_err(|source| BusError::file(name, source));
+        let (digest, size) = digest_of_open(copy()?).await.map_err(|source| BusError::file(name, source))?;
+        self.put(&Place::upload(key, &digest), size, |_| {}, Source::Open(copy()?)).await
     }
 
     /// Fetches an upload of exactly `size` bytes into `file`, chunk by chunk. What is missing, has another size or

@@ -189,7 +189,7 @@ async fn digest_of_file(path: &Path) -> io::Result<(Digest, u64)> {
     digest_of_open(tokio::fs::File::open(path).await?.into_std().await).await
 }
 
-async fn digest_of_open(mut file: File) -> io::Result<(Digest, u64)> {
+pub(super) async fn digest_of_open(mut file: File) -> io::Result<(Digest, u64)> {
     let hashing = tokio::task::spawn_blocking(move || {
         file.rewind()?;
         let size = file.metadata()?.len();

@@ -47,6 +47,7 @@ fn update(task: &str, size: usize) -> Update {
         adapter: Payload::inline(vec![7; size]),
         personal: None,
         control: None,
+        epsilon: None,
     };
     Update { version: PROTOCOL_VERSION, epoch: 1, task: task.into(), outcome, fetched: vec![] }
 }

@@ -88,6 +88,9 @@ pub struct BuildArgs {
     /// How frozen matrices are stored; they are computed with in f32.
     #[arg(long, value_enum, default_value_t = StorageArg::F32)]
     storage: StorageArg,
+    /// Add a training graph that clips the gradient of every example, for runs with training.dp_sgd.
+    #[arg(long)]
+    dp_sgd: bool,
     /// Folder to write; an artifact folder that is there is replaced.
     #[arg(short, long = "out", value_name = "DIR")]
     out: PathBuf,
@@ -146,7 +149,7 @@ fn build_folder(args: BuildArgs) -> Result<()> {
     };
     let backbone = keys.resolve()?.ok_or_else(|| anyhow!("--model is missing"))?;
     let options = backbone.options(&task, method, args.seed)?;
-    let options = BuildOptions { storage: args.storage.into(), ..options };
+    let options = BuildOptions { storage: args.storage.into(), dp_sgd: args.dp_sgd, ..options };
     build(&options, &args.out)?;
     // What was written is what is shown: the folder is read back.
     inspect(&args.out, false, args.format)

@@ -5,6 +5,7 @@ pub mod auth;
 pub mod completions;
 pub mod data;
 pub mod doctor;
+pub mod experiment;
 pub mod export;
 pub mod man;
 pub mod models;

@@ -146,6 +146,7 @@ impl Backbone {
                     seed,
                     pooling: Pooling::Mean,
                     storage: Default::default(),
+                    dp_sgd: false,
                 }
             }
             Self::HuggingFace { hf, max_length } => {

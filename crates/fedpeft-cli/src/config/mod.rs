@@ -128,6 +128,16 @@ impl Document {
         Ok(document)
     }
 
+    /// A table that something else than a file holds, called `name` in errors; its relative paths start at `folder`.
+    pub fn of_table(name: String, folder: &Path, table: Table) -> Self {
+        Self { name, folder: folder.to_owned(), table }
+    }
+
+    /// The same file as if it lay in `folder`.
+    pub fn in_folder(self, folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), ..self }
+    }
+
     /// A file without a line: everything comes from flags.
     pub fn empty() -> Self {
         Self { name: "the command line".to_owned(), folder: PathBuf::new(), table: Table::new() }
@@ -142,8 +152,11 @@ impl Document {
     pub fn config(mut self, assets: Option<&Path>) -> Result<Config> {
         self.refuse_unknown_sections()?;
         let data = self.data_section(assets)?;
-        let model = self.model_section(&data, assets)?;
+        let mut model = self.model_section(&data, assets)?;
         let run = self.run_section(&model)?;
+        if let Source::Build(build) = &mut model.source {
+            build.dp_sgd |= run.training.dp_sgd.is_some();
+        }
         let simulate = self.section::<Simulation>("simulate")?;
         if simulate.workers == Some(0) || simulate.threads == Some(0) {
             bail!("{}: [simulate] workers and threads must be at least 1", self.name);

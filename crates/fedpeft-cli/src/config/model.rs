@@ -57,6 +57,9 @@ pub struct Build {
     pub seed: u64,
     /// How frozen weights are stored.
     pub storage: Storage,
+    /// Whether the artifacts can clip the gradient of every example, for `dp_sgd`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dp_sgd: bool,
 }
 
 impl Build {
@@ -68,7 +71,7 @@ impl Build {
     /// The options of the builder.
     pub fn options(&self) -> Result<BuildOptions> {
         let options = self.backbone.options(&self.task, self.method.clone(), self.seed)?;
-        Ok(BuildOptions { storage: self.storage, ..options })
+        Ok(BuildOptions { storage: self.storage, dp_sgd: self.dp_sgd, ..options })
     }
 }
 
@@ -96,6 +99,8 @@ pub struct Section {
     seed: u64,
     #[serde(default)]
     storage: Storage,
+    #[serde(default)]
+    dp_sgd: bool,
 }
 
 impl Section {
@@ -135,8 +140,9 @@ impl Section {
             (Some(backbone), None) => {
                 let method =
                     self.method.ok_or_else(|| anyhow!("method is missing: it says what is trained"))?;
-                let (seed, storage) = (self.seed, self.storage);
-                Source::Build(Build { backbone, task: task.of_data(labels)?, method, seed, storage })
+                let (seed, storage, dp_sgd) = (self.seed, self.storage, self.dp_sgd);
+                let task = task.of_data(labels)?;
+                Source::Build(Build { backbone, task, method, seed, storage, dp_sgd })
             }
             (None, _) if self.method.is_some() || task != TaskArgs::default() => {
                 bail!("method and task are fixed in artifacts: give onnx or hf to build others")

@@ -53,6 +53,21 @@ pub struct TrainingOverrides {
     /// Most that the norm of the whole gradient may be: longer ones are scaled down.
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     clip_norm: Option<f64>,
+    /// DP-SGD: most that the norm of one example's gradient may be.
+    #[arg(long, value_name = "C", allow_negative_numbers = true)]
+    dp_sgd_clip: Option<f64>,
+    /// DP-SGD: deviation of the noise on sums of clipped gradients, as a multiple of the clipping norm.
+    #[arg(long, value_name = "Z", allow_negative_numbers = true)]
+    dp_sgd_noise: Option<f64>,
+    /// DP-SGD: how the examples of a step are drawn.
+    #[arg(long, value_enum)]
+    dp_sgd_sampling: Option<ExampleSampling>,
+    /// DP-SGD: probability that the promise of epsilon does not hold.
+    #[arg(long, value_name = "D", allow_negative_numbers = true)]
+    dp_sgd_delta: Option<f64>,
+    /// DP-SGD: most that a client's training may cost; it refuses what costs more.
+    #[arg(long, value_name = "E", allow_negative_numbers = true)]
+    dp_sgd_epsilon: Option<f64>,
     /// Strength of FedProx's proximal term; 0 is FedAvg.
     #[arg(long, value_name = "MU", allow_negative_numbers = true)]
     proximal_mu: Option<f64>,
@@ -67,6 +82,14 @@ enum Optimizer {
     Sgd,
     /// Adam with decoupled weight decay.
     Adamw,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+enum ExampleSampling {
+    /// Each independently: batches vary in size.
+    Poisson,
+    /// A permutation cut into batches, without amplification of privacy.
+    Shuffle,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
@@ -109,15 +132,24 @@ impl TrainingOverrides {
         set(document, "run.training.local_epochs", self.local_epochs)?;
         set(document, "run.training.batch_size", self.batch_size)?;
         set(document, "run.training.accumulate", self.accumulate)?;
-        for (key, value) in
-            [("learning_rate", self.lr), ("clip_norm", self.clip_norm), ("proximal_mu", self.proximal_mu)]
-        {
+        for (key, value) in [
+            ("learning_rate", self.lr),
+            ("clip_norm", self.clip_norm),
+            ("proximal_mu", self.proximal_mu),
+            ("dp_sgd.clip_norm", self.dp_sgd_clip),
+            ("dp_sgd.noise_multiplier", self.dp_sgd_noise),
+            ("dp_sgd.delta", self.dp_sgd_delta),
+            ("dp_sgd.epsilon", self.dp_sgd_epsilon),
+        ] {
             if let Some(value) = value {
                 document.set(&format!("run.training.{key}"), value)?;
             }
         }
         if !self.local.is_empty() {
             document.set("run.training.local", Value::try_from(&self.local)?)?;
+        }
+        if let Some(sampling) = self.dp_sgd_sampling {
+            document.set("run.training.dp_sgd.sampling", word(sampling))?;
         }
         self.apply_schedule(document)?;
         self.apply_optimizer(document)
@@ -217,6 +249,20 @@ mod tests {
         assert_eq!(got.local, ["head.*", "*norm*"]);
         let got = training(SGD, &["--optimizer=adamw"]).unwrap();
         assert_eq!(got.optimizer, OptimizerSpec::default());
+    }
+
+    #[test]
+    fn private_training_is_asked_for_by_flags_or_by_the_file() {
+        let flags =
+            ["--dp-sgd-clip=1", "--dp-sgd-noise=1.1", "--dp-sgd-sampling=shuffle", "--dp-sgd-epsilon=8"];
+        let got = training("", &flags).unwrap().dp_sgd.unwrap();
+        assert_eq!((got.clip_norm, got.noise_multiplier, got.epsilon), (1.0, 1.1, Some(8.0)));
+        assert_eq!((got.sampling, got.delta), (fedpeft_protocol::run::ExampleSampling::Shuffle, 1e-5));
+        let file = "training = { dp_sgd = { clip_norm = 2.0, noise_multiplier = 1.0 } }";
+        let got = training(file, &["--dp-sgd-delta=1e-6"]).unwrap().dp_sgd.unwrap();
+        assert_eq!((got.clip_norm, got.delta), (2.0, 1e-6));
+        assert!(error("", &["--dp-sgd-clip=1"]).contains("noise_multiplier"));
+        assert!(error(file, &["--clip-norm=1"]).contains("cannot be used with dp_sgd"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub mod programs;
 mod store;
 mod supervisor;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use fedpeft_artifacts::ArtifactFolder;
@@ -57,6 +57,9 @@ pub struct Args {
     /// File with the sections [run], [model], [data] and [simulate].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Where relative paths of that file start [default: its folder].
+    #[arg(long, value_name = "DIR", requires = "config")]
+    relative_to: Option<PathBuf>,
     /// Folder that keeps the state of the simulation, for another one to go on from [default: a temporary one].
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
@@ -90,35 +93,13 @@ pub struct Args {
 impl Args {
     fn typed_config(&self) -> Result<Config> {
         let mut document = Document::read_or_empty(self.config.as_deref())?;
+        if let Some(folder) = &self.relative_to {
+            document = document.in_folder(folder);
+        }
         self.data.apply(&mut document)?;
         self.run.apply(&mut document, self.data.seed())?;
         self.simulate.apply(&mut document)?;
-        let mut config = document.config(self.places.assets().as_deref())?;
-        let (cohort, clients) = (config.run.cohort, config.data.clients);
-        if cohort > clients {
-            bail!(
-                "the cohort of {cohort} is larger than the {clients} clients: lower run.cohort (--cohort) or raise \
-                 data.clients (--clients)"
-            );
-        }
-        let run = &config.run;
-        if run.is_personal() && run.evaluation.every > 0 && config.data.client_holdout.is_none() {
-            bail!(
-                "clients evaluate their own models in this run, on examples that they hold back: set \
-                 data.client_holdout (--client-holdout 0.2), or run.evaluation.every to 0"
-            );
-        }
-        if let StrategySpec::Scaffold { population, .. } = &mut config.run.strategy {
-            population.get_or_insert(clients);
-        }
-        // All clients are there before the run is submitted, so that a cohort depends on the seed alone; from
-        // then on a round may start without those that left.
-        if let Some(privacy) = &mut config.run.privacy {
-            // All of them are here, and all may be sampled.
-            privacy.population.get_or_insert(config.data.clients);
-        }
-        config.run.min_clients.get_or_insert(config.run.quorum());
-        Ok(config)
+        simulated(document, self.places.assets().as_deref())
     }
 
     /// The broker of the user, where one is given.
@@ -133,6 +114,36 @@ impl Args {
             _ => Sink::Stdout,
         }
     }
+}
+
+/// What a simulation makes of a document.
+pub fn simulated(document: Document, assets: Option<&Path>) -> Result<Config> {
+    let mut config = document.config(assets)?;
+    let (cohort, clients) = (config.run.cohort, config.data.clients);
+    if cohort > clients {
+        bail!(
+            "the cohort of {cohort} is larger than the {clients} clients: lower run.cohort (--cohort) or raise \
+             data.clients (--clients)"
+        );
+    }
+    let run = &config.run;
+    if run.is_personal() && run.evaluation.every > 0 && config.data.client_holdout.is_none() {
+        bail!(
+            "clients evaluate their own models in this run, on examples that they hold back: set \
+             data.client_holdout (--client-holdout 0.2), or run.evaluation.every to 0"
+        );
+    }
+    if let StrategySpec::Scaffold { population, .. } = &mut config.run.strategy {
+        population.get_or_insert(clients);
+    }
+    // All clients are there before the run is submitted, so that a cohort depends on the seed alone; from then on
+    // a round may start without those that left.
+    if let Some(privacy) = &mut config.run.privacy {
+        // All of them are here, and all may be sampled.
+        privacy.population.get_or_insert(config.data.clients);
+    }
+    config.run.min_clients.get_or_insert(config.run.quorum());
+    Ok(config)
 }
 
 /// Runs the simulation to its end and reports.
@@ -202,7 +213,7 @@ async fn simulate(
 }
 
 /// Ctrl-C, or a polite request to end.
-async fn interrupted() {
+pub async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
     let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
     tokio::select! {

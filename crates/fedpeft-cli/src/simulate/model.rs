@@ -35,12 +35,17 @@ fn cached(options: &Build, cache: &Path, sink: Sink) -> Result<PathBuf> {
     let tokenizer = typed.text.as_ref().map(|text| source_digest(&text.tokenizer)).transpose()?;
     let key = (source, tokenizer, serde_json::to_value(options)?, builder()?);
     let folder = cache.join(Digest::of(serde_json::to_vec(&key)?).to_string());
+    fs::create_dir_all(cache).with_context(|| format!("the cache {} cannot be made", cache.display()))?;
+    // Simulations side by side build what they share once: a second build would replace what the first one pushes.
+    let lock = folder.with_extension("lock");
+    let context = || format!("{} cannot be locked", lock.display());
+    let held = File::create(&lock).with_context(context)?;
+    held.lock().with_context(context)?;
     if let Ok(built) = ArtifactFolder::open(&folder)
         && built.verify().is_ok()
     {
         return Ok(folder);
     }
-    fs::create_dir_all(cache).with_context(|| format!("the cache {} cannot be made", cache.display()))?;
     let view = View::new(0, sink);
     view.spin(format!("building artifacts from {}", options.path().display()));
     build(&typed, &folder)?;

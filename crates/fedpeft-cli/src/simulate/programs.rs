@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     path::{Path, PathBuf},
 };
 
@@ -38,6 +39,21 @@ impl Places {
             (None, Some(assets)) => Ok(assets.join("artifacts")),
             (None, None) => bail!("there is no home for built artifacts: name a folder with --cache"),
         }
+    }
+
+    /// As options of another command of this program.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let given = [
+            ("--ort-lib", &self.ort_lib),
+            ("--nats-server-bin", &self.nats_server_bin),
+            ("--assets", &self.assets),
+            ("--cache", &self.cache),
+        ];
+        given
+            .into_iter()
+            .filter_map(|(flag, path)| Some([flag.into(), path.clone()?.into()]))
+            .flatten()
+            .collect()
     }
 
     /// The ONNX Runtime library.

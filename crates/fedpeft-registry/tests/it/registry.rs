@@ -92,6 +92,7 @@ pub(crate) fn describe(folder: &Path, method: &str) {
             training: graph("training_model.onnx"),
             eval: graph("eval_model.onnx"),
             optimizer_sgd: graph("optimizer_sgd.onnx"),
+            dp_training: None,
             optimizer_adamw: graph("optimizer_adamw.onnx"),
             checkpoint: graph("checkpoint.safetensors"),
             backbone: file("backbone.bin"),

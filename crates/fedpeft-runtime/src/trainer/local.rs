@@ -16,6 +16,7 @@ use crate::{
     Examples, Optimizer, OrderSeed, RuntimeError, Schedule,
     graph::Residence,
     optimizer::{Bound, Form, GraphOptimizer, HostOptimizer, Sessions, transforms},
+    private::{Batches, Draws, Private},
     session,
 };
 
@@ -72,6 +73,19 @@ impl Trainer {
         examples: &dyn Examples,
         between: &mut dyn FnMut(&Standing<'_>) -> Result<bool, RuntimeError>,
     ) -> Result<Trained, RuntimeError> {
+        let draws = training.spec.dp_sgd.map(|_| Draws::from_entropy()).transpose()?;
+        self.train_drawing(training, draws, snapshot, examples, between)
+    }
+
+    /// [`Self::train_from`] with these draws, where the training is private.
+    fn train_drawing(
+        &mut self,
+        training: LocalTraining<'_>,
+        draws: Option<Draws>,
+        snapshot: Option<&Snapshot>,
+        examples: &dyn Examples,
+        between: &mut dyn FnMut(&Standing<'_>) -> Result<bool, RuntimeError>,
+    ) -> Result<Trained, RuntimeError> {
         let start = Instant::now();
         let LocalTraining { spec, seed, rounds, correction } = training;
         let count = examples.len();
@@ -79,7 +93,10 @@ impl Trainer {
             return Err(RuntimeError::NoExamples);
         }
         let batch = (spec.batch_size.max(1) as usize).min(count);
-        let per_epoch = count.div_ceil(batch) as u64;
+        let mut batches = Batches::new(seed, count, batch);
+        let mut private =
+            draws.zip(spec.dp_sgd).map(|(draws, dp_sgd)| Private::new(draws, dp_sgd, spec, batch));
+        let per_epoch = batches.per_epoch();
         let planned = u64::from(spec.local_epochs).saturating_mul(per_epoch);
         let schedule = Schedule::new(spec, planned, seed.round, rounds);
         let mut optimizer = self.corrected_optimizer(spec, correction)?;
@@ -94,26 +111,29 @@ impl Trainer {
             let standing = Standing { trainer, optimizer, steps, planned, loss, weight, seconds };
             Ok::<_, RuntimeError>((between(&standing)?, seconds))
         };
-        // No more epochs than their specification has a number for.
-        for epoch in (steps / per_epoch) as u32..spec.local_epochs {
-            let done = (steps % per_epoch) as usize;
-            if done == 0 {
+        while steps < planned {
+            if steps % per_epoch == 0 {
                 (loss, weight) = (0.0, 0.0);
             }
-            for indices in seed.permutation(epoch, count).chunks(batch).skip(done) {
-                if !ask(self, &optimizer, steps, loss, weight)?.0 {
-                    return Err(RuntimeError::Stopped);
-                }
-                optimizer.set_learning_rate(schedule.learning_rate(steps));
-                self.reseed(seed.dropout(steps));
-                let stepped = self.train_step(&mut optimizer, examples, indices)?;
-                steps += 1;
-                if !stepped.loss.is_finite() {
-                    return Err(RuntimeError::Diverged { step: steps, loss: stepped.loss });
-                }
-                loss += f64::from(stepped.loss) * stepped.weight;
-                weight += stepped.weight;
+            if !ask(self, &optimizer, steps, loss, weight)?.0 {
+                return Err(RuntimeError::Stopped);
             }
+            optimizer.set_learning_rate(schedule.learning_rate(steps));
+            self.reseed(seed.dropout(steps));
+            let indices = batches.at(steps, private.as_mut());
+            let stepped = match &mut private {
+                Some(private) => self.private_step(&mut optimizer, private, examples, indices)?,
+                None => self.train_step(&mut optimizer, examples, indices)?,
+            };
+            steps += 1;
+            if !stepped.loss.is_finite() {
+                return Err(RuntimeError::Diverged { step: steps, loss: stepped.loss });
+            }
+            loss += f64::from(stepped.loss) * stepped.weight;
+            weight += stepped.weight;
+        }
+        if let Some(Private { seen, clipped, .. }) = private {
+            tracing::debug!(client = seed.client, seen, clipped, "gradients of examples");
         }
         let (_, seconds) = ask(self, &optimizer, steps, loss, weight)?;
         let learning_rates = (0..planned).map(|step| schedule.learning_rate(step)).sum();
@@ -186,6 +206,9 @@ impl Trainer {
         {
             return Err(RuntimeError::Adapter { got: values.len(), expected: self.layout().values() });
         }
+        // Sums of clipped gradients reach the optimizer whole.
+        let whole = training.dp_sgd.map(|_| TrainingSpec { accumulate: 1, ..training.clone() });
+        let training = whole.as_ref().unwrap_or(training);
         let mut anchor = Vec::new();
         if training.proximal_mu > 0.0 {
             self.adapter.read(&mut anchor)?;
@@ -210,7 +233,7 @@ impl Trainer {
         anchor: &[f32],
         correction: Option<&[f32]>,
     ) -> Result<GraphOptimizer, RuntimeError> {
-        self.training()?;
+        self.training(spec.dp_sgd.is_some())?;
         let Self { training: Some(training), adapter, memory, folder, .. } = self else {
             return Err(RuntimeError::Run("the training session is gone".to_owned()));
         };
@@ -241,7 +264,7 @@ impl Trainer {
 }
 
 /// Seed of dropout for a micro-batch, counted from 0: all with the step's own would drop the same places.
-fn part_seed(seed: i64, number: i64) -> i64 {
+pub(super) fn part_seed(seed: i64, number: i64) -> i64 {
     // Odd and large: the seeds of different steps and micro-batches do not meet.
     const STRIDE: i64 = 0x9E37_79B9_7F4B;
     seed.wrapping_add(number.wrapping_mul(STRIDE)) & i64::MAX

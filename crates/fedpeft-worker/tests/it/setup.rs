@@ -99,6 +99,7 @@ impl Setup {
         let shape = vec![1, PIXELS, PIXELS];
         let options = BuildOptions {
             inputs: vec![InputOptions { name: None, dtype: ElementType::F32, shape, source }],
+            dp_sgd: true,
             ..BuildOptions::image_classification(model, "features", PIXELS, CLASSES as u32, Method::Bias)
         };
         let data = data(folder.path());

@@ -1,7 +1,7 @@
 //! Local training with everything a specification can ask for.
 
 use fedpeft_artifacts::ArtifactFolder;
-use fedpeft_protocol::run::{ScheduleSpec, Span, Warmup};
+use fedpeft_protocol::run::{DpSgdSpec, ExampleSampling, ScheduleSpec, Span, Warmup};
 use ort::memory::Allocator;
 
 use super::{super::Memory, *};
@@ -272,4 +272,122 @@ fn snapshots_of_other_trainings_are_refused() {
             assert!(matches!(resumed, Err(RuntimeError::Snapshot(_))), "{resumed:?}");
         }
     }
+}
+
+fn dp_sgd(clip_norm: f64, noise_multiplier: f64, sampling: ExampleSampling) -> Option<DpSgdSpec> {
+    Some(DpSgdSpec { clip_norm, noise_multiplier, sampling, delta: 1e-5, epsilon: None })
+}
+
+impl Subject {
+    fn train_privately(
+        &mut self,
+        spec: &TrainingSpec,
+        seed: u8,
+        snapshot: Option<&Snapshot>,
+        stop: u64,
+    ) -> (Result<Trained, RuntimeError>, Vec<f32>, Option<Snapshot>) {
+        self.trainer.set_adapter(&self.start).unwrap();
+        let training = LocalTraining { spec, seed: SEED, rounds: 1, correction: None };
+        let (draws, mut last) = (Some(Draws::known(seed)), None);
+        let trained =
+            self.trainer.train_drawing(training, draws, snapshot, &self.examples, &mut |standing| {
+                last = Some(standing.snapshot()?);
+                Ok(standing.steps() < stop)
+            });
+        let mut values = Vec::new();
+        self.trainer.adapter_into(&mut values).unwrap();
+        (trained, values, last)
+    }
+}
+
+#[test]
+fn private_training_that_clips_and_noises_next_to_nothing_is_training() {
+    let (subjects, _directory) = subjects();
+    for mut subject in subjects {
+        let plain = TrainingSpec { batch_size: 15, proximal_mu: 0.1, ..spec() };
+        let (wanted, trained) = subject.train(&plain, 1);
+        for accumulate in [1, 2] {
+            let dp_sgd = dp_sgd(1e3, 1e-12, ExampleSampling::Shuffle);
+            let private = TrainingSpec { dp_sgd, accumulate, ..plain.clone() };
+            let (found, values, _) = subject.train_privately(&private, 1, None, u64::MAX);
+            let found = found.unwrap();
+            assert!(difference(&wanted, &values) < 1e-5, "{}", difference(&wanted, &values));
+            assert_eq!(found.steps, trained.steps);
+            assert!((found.loss - trained.loss).abs() < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn a_step_moves_by_clipped_gradients_and_noise_over_the_mean_batch() {
+    let (subjects, _directory) = subjects();
+    let sgd = OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+    for mut subject in subjects {
+        let plain = TrainingSpec { learning_rate: 1.0, optimizer: sgd, ..spec() };
+        let step = |subject: &mut Subject, clip: f64, noise: f64, seed, indices: &[usize]| {
+            let dp_sgd = dp_sgd(clip, noise, ExampleSampling::Poisson);
+            let spec = TrainingSpec { dp_sgd, ..plain.clone() };
+            let mut private = Private::new(Draws::known(seed), dp_sgd.unwrap(), &spec, 16);
+            subject.trainer.set_adapter(&subject.start).unwrap();
+            let mut optimizer = subject.trainer.optimizer(&spec).unwrap();
+            let Subject { trainer, examples, .. } = subject;
+            trainer.private_step(&mut optimizer, &mut private, examples, indices).unwrap();
+            let mut values = Vec::new();
+            subject.trainer.adapter_into(&mut values).unwrap();
+            let moved: Vec<f32> = values.iter().zip(&subject.start).map(|(to, from)| from - to).collect();
+            (moved, private.seen, private.clipped)
+        };
+        let zero = vec![0.0; subject.start.len()];
+        // One example's gradient, clipped, and divided by what batches have in the mean.
+        let (moved, seen, clipped) = step(&mut subject, 1e-2, 1e-12, 1, &[3]);
+        assert_eq!((seen, clipped), (1, 1));
+        assert!((length(&moved, &zero) * 16.0 / 1e-2 - 1.0).abs() < 1e-3, "{}", length(&moved, &zero));
+        // Two examples in one batch as one after the other.
+        let (other, _, _) = step(&mut subject, 1e-2, 1e-12, 1, &[8]);
+        let (both, _, _) = step(&mut subject, 1e-2, 1e-12, 1, &[3, 8]);
+        let sum: Vec<f32> = moved.iter().zip(&other).map(|(a, b)| a + b).collect();
+        assert!(difference(&both, &sum) < 1e-6);
+        // No example at all: a step of noise.
+        let mut squares = Vec::new();
+        for seed in 0..40 {
+            let (noise, seen, _) = step(&mut subject, 0.5, 2.0, seed, &[]);
+            assert_eq!(seen, 0);
+            squares.extend(noise.into_iter().map(|value| f64::from(value).powi(2)));
+        }
+        let count = squares.len() as f64;
+        let variance = squares.iter().sum::<f64>() / count;
+        let wanted = (2.0f64 * 0.5 / 16.0).powi(2);
+        assert!((variance / wanted - 1.0).abs() < 5.0 * (2.0 / count).sqrt(), "{variance} is not {wanted}");
+    }
+}
+
+#[test]
+fn private_training_goes_on_from_a_snapshot_with_other_noise() {
+    let ([mut subject, _], _directory) = subjects();
+    let dp_sgd = dp_sgd(1.0, 1.0, ExampleSampling::Poisson);
+    let spec = TrainingSpec { dp_sgd, accumulate: 3, ..spec() };
+    let (straight, values, _) = subject.train_privately(&spec, 1, None, u64::MAX);
+    let straight = straight.unwrap();
+    assert_eq!(straight.steps, 6);
+    let (_, again, _) = subject.train_privately(&spec, 1, None, u64::MAX);
+    assert_eq!(values, again, "equal draws, other bits");
+    let (stopped, _, snapshot) = subject.train_privately(&spec, 1, None, 4);
+    assert!(matches!(stopped, Err(RuntimeError::Stopped)));
+    let (resumed, other, _) = subject.train_privately(&spec, 2, snapshot.as_ref(), u64::MAX);
+    assert_eq!(resumed.unwrap().steps, 6);
+    assert_ne!(values, other);
+}
+
+#[test]
+fn artifacts_that_cannot_clip_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    toy::write(directory.path());
+    let _library = toy::runtime();
+    let folder = ArtifactFolder::open(directory.path()).unwrap();
+    let options = SessionOptions { device: Device::Cpu, threads: 1, ..Default::default() };
+    let mut trainer = Trainer::new(&toy::runtime(), folder, options).unwrap();
+    let spec = TrainingSpec { dp_sgd: dp_sgd(1.0, 1.0, ExampleSampling::Poisson), ..spec() };
+    let training = LocalTraining { spec: &spec, seed: SEED, rounds: 1, correction: None };
+    let error = trainer.train(training, &toy::examples(9), &mut || true).unwrap_err();
+    assert!(matches!(error, RuntimeError::NoClipping) && error.to_string().contains("--dp-sgd"), "{error}");
 }

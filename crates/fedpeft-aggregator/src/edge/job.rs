@@ -1,0 +1,162 @@
+//! One task from upstream, from its delivery to its acknowledgement.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use fedpeft_bus::TaskDelivery;
+use fedpeft_protocol::{
+    RunId,
+    round::{Task, Work},
+    run::{RunStatus, UpstreamState},
+};
+use fedpeft_service::CancellationToken;
+use tokio::time::sleep;
+
+use super::{
+    Edge, acknowledge,
+    begin::{self, Taken},
+    close, send,
+};
+use crate::{
+    drive::Drive,
+    events::EventLog,
+    model,
+    phase::{Phase, broadcast, collect},
+    record::OwnedRecord,
+    stop::Stop,
+    takeover,
+};
+
+/// A third of the time after which the broker would deliver the task again.
+const RENEWAL: Duration = Duration::from_secs(4);
+/// How often it is looked whether the run was cancelled here.
+const CANCELLED_CHECK: Duration = Duration::from_secs(2);
+/// Before a task is tried again whose run another process has.
+const TAKEN_OVER: Duration = Duration::from_secs(5);
+
+/// Answers a task; hands it back at `shutdown`.
+pub(super) async fn run(
+    edge: Arc<Edge>,
+    delivery: TaskDelivery,
+    deadline: Instant,
+    shutdown: CancellationToken,
+) {
+    let Ok(task) = &delivery.result else { return };
+    let answered = tokio::select! {
+        biased;
+        () = shutdown.cancelled() => return hand_back(&delivery, Duration::ZERO).await,
+        () = renew(&delivery) => return,
+        answered = Box::pin(answer(&edge, task, deadline)) => answered,
+    };
+    let (run, round) = (&task.run, task.round);
+    match answered {
+        Ok(()) => acknowledge(&delivery).await,
+        Err(Stop::Fenced) => {
+            tracing::info!(%run, round, "run changed by another process");
+            hand_back(&delivery, TAKEN_OVER).await;
+        }
+        // Nobody waits for it any more.
+        Err(error) => {
+            tracing::warn!(%run, round, %error, "task given up");
+            acknowledge(&delivery).await;
+        }
+    }
+}
+
+/// Tells the broker for ever that the task is in progress.
+async fn renew(delivery: &TaskDelivery) {
+    loop {
+        sleep(RENEWAL).await;
+        if let Err(error) = delivery.progress().await {
+            tracing::warn!(%error, "task not renewed");
+        }
+    }
+}
+
+async fn hand_back(delivery: &TaskDelivery, delay: Duration) {
+    if let Err(error) = delivery.retry(delay).await {
+        tracing::debug!(%error, "task not handed back, it will come again by itself");
+    }
+}
+
+/// Answers a task, through trouble that passes.
+async fn answer(edge: &Edge, task: &Task, deadline: Instant) -> Result<(), Stop> {
+    loop {
+        match Box::pin(attempt(edge, task, deadline)).await {
+            Err(error @ (Stop::Trouble(_) | Stop::Spool(_))) if Instant::now() < deadline => {
+                tracing::warn!(run = %task.run, round = task.round, %error, "round interrupted, going on from its durable state");
+                sleep(error.pause()).await;
+            }
+            settled => return settled,
+        }
+    }
+}
+
+async fn attempt(edge: &Edge, task: &Task, deadline: Instant) -> Result<(), Stop> {
+    let Work::Aggregate { spec, examples } = &task.work else {
+        let reason =
+            format!("client {} is an edge: it aggregates, and does not {}", edge.client, task.work.name());
+        return send::refusal(edge, task, reason).await;
+    };
+    let mut record = match begin::take(edge, task, spec).await? {
+        Taken::Record(record) => *record,
+        Taken::Past => {
+            tracing::info!(run = %task.run, round = task.round, "skipping a task of the past");
+            return Ok(());
+        }
+        Taken::Closed(reason) => return send::refusal(edge, task, reason).await,
+    };
+    if begin::state(&record) == Some(&UpstreamState::Begun) {
+        if record.open.is_none() && Instant::now() >= deadline {
+            tracing::info!(run = %task.run, round = task.round, "skipping a task past its deadline");
+            return Ok(());
+        }
+        let gathered = tokio::select! {
+            gathered = Box::pin(gather(edge, &mut record, task, *examples, deadline)) => gathered,
+            () = cancelled(edge, &task.run) => Err(Stop::Fenced),
+        };
+        match gathered {
+            Err(Stop::Failed(reason)) => close::give_up(edge, &mut record, task, reason).await?,
+            gathered => gathered?,
+        }
+    }
+    send::answer(edge, &mut record, task).await
+}
+
+/// Has the clients train and adds up what they send.
+async fn gather(
+    edge: &Edge,
+    record: &mut OwnedRecord,
+    task: &Task,
+    examples: u64,
+    deadline: Instant,
+) -> Result<(), Stop> {
+    let fetched = begin::mirror(edge, task).await?;
+    let events = EventLog::start(&edge.shop.bus, &record.run, record.epoch);
+    let mut drive = Box::pin(Drive::start(&edge.shop, record, &events)).await?;
+    takeover::forget_counted(&drive).await?;
+    if drive.record.round == 0 && drive.record.open.is_none() {
+        events.emit(model::status_event(drive.record, Some(&drive.model)));
+    }
+    let round = begin::round(&mut drive, edge, examples, deadline).await?;
+    let Phase::Collect(round) = broadcast::run(&mut drive, round).await? else { return Ok(()) };
+    let Phase::Commit(round) = collect::run(&mut drive, round).await? else { return Ok(()) };
+    close::run(&mut drive, task, round, fetched).await?;
+    events.finish().await;
+    Ok(())
+}
+
+/// Returns once somebody has cancelled the run here.
+async fn cancelled(edge: &Edge, run: &RunId) {
+    loop {
+        sleep(CANCELLED_CHECK).await;
+        let record = async { edge.shop.bus.runs().await?.get(run.as_str()).await };
+        if let Ok(Some((record, _))) = record.await
+            && record.status == RunStatus::Cancelled
+        {
+            return;
+        }
+    }
+}
