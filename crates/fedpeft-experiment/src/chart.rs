@@ -81,18 +81,18 @@ impl Chart {
         let (plot, legend) = root.split_horizontally(SIZE.0 - LEGEND);
         let text = |size: i32| ("sans-serif", size).into_font().color(&INK);
         let mut chart = ChartBuilder::on(&plot)
-            .caption(&self.title, text(15))
+            .caption(&self.title, text(18))
             .margin(8)
-            .x_label_area_size(38)
-            .y_label_area_size(46)
+            .x_label_area_size(42)
+            .y_label_area_size(52)
             .build_cartesian_2d(self.ticks(), 0.0..self.top)?;
         chart
             .configure_mesh()
             .axis_style(INK)
             .bold_line_style(INK.mix(0.25))
             .light_line_style(TRANSPARENT)
-            .label_style(text(12))
-            .axis_desc_style(text(13))
+            .label_style(text(15))
+            .axis_desc_style(text(16))
             .x_desc(self.x.label())
             .y_desc(&self.y_label)
             .draw()?;
@@ -101,7 +101,7 @@ impl Chart {
             self.draw_line(&mut chart, line, *colour)?;
             let y = 40 + 18 * i32::try_from(index)?;
             legend.draw(&PathElement::new([(4, y), (22, y)], colour.stroke_width(2)))?;
-            legend.draw(&Text::new(line.name.as_str(), (28, y), text(12).pos(middle_left)))?;
+            legend.draw(&Text::new(line.name.as_str(), (28, y), text(15).pos(middle_left)))?;
         }
         root.present()?;
         Ok(())
@@ -147,6 +147,10 @@ impl Chart {
             XAxis::Numbers { .. } => {
                 let high = if high.is_finite() && high > 0.0 { high } else { 1.0 };
                 let step = round_step(high / 6.0);
+                // Rounds are whole.
+                let whole =
+                    self.lines.iter().flat_map(|line| &line.points).all(|point| point.x.fract() == 0.0);
+                let step = if whole { step.max(1.0) } else { step };
                 let count = (high / step).floor() as u32;
                 (0.0..1.02 * high, (0..=count).map(|at| f64::from(at) * step).collect())
             }

@@ -19,6 +19,9 @@ pub struct Clipped {
 /// Gradients of fewer values are joined, so that hundreds of small tensors take a few operators.
 const SMALL: i64 = 1 << 16;
 
+/// Values whose squares are added up at once: sums of tens of thousands in `f32` would be off by 1e-5.
+const RUN: i64 = 512;
+
 /// Most values that the gradients of one example may have which are written to memory, 64 MiB.
 const MOST: i64 = 1 << 24;
 
@@ -141,7 +144,21 @@ impl Part {
             b.add(Node::new(op, &[value, &axes], &[]).with("keepdims", 0i64))
         };
         match self {
-            Self::Values { flat, .. } => sum(b, "ReduceSumSquare", flat, &[1]),
+            Self::Values { flat, .. } => {
+                let size = b.ty(flat)?.last().unwrap_or(0);
+                if size <= RUN {
+                    return sum(b, "ReduceSumSquare", flat, &[1]);
+                }
+                let mut flat = flat.clone();
+                let runs = (size as u64).div_ceil(RUN as u64) as i64;
+                if runs * RUN > size {
+                    let pads = b.ints(&[0, 0, 0, runs * RUN - size]);
+                    flat = b.op("Pad", &[&flat, &pads])?;
+                }
+                let runs = b.reshape(&flat, &[Extent::N, Extent::fixed(runs), Extent::fixed(RUN)])?;
+                let squares = sum(b, "ReduceSumSquare", &runs, &[2])?;
+                sum(b, "ReduceSum", &squares, &[1])
+            }
             // |P Q|^2 is the sum of all values of (P^T P) * (Q Q^T).
             Self::Product { left, right, .. } => {
                 let (left_t, right_t) = (transposed(b, left)?, transposed(b, right)?);
