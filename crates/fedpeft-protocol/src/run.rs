@@ -267,13 +267,13 @@ impl RunSpec {
 
     /// Checks what goes with SCAFFOLD: a control variate is the mean gradient of plain steps.
     fn validate_scaffold(&self, population: u32) -> Result<(), InvalidSpec> {
-        let TrainingSpec { optimizer, clip_norm, proximal_mu, .. } = &self.training;
+        let TrainingSpec { optimizer, clip_norm, proximal_mu, dp_sgd, .. } = &self.training;
         let plain = matches!(optimizer, OptimizerSpec::Sgd { momentum: 0.0, .. });
         check("training.optimizer", plain, || {
             "of strategy scaffold must be sgd without momentum: set optimizer = { kind = \"sgd\" }".to_owned()
         })?;
-        check("strategy", clip_norm.is_none() && *proximal_mu == 0.0, || {
-            "scaffold corrects the gradient itself: leave out training.clip_norm and training.proximal_mu"
+        check("strategy", clip_norm.is_none() && dp_sgd.is_none() && *proximal_mu == 0.0, || {
+            "scaffold corrects the gradient itself: leave out clip_norm, dp_sgd and proximal_mu of [run.training]"
                 .to_owned()
         })?;
         check("strategy", self.aggregation.is_mean() && self.privacy.is_none(), || {
