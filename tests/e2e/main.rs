@@ -10,6 +10,7 @@ mod failures;
 mod inputs;
 mod kubernetes;
 mod personal;
+mod pipelines;
 mod scaffold;
 mod secured;
 mod services;

@@ -52,8 +52,17 @@ async fn ledgers_are_checked_and_rounds_aggregated_again() {
         "keep_updates = true\naggregation = { kind = \"median\" }\nstrategy = { kind = \"fedavgm\" }",
     );
 
+    completed(
+        &nats,
+        &workspace,
+        "encoded",
+        "keep_updates = true\nuplink = [\"delta\", \"topk=0.5\", \"int8\"]\ndownlink = [\"int8\", \"zstd\"]",
+    );
+
     let verify = |run: &str| -> Value { json_of(on(&nats, &["run", "verify", run, "--json"])) };
-    for (run, updates, again) in [("plain", 12, 0), ("kept", 12, 3), ("buffered", 9, 3), ("median", 12, 3)] {
+    for (run, updates, again) in
+        [("plain", 12, 0), ("kept", 12, 3), ("buffered", 9, 3), ("median", 12, 3), ("encoded", 12, 3)]
+    {
         let verified = verify(run);
         assert_eq!(verified["rounds"], 3, "{verified}");
         assert_eq!((&verified["updates"], &verified["aggregated_again"]), (&json!(updates), &json!(again)));

@@ -14,6 +14,7 @@ use fedpeft_strategy::{SpoolError, Weight, check_update};
 
 use crate::{
     drive::Drive,
+    encoding,
     round::{Accepted, Answer, Member, RoundState, Updates},
     spool::Adapter,
     stop::Stop,
@@ -102,10 +103,12 @@ pub(crate) async fn admit(
             }
             let digest = adapter.digest();
             let reported = update.fetched.iter().any(is_adapter_upload);
-            let (size, mut given) = (drive.model.layout.bytes(), Vec::new());
-            for payload in iter::once(adapter).chain(control) {
+            let (layout, mut given) = (&drive.model.layout, Vec::new());
+            // Control variates are sent as they are.
+            let sizes = [encoding::sizes(drive.record.spec.uplink, layout), layout.bytes()..=layout.bytes()];
+            for (payload, sizes) in iter::once(adapter).chain(control).zip(sizes) {
                 let digest = payload.digest();
-                match fetch(drive, round, (&client, member), payload, size..=size, reported).await? {
+                match fetch(drive, round, (&client, member), (payload, "adapter"), sizes, reported).await? {
                     Ok(adapter) => given.push(Given { adapter, digest }),
                     Err(reason) => return Ok(Err(Refusal::Answer(reason))),
                 }
@@ -221,11 +224,11 @@ async fn fetch(
     drive: &Drive<'_>,
     round: &mut RoundState,
     (client, member): (&ClientId, &Member),
-    adapter: Payload,
+    (payload, what): (Payload, &str),
     sizes: RangeInclusive<u64>,
     reported: bool,
 ) -> Result<Result<Adapter, String>, Stop> {
-    let (digest, size) = match adapter {
+    let (digest, size) = match payload {
         Payload::Message { data, .. } => return Ok(Ok(Adapter::Held(data))),
         Payload::Blob { digest, size } => (digest, size),
     };
@@ -233,7 +236,7 @@ async fn fetch(
         let (least, most) = sizes.into_inner();
         return Ok(Err(match least == most {
             true => format!("the adapter has {size} bytes, this model's have {most}"),
-            false => format!("the sum has {size} bytes, one of this model's adapters has {least} to {most}"),
+            false => format!("the {what} has {size} bytes, one of this run has {least} to {most}"),
         }));
     }
     let key = UploadKey { run: &drive.record.run, round: member.round, client };
@@ -271,7 +274,9 @@ async fn add(
     let layout = drive.model.layout.clone();
     let spec = &drive.record.spec;
     let (bound, rule) = (spec.max_update_norm, round.rule());
-    let base = match bound.is_some() || rule.reads_base() {
+    let uplink = spec.uplink;
+    let decoded = (!uplink.is_plain()).then(|| drive.target(layout.bytes())).transpose()?;
+    let base = match bound.is_some() || rule.reads_base() || uplink.delta() {
         true => drive.global(&member.adapter).await?,
         false => Adapter::none(),
     };
@@ -291,6 +296,13 @@ async fn add(
                 checked => checked?,
             }
         }
+        let adapter = match decoded {
+            None => adapter,
+            Some(target) => match encoding::decoded((uplink, &layout), &adapter, &base, target)? {
+                Ok(adapter) => adapter,
+                Err(error) => return Ok(Err(error.to_string())),
+            },
+        };
         if let Some(norm) = bound {
             let distance = adapter.distance(&base)?;
             // NaN passes here, and is refused by name below.

@@ -19,7 +19,7 @@ use fedpeft_service::now_ms;
 use tokio::{sync::Notify, task::spawn_blocking};
 
 use crate::{
-    events,
+    encoding, events,
     model::{self, Model, ModelError},
     privacy,
     record::given_up,
@@ -75,7 +75,9 @@ impl Api {
         let privacy = privacy.map_err(ApiError::bad_request)?;
         let version = model::resolve(&self.bus, &spec.model).await?;
         let model = Model::load(&self.bus, &version.manifest, &spec).await?;
-        let adapter = model.initial_adapter(&self.bus, &self.spool).await?.store(&self.bus).await?;
+        let initial = model.initial_adapter(&self.bus, &self.spool).await?;
+        let (initial, sent) = encoding::sent((&self.bus, &self.spool), &model, &spec, 0, initial).await?;
+        let adapter = initial.store(&self.bus).await?;
         let control = match spec.scaffold_population() {
             Some(_) => Some(model.zeros(&self.bus, &self.spool)?.store(&self.bus).await?),
             None => None,
@@ -89,6 +91,7 @@ impl Api {
             status: RunStatus::Pending,
             round: 0,
             adapter,
+            sent,
             moments: None,
             control,
             privacy,
@@ -196,9 +199,10 @@ impl From<ModelError> for ApiError {
     fn from(error: ModelError) -> Self {
         match error {
             ModelError::NotPublished(_) => Self::not_found(error),
-            ModelError::Manifest { .. } | ModelError::Checkpoint { .. } | ModelError::Scope(_) => {
-                Self::bad_request(error)
-            }
+            ModelError::Manifest { .. }
+            | ModelError::Checkpoint { .. }
+            | ModelError::Scope(_)
+            | ModelError::Downlink(_) => Self::bad_request(error),
             ModelError::Bus(error) => error.into(),
             ModelError::Spool(_) | ModelError::BrokenOff(_) => Self::internal(error),
         }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use bytes::Bytes;
 use fedpeft_bus::{Bus, BusError, Measured, Records, Stale, Updates};
 use fedpeft_privacy::NoiseSecret;
 use fedpeft_protocol::{
@@ -9,7 +10,7 @@ use fedpeft_protocol::{
     event::EventKind,
     presence::Presence,
     round::{Payload, RoundReport, Task, Work},
-    run::RunStatus,
+    run::{Encoded, RunStatus},
     subject,
 };
 use fedpeft_service::now_ms;
@@ -51,6 +52,8 @@ pub(crate) struct Drive<'a> {
     pub secret: &'a NoiseSecret,
     /// The present global adapter, once somebody needed it.
     pub adapter: OnceCell<Adapter>,
+    /// What clients get of it, likewise, where the run encodes it and it fits a message.
+    pub encoded: OnceCell<Bytes>,
     /// The present control variate of the server, likewise.
     pub control: OnceCell<Adapter>,
     /// Names of the last round's evaluation tasks, whose answers are read apart from the updates.
@@ -125,6 +128,7 @@ impl<'a> Drive<'a> {
             spool,
             secret,
             adapter: OnceCell::new(),
+            encoded: OnceCell::new(),
             control: OnceCell::new(),
             evaluations: BTreeSet::new(),
             counted: Counted::default(),
@@ -157,6 +161,7 @@ impl<'a> Drive<'a> {
             task: subject::task_id(run, round, client, work.name(), epoch),
             manifest: self.record.manifest,
             adapter: self.payload().await?,
+            downlink: self.record.spec.downlink,
             work,
             deadline_ms,
             // A client that is told of a deadline in the past should not begin.
@@ -166,6 +171,14 @@ impl<'a> Drive<'a> {
 
     /// The global adapter.
     async fn payload(&self) -> Result<Payload, Stop> {
+        if let Some(Encoded { digest, size }) = self.record.sent {
+            if !self.model.leaves_room(self.bus, size) {
+                return Ok(Payload::Blob { digest, size });
+            }
+            let fetch = || async { Ok::<_, Stop>(self.bus.get_blob(&digest, size).await?.0) };
+            let data = self.encoded.get_or_try_init(fetch).await?.clone();
+            return Ok(Payload::Message { digest, data });
+        }
         let digest = self.record.adapter;
         self.named(digest, self.global(&digest)).await
     }
@@ -271,10 +284,7 @@ impl<'a> Drive<'a> {
 
     /// Where `size` bytes are written: to memory where adapters travel in messages, else to a file.
     pub fn target(&self, size: u64) -> Result<Target, Stop> {
-        if self.fits_a_message() {
-            return Ok(Target::Memory(Vec::with_capacity(usize::try_from(size).unwrap_or(0))));
-        }
-        Ok(Target::File(self.spool.file(size)?))
+        Ok(self.model.target(self.bus, self.spool, size)?)
     }
 
     /// Stores an adapter as a blob.

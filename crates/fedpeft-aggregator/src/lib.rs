@@ -26,6 +26,7 @@ mod checkpoint;
 mod counted;
 mod drive;
 mod edge;
+mod encoding;
 mod events;
 mod lease;
 mod ledger;

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use fedpeft_artifacts::manifest::{FileRef, Manifest, ManifestError};
 use fedpeft_bus::{Bus, BusError};
-use fedpeft_codec::{InvalidScope, Layout, Scope};
+use fedpeft_codec::{CodecError, InvalidScope, Layout, Scope};
 use fedpeft_protocol::{
     Digest, event::EventKind, model::ModelVersion, run::ModelRef, run::RunRecord, run::RunSpec,
 };
 
 use crate::{
     checkpoint::{self, CheckpointError},
-    spool::{Adapter, Spool, Unusable},
+    spool::{Adapter, Spool, Target, Unusable},
     stop::Stop,
 };
 
@@ -29,6 +29,8 @@ pub(crate) enum ModelError {
     Manifest { digest: Digest, source: ManifestError },
     #[error("artifacts {digest}: {source}")]
     Checkpoint { digest: Digest, source: CheckpointError },
+    #[error("the downlink cannot hold the global adapter: {0}")]
+    Downlink(CodecError),
     #[error(transparent)]
     Scope(#[from] InvalidScope),
     #[error(transparent)]
@@ -101,9 +103,22 @@ impl Model {
         })
     }
 
+    /// Where `size` bytes are written: to memory where adapters travel in messages, else to a file.
+    pub fn target(&self, bus: &Bus, spool: &Spool, size: u64) -> Result<Target, Unusable> {
+        if self.fits_a_message(bus) {
+            return Ok(Target::Memory(Vec::with_capacity(usize::try_from(size).unwrap_or(0))));
+        }
+        Ok(Target::File(spool.file(size)?))
+    }
+
     /// Whether adapters travel in messages, and are held in memory.
     pub fn fits_a_message(&self, bus: &Bus) -> bool {
-        self.layout.bytes() * self.payloads + ENVELOPE <= bus.max_payload() as u64
+        self.leaves_room(bus, self.layout.bytes())
+    }
+
+    /// Whether an adapter of this size fits a message, with what goes beside it.
+    pub fn leaves_room(&self, bus: &Bus, size: u64) -> bool {
+        size + self.layout.bytes() * (self.payloads - 1) + ENVELOPE <= bus.max_payload() as u64
     }
 
     /// Zeros in the shape of the adapter: SCAFFOLD's control variate before any training.

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use fedpeft_artifacts::manifest::Manifest;
 use fedpeft_bus::Bus;
-use fedpeft_codec::{Layout, Scope};
+use fedpeft_codec::{Base, Codec, Layout, Pipeline, Scope, as_bytes, encode};
 use fedpeft_protocol::{
     Digest,
     ledger::{self, Checked},
@@ -122,12 +122,14 @@ async fn aggregate(
         let began = report.round.saturating_sub(staleness);
         let base = view.rounds.iter().find(|earlier| earlier.round == began).map(|r| r.previous);
         let base = base.with_context(|| format!("round {began} has no report"))?;
-        let held = match rule.reads_base() {
+        let held = match rule.reads_base() || spec.uplink.delta() {
             true => fetch(&base, "the adapter that an update began with").await?,
             false => Bytes::new(),
         };
         let (update, weight) =
             (fetch(&digest, &format!("the update of {}", client.client)).await?, Weight::new(weight)?);
+        let update = decoded(&update, &held, spec.uplink, layout)
+            .with_context(|| format!("the update of {} in round {}", client.client, report.round))?;
         fold.add_held(&update, &mut Cursor::new(held), weight)?;
         fold.keep(client.client.as_str(), Box::new(Cursor::new(update)), weight);
         examples.push(client.examples);
@@ -151,5 +153,20 @@ async fn aggregate(
     };
     of_spec(&spec.strategy).next(&mut Cursor::new(global), state, &mut fold.close(closing), &mut next)?;
     *kept = Some(after);
-    Ok(next)
+    if spec.downlink.is_plain() {
+        return Ok(next);
+    }
+    let codec = Codec::new(spec.downlink, layout);
+    let (_, received) = codec.broadcast(&fedpeft_codec::view(&next, layout)?, spec.seed, report.round)?;
+    Ok(as_bytes(&received).into_owned())
+}
+
+/// The plain values of an update, which its client began with `base`.
+fn decoded(update: &Bytes, base: &[u8], uplink: Pipeline, layout: &Layout) -> Result<Bytes> {
+    if uplink.is_plain() {
+        return Ok(update.clone());
+    }
+    let base = if uplink.delta() { Some(fedpeft_codec::view(base, layout)?) } else { None };
+    let values = Codec::new(uplink, layout).decode(update, base.as_deref().map(Base::new).as_ref())?;
+    Ok(encode(&values))
 }

@@ -1,51 +1,53 @@
 //! Adapter tensors to bytes and back.
 //!
-//! An adapter is one flat run of `f32` values whose [`Layout`] says which tensor lies where. On the wire it
-//! is those values, little-endian, in layout order, and nothing else: names and shapes are in the artifact
-//! manifest that both sides hold, so the overhead over the raw payload is zero bytes.
+//! An adapter is one flat run of `f32` values whose [`Layout`] says which tensor lies where. Plain, it is on the
+//! wire those values, little-endian, in layout order, and nothing else: names and shapes are in the artifact
+//! manifest that both sides hold, so the overhead over the raw payload is zero bytes ([`encode`], [`decode`]).
+//!
+//! A [`Pipeline`] makes it smaller: [`Codec`] puts changes, sparsification, fewer bits per value and zstd
+//! together. Its bytes begin with a header that says how to read them.
+//!
+//! Values that are NaN or infinite are an error on both sides, always: they would make every mean useless.
+//! Bytes of strangers are read with no more memory than a few times the adapter's own size.
 
+mod codec;
+mod delta;
+mod error;
+mod floats;
+mod header;
+mod integers;
 mod layout;
+mod read;
 mod scope;
+mod seed;
+mod sparse;
+mod squeeze;
+mod write;
 
+pub use codec::{Codec, describe};
+pub use delta::Base;
+pub use error::CodecError;
+pub use fedpeft_protocol::pipeline::{InvalidPipeline, Pipeline};
 pub use layout::{InvalidLayout, Layout, MAX_VALUES, TensorSpec};
 pub use scope::{InvalidScope, Scope};
+pub use seed::Seed;
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 
-/// Bytes that are not an adapter of the expected layout.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CodecError {
-    /// The byte count is not four per value.
-    #[error("adapter has {got} bytes, its layout of {values} f32 values needs {expected}")]
-    Size {
-        /// Bytes found.
-        got: usize,
-        /// Bytes needed.
-        expected: usize,
-        /// Values in the layout.
-        values: usize,
-    },
-    /// A value is NaN or infinite.
-    #[error("adapter value {index} of tensor {tensor} is {value}: only finite values are accepted")]
-    NotFinite {
-        /// Tensor the value belongs to.
-        tensor: String,
-        /// Index within that tensor, row-major.
-        index: usize,
-        /// `NaN`, `inf` or `-inf`.
-        value: String,
-    },
+/// The bytes of `values`, one run of `f32` in layout order, little-endian. No copy on a little-endian machine.
+pub fn as_bytes(values: &[f32]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(values))
+    } else {
+        values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
 }
 
-/// Encodes `values`, one run of `f32` in layout order, as little-endian bytes. One copy on a little-endian machine.
+/// Encodes `values` as [`as_bytes`], with one copy.
 pub fn encode(values: &[f32]) -> Bytes {
-    if cfg!(target_endian = "little") {
-        Bytes::copy_from_slice(bytemuck::cast_slice(values))
-    } else {
-        values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>().into()
-    }
+    Bytes::copy_from_slice(&as_bytes(values))
 }
 
 /// [`encode`] without a copy, where the machine is little-endian: the values stay where they are.
@@ -101,6 +103,16 @@ pub fn decode(bytes: &[u8], layout: &Layout) -> Result<Vec<f32>, CodecError> {
     Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
 }
 
+/// What [`decode`] gives, without a copy where the bytes lie as this machine's `f32` do.
+pub fn view<'a>(bytes: &'a [u8], layout: &Layout) -> Result<Cow<'a, [f32]>, CodecError> {
+    match bytemuck::try_cast_slice(bytes) {
+        Ok(values) if cfg!(target_endian = "little") => {
+            validate(bytes, layout).map(|()| Cow::Borrowed(values))
+        }
+        _ => decode(bytes, layout).map(Cow::Owned),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,6 +135,17 @@ mod tests {
             };
             assert_eq!((tensor.as_str(), index), ("t1", 2));
         }
+    }
+
+    #[test]
+    fn a_view_is_no_copy() {
+        let (layout, values) = (layout(&[3]), [1.0f32, -2.0, 3.0]);
+        let bytes = as_bytes(&values);
+        let view = view(&bytes, &layout).unwrap();
+        assert_eq!(*view, values);
+        assert_eq!(matches!(view, Cow::Borrowed(_)), cfg!(target_endian = "little"));
+        let unaligned = [&[0][..], &bytes].concat();
+        assert_eq!(*super::view(&unaligned[1..], &layout).unwrap(), values);
     }
 
     proptest! {

@@ -162,6 +162,7 @@ mod tests {
             status: RunStatus::Completed,
             round: 0,
             adapter: Digest::of("adapter 0"),
+            sent: None,
             moments: None,
             control: None,
             privacy: None,

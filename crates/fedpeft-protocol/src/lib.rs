@@ -1,7 +1,7 @@
 //! Subjects, messages and versions of the FedPEFT wire protocol.
 //!
 //! This crate knows no broker: it names things ([`subject`], [`id`]), describes them ([`run`], [`round`],
-//! [`event`], [`model`], [`presence`]) and turns them into bytes and back ([`wire`]). Every type here is
+//! [`event`], [`model`], [`pipeline`], [`presence`]) and turns them into bytes and back ([`wire`]). Every type here is
 //! what a stranger may send us, so every identifier is validated when it is built and every decode is
 //! bounded and typed.
 
@@ -16,6 +16,7 @@ pub mod id;
 pub mod ledger;
 mod mode;
 pub mod model;
+pub mod pipeline;
 pub mod presence;
 mod privacy;
 pub mod round;

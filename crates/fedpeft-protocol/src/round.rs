@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ClientId, Digest, Epoch, Round, RunId, bounds,
+    pipeline::Pipeline,
     run::{PrivacyState, RunSpec, StabilitySpec, TrainingSpec},
 };
 
@@ -27,6 +28,9 @@ pub struct Task {
     pub manifest: Digest,
     /// The global adapter.
     pub adapter: Payload,
+    /// How it is encoded.
+    #[serde(default, skip_serializing_if = "Pipeline::is_plain")]
+    pub downlink: Pipeline,
     /// What to do with it.
     pub work: Work,
     /// After this moment (milliseconds since the Unix epoch, by the sender's clock) nobody waits for the update.
@@ -56,6 +60,9 @@ pub enum Work {
         /// Faults to simulate; a client does so only if its operator allows it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stability: Option<StabilitySpec>,
+        /// How the trained adapter is to be encoded.
+        #[serde(default, skip_serializing_if = "Pipeline::is_plain")]
+        uplink: Pipeline,
         /// What a client needs to know that keeps something between rounds.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         memory: Option<MemoryTask>,

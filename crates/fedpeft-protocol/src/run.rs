@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ClientId, Digest, Epoch, ModelName, Round, RunId,
+    pipeline::Pipeline,
     round::{RoundReport, Update},
 };
 
@@ -61,6 +62,13 @@ pub struct RunSpec {
     /// `fedpeft run verify` can aggregate them again. Whoever may read blobs can then read single updates.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_updates: bool,
+    /// How clients' adapters are encoded on their way to the aggregator. Default: not at all.
+    #[serde(default, skip_serializing_if = "Pipeline::is_plain")]
+    pub uplink: Pipeline,
+    /// How the global adapter is encoded on its way to the clients; what they make of it is the global adapter.
+    /// Default: not at all.
+    #[serde(default, skip_serializing_if = "Pipeline::is_plain")]
+    pub downlink: Pipeline,
     /// Faults that clients of a simulation should have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stability: Option<StabilitySpec>,
@@ -108,6 +116,8 @@ impl RunSpec {
             eligibility: Eligibility::default(),
             max_update_norm: None,
             keep_updates: false,
+            uplink: Pipeline::default(),
+            downlink: Pipeline::default(),
             stability: None,
             training: TrainingSpec::default(),
             aggregation: AggregationSpec::default(),
@@ -171,7 +181,7 @@ impl RunSpec {
 
     /// Whether clients keep something between the rounds of the run.
     pub fn has_memory(&self) -> bool {
-        !self.training.local.is_empty() || self.scaffold_population().is_some()
+        !self.training.local.is_empty() || self.scaffold_population().is_some() || self.uplink.feedback()
     }
 
     /// Clients that take part in the run, where its strategy is SCAFFOLD.
@@ -208,6 +218,10 @@ impl RunSpec {
         self.aggregation.validate(&self.training)?;
         self.strategy.validate()?;
         self.max_update_norm.map_or(Ok(()), |norm| positive("max_update_norm", norm))?;
+        check("downlink", !self.downlink.delta(), || {
+            "has stage delta, but a client that was not sampled lacks the adapter before: leave delta out"
+                .to_owned()
+        })?;
         self.stability.as_ref().map_or(Ok(()), StabilitySpec::validate)?;
         let (quorum, target) = (self.quorum(), self.target());
         let buffered = !self.mode.is_synchronous();
@@ -253,13 +267,13 @@ impl RunSpec {
 
     /// Checks what goes with SCAFFOLD: a control variate is the mean gradient of plain steps.
     fn validate_scaffold(&self, population: u32) -> Result<(), InvalidSpec> {
-        let TrainingSpec { optimizer, clip_norm, proximal_mu, .. } = &self.training;
+        let TrainingSpec { optimizer, clip_norm, proximal_mu, dp_sgd, .. } = &self.training;
         let plain = matches!(optimizer, OptimizerSpec::Sgd { momentum: 0.0, .. });
         check("training.optimizer", plain, || {
             "of strategy scaffold must be sgd without momentum: set optimizer = { kind = \"sgd\" }".to_owned()
         })?;
-        check("strategy", clip_norm.is_none() && *proximal_mu == 0.0, || {
-            "scaffold corrects the gradient itself: leave out training.clip_norm and training.proximal_mu"
+        check("strategy", clip_norm.is_none() && dp_sgd.is_none() && *proximal_mu == 0.0, || {
+            "scaffold corrects the gradient itself: leave out clip_norm, dp_sgd and proximal_mu of [run.training]"
                 .to_owned()
         })?;
         check("strategy", self.aggregation.is_mean() && self.privacy.is_none(), || {
@@ -282,6 +296,10 @@ impl RunSpec {
         })?;
         check("privacy", !self.keep_updates, || {
             "and keep_updates contradict each other: kept updates can be read without noise".to_owned()
+        })?;
+        check("uplink", !self.uplink.feedback(), || {
+            "remembers what it leaves out, which no accountant covers: append +forget to topk or randk"
+                .to_owned()
         })?;
         let is_poisson = privacy.sampling == SamplingSpec::Poisson;
         check("over_selection", !is_poisson || self.over_selection == 0.0, || {
@@ -376,6 +394,9 @@ pub struct RunRecord {
     pub round: Round,
     /// Blob of the global adapter after [`Self::round`] rounds.
     pub adapter: Digest,
+    /// Blob that clients get instead, where the run has a downlink: they decode it to the global adapter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent: Option<Encoded>,
     /// Blob of what the strategy keeps between rounds, where it keeps anything and a round is committed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moments: Option<Digest>,
@@ -404,6 +425,15 @@ pub struct RunRecord {
     pub created_ms: u64,
     /// When this record was last written, likewise.
     pub updated_ms: u64,
+}
+
+/// A blob that holds an encoded adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Encoded {
+    /// Name of the blob.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 /// A round in progress, written before its tasks go out so that a new owner continues it.

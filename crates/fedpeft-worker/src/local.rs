@@ -2,8 +2,11 @@
 
 use std::{iter, sync::Arc};
 
+use bytes::Bytes;
 use fedpeft_artifacts::{ArtifactFolder, manifest::Manifest};
-use fedpeft_codec::{Layout, Scope, TensorSpec};
+use fedpeft_codec::{
+    Base, Codec, Layout, Pipeline, Scope, Seed, TensorSpec, as_bytes, encode_shared, validate,
+};
 use fedpeft_protocol::{
     Digest,
     round::{MemoryTask, Payload, Task, Work},
@@ -17,6 +20,8 @@ use crate::{
 
 /// What tensors of a control variate are called where they are kept: as those of the adapter, after this.
 const CONTROL: &str = "control/";
+/// What tensors are called that the client's updates left out, likewise.
+const LEFT_OUT: &str = "left_out/";
 
 /// What a training begins with.
 #[derive(Clone)]
@@ -27,6 +32,8 @@ pub(crate) struct Beginning {
     pub adapter: Arc<Vec<f32>>,
     /// Of SCAFFOLD.
     pub variates: Option<Arc<Variates>>,
+    /// Of an uplink with error feedback: what earlier updates left out, of the shared tensors.
+    pub left_out: Option<Arc<Vec<f32>>>,
 }
 
 impl Beginning {
@@ -40,10 +47,10 @@ impl Beginning {
 
 /// What a training leaves for the server.
 pub(crate) struct Sent {
-    /// The shared tensors.
-    pub adapter: Arc<Vec<f32>>,
-    /// What the client's control variate changed by.
-    pub control: Option<Arc<Vec<f32>>>,
+    /// The shared tensors, as the uplink encodes them.
+    pub adapter: Bytes,
+    /// What the client's control variate changed by, as it is.
+    pub control: Option<Bytes>,
 }
 
 /// Which tensors of the model's adapter cross the wire for this task.
@@ -63,12 +70,24 @@ pub(crate) fn control(task: &Task) -> Option<&Payload> {
     }
 }
 
-/// The tensors that are kept: the local ones, then those of the control variate. None where nothing is.
-fn kept(scope: &Scope, has_control: bool) -> Result<Option<Layout>, Failure> {
+/// How the update of a task is encoded.
+fn uplink(task: &Task) -> Pipeline {
+    match &task.work {
+        Work::Train { uplink, .. } => *uplink,
+        Work::Evaluate | Work::Aggregate { .. } => Pipeline::default(),
+    }
+}
+
+/// The tensors that are kept: the local ones, those of the control variate, and those that were left out. None where
+/// nothing is.
+fn kept(scope: &Scope, has_control: bool, has_left_out: bool) -> Result<Option<Layout>, Failure> {
     let local = scope.local().into_iter().flat_map(Layout::tensors).cloned();
-    let control = scope.shared().tensors().iter().filter(|_| has_control);
-    let named = |spec: &TensorSpec| TensorSpec { name: format!("{CONTROL}{}", spec.name), ..spec.clone() };
-    let tensors: Vec<TensorSpec> = local.chain(control.map(named)).collect();
+    let shared = |prefix: &'static str, is_kept: bool| {
+        let specs = scope.shared().tensors().iter().filter(move |_| is_kept);
+        specs.map(move |spec| TensorSpec { name: format!("{prefix}{}", spec.name), ..spec.clone() })
+    };
+    let tensors: Vec<TensorSpec> =
+        local.chain(shared(CONTROL, has_control)).chain(shared(LEFT_OUT, has_left_out)).collect();
     if tensors.is_empty() {
         return Ok(None);
     }
@@ -80,7 +99,7 @@ impl Workshop {
     fn memories(&self, Assignment { client, task, .. }: &Assignment<'_>) -> Result<Memories, Failure> {
         let Some(memory) = &self.memory else {
             return Err(Failure::new(format!(
-                "the run keeps tensors at its clients, and the worker of {} has no folder for them: start it with --state",
+                "the run keeps something at its clients, and the worker of {} has no folder for it: start it with --state",
                 client.id
             )));
         };
@@ -93,8 +112,8 @@ impl Workshop {
     }
 
     /// What training begins with: the shared tensors of the task and the server's control variate, if it has one, and the
-    /// client's own as it kept them. Where none of its updates counts yet, its tensors are those of the artifacts and its
-    /// control variate is zero.
+    /// client's own as it kept them. Where none of its updates counts yet, its tensors are those of the artifacts, its
+    /// control variate is zero, and nothing was left out.
     pub async fn beginning(
         &self,
         assignment: &Assignment<'_>,
@@ -103,8 +122,10 @@ impl Workshop {
         shared: Vec<f32>,
         server: Option<Vec<f32>>,
     ) -> Result<Beginning, Failure> {
-        let Some(layout) = kept(&scope, server.is_some())? else {
-            return Ok(Beginning { scope: Arc::new(scope), adapter: Arc::new(shared), variates: None });
+        let (has_control, has_left_out) = (server.is_some(), uplink(assignment.task).feedback());
+        let Some(layout) = kept(&scope, has_control, has_left_out)? else {
+            let (scope, adapter) = (Arc::new(scope), Arc::new(shared));
+            return Ok(Beginning { scope, adapter, variates: None, left_out: None });
         };
         let (memories, folder) = (self.memories(assignment)?, folder.clone());
         blocking(move || {
@@ -117,9 +138,11 @@ impl Workshop {
                     scope.split(&initial).1.into_iter().chain(zeros).collect()
                 }
             };
-            let own = local.split_off(locals.min(local.len()));
+            let mut own = local.split_off(locals.min(local.len()));
+            let left_out = has_left_out.then(|| own.split_off(own.len().saturating_sub(shared.len())));
             let variates = server.map(|server| Arc::new(Variates { server, own }));
-            Ok(Beginning { adapter: Arc::new(scope.join(&shared, &local)), scope: Arc::new(scope), variates })
+            let (adapter, left_out) = (Arc::new(scope.join(&shared, &local)), left_out.map(Arc::new));
+            Ok(Beginning { adapter, scope: Arc::new(scope), variates, left_out })
         })
         .await
     }
@@ -133,23 +156,51 @@ impl Workshop {
         adapter: Arc<Vec<f32>>,
         learning_rates: f64,
     ) -> Result<Sent, Failure> {
-        let Some(layout) = kept(&beginning.scope, beginning.variates.is_some())? else {
-            return Ok(Sent { adapter, control: None });
+        let Assignment { client, task, .. } = assignment;
+        let (uplink, shared) = (uplink(task), beginning.scope.shared());
+        let layout = kept(&beginning.scope, beginning.variates.is_some(), beginning.left_out.is_some())?;
+        if layout.is_none() && uplink.is_plain() {
+            finite(shared, &adapter)?;
+            return Ok(Sent { adapter: encode_shared(adapter), control: None });
+        }
+        let memories = match layout {
+            Some(layout) => Some((self.memories(assignment)?, layout)),
+            None => None,
         };
-        let (memories, beginning) = (self.memories(assignment)?, beginning.clone());
-        let task = assignment.task.task.clone();
+        let run_seed = if let Work::Train { seed, .. } = task.work { seed } else { 0 };
+        let seed = Seed::new(run_seed, task.round, client.id.as_str());
+        let (beginning, task) = (beginning.clone(), task.task.clone());
         blocking(move || {
-            let Beginning { scope, adapter: start, variates } = &beginning;
-            let (shared, mut own) = scope.split(&adapter);
-            let control = variates.as_ref().map(|variates| {
-                let change = variates.change(&scope.split(start).0, &shared, learning_rates);
+            let Beginning { scope, adapter: start, variates, left_out } = &beginning;
+            let (layout, (shared, mut own)) = (scope.shared(), scope.split(&adapter));
+            let start = scope.split(start).0;
+            let base = uplink.delta().then(|| Base::new(&start));
+            let codec = Codec::new(uplink, layout);
+            let (adapter, left_out) = match left_out {
+                None => (codec.encode(&shared, base.as_ref(), seed).map_err(Failure::new)?, None),
+                Some(before) => {
+                    let encoded = codec.encode_with(&shared, base.as_ref(), seed, before.to_vec());
+                    encoded.map(|(bytes, left_out)| (bytes, Some(left_out))).map_err(Failure::new)?
+                }
+            };
+            let change = variates.as_ref().map(|variates| {
+                let change = variates.change(&start, &shared, learning_rates);
                 own.extend(variates.after(&change));
-                Arc::new(change)
+                change
             });
-            finite(&layout, &own)?;
-            let update = Digest::of(fedpeft_codec::encode(&shared));
-            memories.keep(&task, &update, &layout, &own).map_err(Failure::new)?;
-            Ok(Sent { adapter: Arc::new(shared), control })
+            let control = match change {
+                Some(change) => {
+                    finite(layout, &change)?;
+                    Some(encode_shared(Arc::new(change)))
+                }
+                None => None,
+            };
+            own.extend(left_out.unwrap_or_default());
+            if let Some((memories, layout)) = memories {
+                finite(&layout, &own)?;
+                memories.keep(&task, &Digest::of(&adapter), &layout, &own).map_err(Failure::new)?;
+            }
+            Ok(Sent { adapter, control })
         })
         .await
     }
@@ -157,7 +208,7 @@ impl Workshop {
 
 /// What no message carries is checked here.
 fn finite(layout: &Layout, values: &[f32]) -> Result<(), Failure> {
-    fedpeft_codec::validate(&fedpeft_codec::encode(values), layout).map_err(Failure::new)
+    validate(&as_bytes(values), layout).map_err(Failure::new)
 }
 
 async fn blocking<T: Send + 'static>(

@@ -86,6 +86,7 @@ mod tests {
             adapter: Payload::inline(vec![]),
             work: Work::Evaluate,
             deadline_ms: 0,
+            downlink: Default::default(),
             lifetime_ms: 60_000,
         }
     }

@@ -319,10 +319,12 @@ mod tests {
                     seed: 1,
                     rounds: 1,
                     stability: None,
+                    uplink: Default::default(),
                     memory: None,
                     personal: false,
                 },
                 deadline_ms: 0,
+                downlink: Default::default(),
                 lifetime_ms: 0,
             };
             change(&mut task);

@@ -10,9 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_bus::{Bus, UploadKey};
-use fedpeft_codec::Layout;
+use fedpeft_codec::{Codec, Pipeline};
 use fedpeft_protocol::{
     Digest, PROTOCOL_VERSION,
     round::{ByteKind, Direction, Outcome, Payload, Personal, Task, Transfer, Update, Work},
@@ -186,12 +187,11 @@ impl Workshop {
         let Trained { examples, steps, loss, seconds, learning_rates } = result;
         let Sent { adapter, control } = self.sent(assignment, &beginning, adapter, learning_rates).await?;
         // All of it is in the message, or nothing.
-        let payloads = 1 + usize::from(control.is_some());
-        let fits = payloads * size_of_val(adapter.as_slice()) + ENVELOPE <= self.bus.max_payload();
-        let layout = beginning.scope.shared();
-        let adapter = self.payload(assignment, (adapter, layout), fits, fetched).await?;
+        let size = adapter.len() + control.as_ref().map_or(0, Bytes::len);
+        let fits = size + ENVELOPE <= self.bus.max_payload();
+        let adapter = self.payload(assignment, adapter, fits, fetched).await?;
         let control = match control {
-            Some(control) => Some(self.payload(assignment, (control, layout), fits, fetched).await?),
+            Some(control) => Some(self.payload(assignment, control, fits, fetched).await?),
             None => None,
         };
         // A loss has no noise: it stays here where the adapter's training is private.
@@ -248,9 +248,13 @@ impl Workshop {
         };
         let folder = self.pull(assignment, false, fetched).await?;
         let scope = local::scope(task, folder.manifest())?;
-        let shared = self.adapter(assignment, &task.adapter, scope.shared(), fetched).await?;
+        let codec = Codec::new(task.downlink, scope.shared());
+        let shared = self.adapter(assignment, &task.adapter, codec, fetched).await?;
         let server = match local::control(task) {
-            Some(control) => Some(self.adapter(assignment, control, scope.shared(), fetched).await?),
+            Some(control) => {
+                let codec = Codec::new(Pipeline::default(), scope.shared());
+                Some(self.adapter(assignment, control, codec, fetched).await?)
+            }
             None => None,
         };
         let beginning = self.beginning(assignment, scope, &folder, shared, server).await?;
@@ -341,7 +345,7 @@ impl Workshop {
         &self,
         Assignment { deadline, .. }: &Assignment<'_>,
         payload: &Payload,
-        layout: &Layout,
+        codec: Codec<'_>,
         fetched: &mut Vec<Transfer>,
     ) -> Result<Vec<f32>, Failure> {
         let bytes = match payload {
@@ -350,8 +354,8 @@ impl Workshop {
                 return Err(Failure::new("the adapter in the task does not have the digest it declares"));
             }
             Payload::Blob { digest, .. } => {
-                let get =
-                    retrying("fetching an adapter", *deadline, || self.bus.get_blob(digest, layout.bytes()));
+                let most = codec.most_bytes();
+                let get = retrying("fetching an adapter", *deadline, || self.bus.get_blob(digest, most));
                 let (bytes, measured) =
                     self.stoppable(&self.abort, Box::pin(get)).await?.map_err(Failure::new)?;
                 fetched.push(Transfer {
@@ -362,7 +366,7 @@ impl Workshop {
                 bytes
             }
         };
-        fedpeft_codec::decode(&bytes, layout).map_err(Failure::new)
+        codec.decode(&bytes, None).map_err(Failure::new)
     }
 
     /// A trained adapter, or what has its shape: in the update or, where that is too large for a message, in the store of
@@ -370,12 +374,10 @@ impl Workshop {
     async fn payload(
         &self,
         Assignment { client, task, deadline, .. }: &Assignment<'_>,
-        (values, layout): (Arc<Vec<f32>>, &Layout),
+        bytes: Bytes,
         fits: bool,
         fetched: &mut Vec<Transfer>,
     ) -> Result<Payload, Failure> {
-        let bytes = fedpeft_codec::encode_shared(values);
-        fedpeft_codec::validate(&bytes, layout).map_err(Failure::new)?;
         if fits {
             return Ok(Payload::inline(bytes));
         }

@@ -39,7 +39,7 @@ pub(super) async fn admit(
         Err(error) => return Ok(Err(error.to_string())),
     };
     let sizes = 1..=max_partial_bytes(&drive.model.layout);
-    let sum = match fetch(drive, round, (client, member), sum, sizes, reported).await? {
+    let sum = match fetch(drive, round, (client, member), (sum, "sum"), sizes, reported).await? {
         Ok(sum) => sum,
         Err(reason) => return Ok(Err(reason)),
     };

@@ -118,6 +118,8 @@ fn fresh(task: &Task, spec: &RunSpec) -> RunRecord {
         status: RunStatus::Running,
         round: 0,
         adapter: task.adapter.digest(),
+        // Runs that encode adapters ask no edge.
+        sent: None,
         moments: None,
         control: None,
         privacy: None,

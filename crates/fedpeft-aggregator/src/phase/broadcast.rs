@@ -93,6 +93,7 @@ async fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) ->
         seed: spec.seed,
         rounds: spec.rounds,
         stability: spec.stability.clone(),
+        uplink: spec.uplink,
         memory,
         personal: spec.is_personal() && spec.evaluates(round.open.round),
     };

@@ -16,7 +16,7 @@ use tokio::{sync::OnceCell, task::spawn_blocking};
 use super::{Phase, evaluate::Committed};
 use crate::{
     drive::Drive,
-    privacy, retention,
+    encoding, privacy, retention,
     round::{RoundState, Updates, report_key},
     spool::{Adapter, Target},
     stop::Stop,
@@ -27,6 +27,8 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     let is_synchronous = drive.record.spec.mode.is_synchronous();
     let Next { adapter: next, moments, unclipped } = next(drive, &round).await?;
     let control = next_control(drive, &round).await?;
+    let (wire, spec) = ((drive.bus, drive.spool), &drive.record.spec);
+    let (next, sent) = encoding::sent(wire, &drive.model, spec, round.open.round, next).await?;
     let digest = drive.store(&next).await?;
     let moments = match &moments {
         Some(moments) => Some(drive.store(moments).await?),
@@ -63,6 +65,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         .write(|record| {
             record.round = report.round;
             record.adapter = digest;
+            record.sent = sent;
             record.moments = moments;
             record.control = control_digest;
             record.privacy = privacy;
@@ -71,7 +74,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
             record.carried = carried;
         })
         .await?;
-    drive.adapter = OnceCell::new_with(Some(next));
+    (drive.adapter, drive.encoded) = (OnceCell::new_with(Some(next)), OnceCell::new());
     drive.control = OnceCell::new_with(control);
     if drive.record.spec.has_memory() {
         drive.counted.add(&report);

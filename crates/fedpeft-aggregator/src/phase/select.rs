@@ -145,7 +145,8 @@ async fn enough_clients(drive: &Drive<'_>) -> Result<(Trainers, Instant), Stop> 
 pub(crate) async fn trainers(drive: &Drive<'_>) -> Result<Trainers, Stop> {
     let (spec, rule) = (&drive.record.spec, drive.rule()?);
     // What is known of each client goes beyond its share of the sum.
-    let merges = rule.merges() && !spec.has_memory() && !spec.is_personal();
+    let plain = spec.uplink.is_plain() && spec.downlink.is_plain();
+    let merges = rule.merges() && !spec.has_memory() && !spec.is_personal() && plain;
     let eligible = drive.present().await?.into_iter().filter(|presence| {
         let checked =
             spec.eligibility.check(presence).and_then(|()| takes(rule, merges, &presence.capabilities));
@@ -166,7 +167,9 @@ pub(crate) async fn trainers(drive: &Drive<'_>) -> Result<Trainers, Stop> {
 fn takes(rule: Rule, merges: bool, capabilities: &Capabilities) -> Result<(), String> {
     let Capabilities { examples, aggregates, .. } = *capabilities;
     match aggregates {
-        true if !merges => Err("it is an edge, and the run needs every single update".into()),
+        true if !merges => {
+            Err("it is an edge, and the run needs every single update, or encodes them".into())
+        }
         true => (1..=MAX_UPDATES * MAX_WEIGHT)
             .contains(&examples)
             .then_some(())

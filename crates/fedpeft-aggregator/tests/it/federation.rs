@@ -8,7 +8,7 @@ use fedpeft_artifacts::manifest::{
     BackboneSpec, ElementType, FORMAT_VERSION, FileRef, Files, InputSource, InputSpec, Manifest, TaskSpec,
 };
 use fedpeft_bus::{Bus, BusError, Stored, Tasks, UploadKey};
-use fedpeft_codec::{Layout, TensorSpec, decode, encode};
+use fedpeft_codec::{Base, Codec, Layout, Seed, TensorSpec, encode};
 use fedpeft_privacy::NoiseSecret;
 use fedpeft_protocol::{
     ClientId, Digest, ModelName, PROTOCOL_VERSION, Round, RunId,
@@ -409,14 +409,21 @@ impl Player {
             Payload::Message { data, .. } => data.clone(),
             Payload::Blob { digest, size } => self.bus.get_blob(digest, *size).await.unwrap().0,
         };
-        decode(&bytes, &self.layout).unwrap()
+        Codec::new(task.downlink, &self.layout).decode(&bytes, None).unwrap()
+    }
+
+    /// What this client makes of the global adapter, as the run has it sent.
+    pub async fn encoded(&self, task: &Task) -> Bytes {
+        let Work::Train { uplink, seed, .. } = task.work else { panic!("{:?}", task.work) };
+        let global = self.global(task).await;
+        let (codec, seed) = (Codec::new(uplink, &self.layout), Seed::new(seed, task.round, self.id.as_str()));
+        codec.encode(&self.train(&global), Some(&Base::new(&global)), seed).unwrap()
     }
 
     /// An honest update.
     pub async fn trained(&self, task: &Task, examples: u64) -> Update {
         assert!(matches!(task.work, Work::Train { seed: 7, .. }));
-        let values = self.train(&self.global(task).await);
-        self.update_with(task, examples, Payload::inline(encode(&values)))
+        self.update_with(task, examples, Payload::inline(self.encoded(task).await))
     }
 
     /// Uploads an adapter for the round of `task`.
@@ -427,7 +434,8 @@ impl Player {
 
     /// An honest update whose adapter is uploaded.
     pub async fn uploaded(&self, task: &Task, examples: u64) -> Update {
-        let stored = self.upload(task, &self.train(&self.global(task).await)).await;
+        let key = UploadKey { run: &task.run, round: task.round, client: &self.id };
+        let stored = self.bus.put_upload(key, self.encoded(task).await).await.unwrap();
         self.update_with(task, examples, Payload::Blob { digest: stored.digest, size: stored.size })
     }
 

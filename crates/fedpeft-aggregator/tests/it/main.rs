@@ -10,6 +10,7 @@ mod keeping;
 mod large;
 mod modes;
 mod owners;
+mod pipelines;
 mod rounds;
 mod rules;
 mod trouble;

@@ -25,6 +25,7 @@ fn task() -> Task {
         adapter: Payload::inline(vec![1; 4]),
         work: Work::Evaluate,
         deadline_ms: 1,
+        downlink: Default::default(),
         lifetime_ms: 1,
     }
 }

@@ -34,6 +34,7 @@ fn task(run: &RunId, round: u32) -> Task {
         adapter: Payload::inline(vec![1, 2, 3, 4]),
         work: Work::Evaluate,
         deadline_ms: 1,
+        downlink: Default::default(),
         lifetime_ms: 1,
     }
 }

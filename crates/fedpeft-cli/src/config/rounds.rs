@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
+use fedpeft_protocol::pipeline::Pipeline;
 use toml::Value;
 
 use super::{
@@ -28,6 +29,12 @@ pub struct RoundOverrides {
     /// Keep the clients' adapters, so that `fedpeft run verify` can aggregate every round again.
     #[arg(long)]
     keep_updates: bool,
+    /// How clients' adapters are encoded: stages with commas, as in delta,topk=0.1,int8,zstd (docs/codec.md).
+    #[arg(long, value_name = "STAGES")]
+    uplink: Option<Pipeline>,
+    /// How the global adapter is encoded, as in fp16 or int8,zstd; what clients make of it is the global adapter.
+    #[arg(long, value_name = "STAGES")]
+    downlink: Option<Pipeline>,
 }
 
 /// Overrides of `[stability]`.
@@ -62,6 +69,11 @@ impl RoundOverrides {
         }
         if self.keep_updates {
             document.set("run.keep_updates", true)?;
+        }
+        for (path, pipeline) in [("run.uplink", self.uplink), ("run.downlink", self.downlink)] {
+            if let Some(pipeline) = pipeline {
+                document.set(path, Value::try_from(pipeline)?)?;
+            }
         }
         Ok(())
     }
@@ -103,6 +115,26 @@ mod tests {
         let stability = run.stability.unwrap();
         assert_eq!((stability.dropout, stability.crash), (0.25, 0.5));
         assert_eq!(stability.delay, DelaySpec::Exponential { mean: 2.0 });
+    }
+
+    #[test]
+    fn pipelines_are_lists_in_files_and_text_in_flags() {
+        let text =
+            FILE.replace("[run]", "[run]\nuplink = ['delta', { kind = 'topk', fraction = 0.1 }, 'zstd']");
+        let run = Document::parse("run.toml", &text).unwrap().config(None).unwrap().run;
+        assert_eq!(
+            (run.uplink.to_string(), run.downlink.is_plain()),
+            ("delta,topk=0.1,zstd".to_owned(), true)
+        );
+        let mut file = Document::parse("run.toml", &text).unwrap();
+        let (uplink, downlink) = ("fp32".parse().ok(), "int8=channel,zstd".parse().ok());
+        RoundOverrides { uplink, downlink, ..Default::default() }.apply(&mut file).unwrap();
+        let run = file.config(None).unwrap().run;
+        assert_eq!((run.uplink.is_plain(), run.downlink.to_string()), (true, "int8=channel,zstd".to_owned()));
+        let wrong = FILE.replace("[run]", "[run]\ndownlink = ['zstd', 'int8']");
+        let error =
+            crate::output::one_line(&Document::parse("run.toml", &wrong).unwrap().config(None).unwrap_err());
+        assert!(error.contains("int8 must come before zstd"), "{error}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "what fails here fails a test")]
 
 mod local;
+mod pipelines;
 mod private;
 mod resume;
 mod setup;

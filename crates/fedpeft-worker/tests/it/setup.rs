@@ -201,6 +201,7 @@ impl Setup {
             adapter: Payload::inline(encode(&self.start)),
             work,
             deadline_ms: fedpeft_service::now_ms() + 60_000,
+            downlink: Default::default(),
             lifetime_ms: 60_000,
         }
     }
@@ -226,7 +227,15 @@ pub fn run() -> RunId {
 pub fn train() -> Work {
     let training =
         TrainingSpec { local_epochs: 4, batch_size: 16, learning_rate: 0.05, ..Default::default() };
-    Work::Train { training, seed: 3, rounds: 8, stability: None, memory: None, personal: false }
+    Work::Train {
+        training,
+        seed: 3,
+        rounds: 8,
+        stability: None,
+        uplink: Default::default(),
+        memory: None,
+        personal: false,
+    }
 }
 
 /// A test that hangs fails.

@@ -66,7 +66,15 @@ async fn a_client_with_texts_learns_their_classes() {
     let mut updates = setup.updates().await;
     let training =
         TrainingSpec { local_epochs: 20, batch_size: 16, learning_rate: 0.02, ..Default::default() };
-    let work = Work::Train { training, seed: 3, rounds: 1, stability: None, memory: None, personal: false };
+    let work = Work::Train {
+        training,
+        seed: 3,
+        rounds: 1,
+        stability: None,
+        uplink: Default::default(),
+        memory: None,
+        personal: false,
+    };
     setup.send(&setup.task(1, "client-000", work), "client-000").await;
     let outcome = next(&mut updates).await.update.unwrap().outcome;
     let Outcome::Trained { examples: 40, adapter: Payload::Message { data, .. }, .. } = outcome else {
