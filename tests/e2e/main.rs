@@ -11,6 +11,7 @@ mod inputs;
 mod kubernetes;
 mod personal;
 mod pipelines;
+mod ranks;
 mod scaffold;
 mod secured;
 mod services;
