@@ -78,6 +78,8 @@ fn report(round: u32, accuracy: Option<f64>) -> RoundReport {
             noise_multiplier: 1.0,
             clip_norm: 0.5,
             epsilon: 0.25 * f64::from(round),
+            again: 0,
+            release: None,
         }),
         seconds: PhaseSeconds { train: 1.5, total: 2.0, ..Default::default() },
         previous: Digest::of("p"),
