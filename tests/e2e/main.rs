@@ -17,5 +17,6 @@ mod services;
 mod simulate;
 mod stability;
 mod support;
+mod traces;
 mod tree;
 mod verified;

@@ -41,6 +41,7 @@ mod stop;
 mod supervisor;
 mod sweep;
 mod takeover;
+mod traced;
 
 pub use edge::{EdgeOptions, EdgeRounds};
 pub use supervisor::{Aggregator, Options, StartError};

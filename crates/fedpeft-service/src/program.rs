@@ -4,6 +4,7 @@ use std::{io::Write, net::SocketAddr, process::ExitCode};
 
 use clap::Parser;
 use fedpeft_bus::Bus;
+use fedpeft_trace::Settings;
 use prometheus::{IntGaugeVec, Opts, Registry};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
@@ -100,11 +101,17 @@ impl Program {
     {
         let config: C = config::load(args, args.as_ref().config.as_deref())?;
         let common = config.as_ref().clone();
-        logs::init(&common.log, common.log_format)?;
+        let endpoint = common.otlp_endpoint.clone();
+        let settings = Settings { program: self.name, version: env!("CARGO_PKG_VERSION"), endpoint };
+        let traces = fedpeft_trace::start(&settings)?;
+        logs::init(&common.log, common.log_format, traces.as_ref())?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let result = runtime.block_on(Box::pin(self.serve(config, common, body)));
         // A blocking call that hangs must not keep the process.
         runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+        if let Some(traces) = traces {
+            traces.finish();
+        }
         result
     }
 

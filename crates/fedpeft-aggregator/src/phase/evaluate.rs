@@ -9,7 +9,7 @@
 
 use std::{
     collections::BTreeSet,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use fedpeft_bus::{Revision, UpdateDelivery};
@@ -22,7 +22,7 @@ use fedpeft_service::now_ms;
 use tokio::time::{self, interval_at, sleep};
 
 use super::{Phase, collect::TASK_CHECK};
-use crate::{admit::one_line, drive::Drive, round::report_key, stop::Stop};
+use crate::{admit::one_line, drive::Drive, round::report_key, stop::Stop, traced};
 
 /// How often the evaluator's presence is looked up.
 const PRESENCE_CHECK: Duration = Duration::from_secs(3);
@@ -32,6 +32,8 @@ pub(crate) struct Committed {
     pub report: RoundReport,
     /// Revision of the stored report.
     pub revision: Revision,
+    /// When the round began.
+    pub began: SystemTime,
 }
 
 /// What came of asking one evaluator.
@@ -61,7 +63,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut committed: Box<Committed>) ->
     let seconds = &mut committed.report.seconds;
     seconds.evaluate = started.elapsed().as_secs_f64();
     seconds.total += seconds.evaluate;
-    let Committed { report, revision } = *committed;
+    let Committed { report, revision, began } = *committed;
     drive.reports.update(&report_key(&drive.record.run, round), &report, revision).await?;
     tracing::info!(
         run = %drive.record.run,
@@ -71,6 +73,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut committed: Box<Committed>) ->
         seconds = report.seconds.total,
         "round closed"
     );
+    traced::close(drive.record, began, &report);
     drive.events.emit(EventKind::RoundClosed { report });
     Ok(Phase::Select)
 }
