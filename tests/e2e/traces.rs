@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use crate::{
     services::{json_of, on, publish_method},
-    support::{Running, Workspace, program, signal, succeed, until},
+    support::{CONFIG, Running, Workspace, program, signal, succeed, until},
 };
 
 /// A span, and what its process says of itself.
@@ -109,10 +109,10 @@ fn stop(service: Running) {
 async fn a_round_is_one_trace_across_processes_and_owners() {
     let (nats, workspace) = (NatsServer::start().await, Workspace::new());
     let (collector, url) = Collector::start().await;
-    let start = |name: &str, log: &str, arguments: &[&str]| {
-        start(&nats, name, &workspace.path(log), &url, arguments)
-    };
+    let start =
+        |name: &str, log: &str, arguments: &[&str]| start(&nats, name, &workspace.path(log), &url, arguments);
     let (data, cache) = (workspace.path("run.toml"), workspace.path("cache"));
+    std::fs::write(&data, CONFIG.replace("rounds = 3", "rounds = 8")).unwrap();
     let registry = start("fedpeft-registry", "registry.log", &[]);
     let first = start("fedpeft-aggregator", "first.log", &[]);
     publish_method(&nats, &workspace, "head");
@@ -131,7 +131,7 @@ async fn a_round_is_one_trace_across_processes_and_owners() {
         assert!(asked.unwrap().payload.starts_with(b"{"));
     }
 
-    succeed(on(&nats, &["run", "submit", data.to_str().unwrap(), "--name", "traced", "--rounds", "8"]));
+    succeed(on(&nats, &["run", "submit", data.to_str().unwrap(), "--name", "traced"]));
     // The first owner leaves in the middle of a round, whose clients do not answer for a while.
     until(|| (!collector.named("round").is_empty()).then_some(()));
     signal(worker.pid(), Signal::STOP);
@@ -184,11 +184,13 @@ fn hex(bytes: &[u8]) -> String {
 
 /// One round: one trace with one root, phases under it, tasks under the broadcast, answers under the tasks.
 fn check_round(spans: &[Received], round: u32, created: u64) {
-    let id = Digest::of(format!("fedpeft round trace\ntraced\n{created}\n{round}\n")).as_bytes()[..16].to_vec();
+    let id =
+        Digest::of(format!("fedpeft round trace\ntraced\n{created}\n{round}\n")).as_bytes()[..16].to_vec();
     let of_round: Vec<&Received> = spans.iter().filter(|received| received.span.trace_id == id).collect();
     // Whatever says that it is of this round is in this trace, and nothing else is.
     let says = |received: &Received| {
-        received.attribute("fedpeft.run") == "traced" && received.attribute("fedpeft.round") == round.to_string()
+        received.attribute("fedpeft.run") == "traced"
+            && received.attribute("fedpeft.round") == round.to_string()
     };
     let claimed = spans.iter().filter(|received| says(received)).count();
     assert_eq!(claimed, of_round.iter().filter(|received| says(received)).count());
@@ -209,11 +211,13 @@ fn check_round(spans: &[Received], round: u32, created: u64) {
         assert!(received.span.end_time_unix_nano >= received.span.start_time_unix_nano);
     }
     for phase in ["select", "broadcast", "collect", "commit", "evaluate"] {
-        let found = named(phase);
+        // A worker's own evaluation is called so too.
+        let mut found = named(phase);
+        found.retain(|found| found.service == "fedpeft-aggregator");
         assert!(!found.is_empty() && found.iter().all(|found| found.is_child_of(root)), "{phase} of {round}");
-        assert!(found.iter().all(|found| found.service == "fedpeft-aggregator"));
     }
-    let train: Vec<_> = named("task").into_iter().filter(|task| task.attribute("fedpeft.work") == "train").collect();
+    let train: Vec<_> =
+        named("task").into_iter().filter(|task| task.attribute("fedpeft.work") == "train").collect();
     let clients: BTreeSet<_> = train.iter().map(|task| task.attribute("fedpeft.client")).collect();
     assert_eq!(clients.len(), 4);
     for task in train.iter().filter(|task| named("publish").iter().any(|sent| sent.is_child_of(task))) {
@@ -230,7 +234,8 @@ fn check_round(spans: &[Received], round: u32, created: u64) {
         linked && named("collect").iter().chain(&named("broadcast")).any(|phase| update.is_child_of(phase))
     });
     assert!(taken.count() >= 4, "round {round}");
-    let evaluation = named("task").into_iter().find(|task| task.attribute("fedpeft.work") == "evaluate").unwrap();
+    let evaluation =
+        named("task").into_iter().find(|task| task.attribute("fedpeft.work") == "evaluate").unwrap();
     assert!(named("evaluate").iter().any(|phase| evaluation.is_child_of(phase)));
 }
 
@@ -240,12 +245,14 @@ async fn a_dead_collector_harms_nobody() {
     let (nats, workspace) = (NatsServer::start().await, Workspace::new());
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let client = async_nats::connect(nats.url()).await.unwrap();
     for address in [closed, mute.local_addr().unwrap()] {
         let log = workspace.path("aggregator.log");
         let aggregator = start(&nats, "fedpeft-aggregator", &log, &format!("http://{address}"), &[]);
-        for _ in 0..3 {
-            until(|| on(&nats, &["run", "list"]).output().unwrap().status.success().then_some(()));
-            std::thread::sleep(Duration::from_millis(150));
+        let mut answered = 0;
+        while answered < 3 {
+            answered += u32::from(client.request("fedpeft.v1.api.runs.list", "{}".into()).await.is_ok());
+            tokio::time::sleep(Duration::from_millis(150)).await;
         }
         let ending = Instant::now();
         stop(aggregator);

@@ -29,7 +29,6 @@ mod edge;
 mod encoding;
 mod events;
 mod lease;
-mod ledger;
 mod model;
 mod phase;
 mod privacy;

@@ -15,6 +15,7 @@ use crate::{
     logs,
     process::ProcessMetrics,
     shutdown,
+    traffic::TrafficMetrics,
 };
 
 /// A service binary.
@@ -128,7 +129,7 @@ impl Program {
         let bus = Bus::connect(&common.bus(self.name)).await?;
         bus.ensure_topology().await?;
         let http = listener.as_ref().map(|listener| listener.local_addr()).transpose()?;
-        let metrics = self.metrics()?;
+        let metrics = self.metrics(&bus)?;
         let context = Context { bus, shutdown, metrics, http, ready: Readiness::default() };
         // The pages outlive the body: a probe during shutdown gets an answer.
         let pages = tokio::spawn(serve_pages(listener, context.clone()));
@@ -146,9 +147,10 @@ impl Program {
         result
     }
 
-    fn metrics(&self) -> anyhow::Result<Registry> {
+    fn metrics(&self, bus: &Bus) -> anyhow::Result<Registry> {
         let registry = Registry::new();
         registry.register(Box::new(ProcessMetrics::new()?))?;
+        registry.register(Box::new(TrafficMetrics::new(bus.clone())?))?;
         let help = "Version of the running program; always 1.";
         let build = IntGaugeVec::new(Opts::new("fedpeft_build_info", help), &["program", "version"])?;
         build.with_label_values(&[self.name, env!("CARGO_PKG_VERSION")]).set(1);

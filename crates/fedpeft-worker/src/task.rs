@@ -373,11 +373,7 @@ impl Workshop {
                 let get = retrying("fetching an adapter", *deadline, || self.bus.get_blob(digest, most));
                 let (bytes, measured) =
                     self.stoppable(&self.abort, Box::pin(get)).await?.map_err(Failure::new)?;
-                fetched.push(Transfer {
-                    direction: Direction::Down,
-                    kind: ByteKind::Adapter,
-                    size: measured.total,
-                });
+                fetched.push(measured.transfer(Direction::Down, ByteKind::Adapter));
                 bytes
             }
         };
@@ -400,8 +396,7 @@ impl Workshop {
         let key = UploadKey { run: &task.run, round: task.round, client: &client.id };
         let put = retrying("storing an adapter", *deadline, || self.bus.put_upload(key, bytes.clone()));
         let stored = self.stoppable(&self.abort, Box::pin(put)).await?.map_err(Failure::new)?;
-        let sent = stored.measured.total;
-        fetched.push(Transfer { direction: Direction::Up, kind: ByteKind::Adapter, size: sent });
+        fetched.push(stored.measured.transfer(Direction::Up, ByteKind::Adapter));
         Ok(Payload::Blob { digest: stored.digest, size })
     }
 
