@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
 
+mod bytes;
 mod dashboards;
 mod doctor;
 mod experiment;
@@ -18,5 +19,6 @@ mod services;
 mod simulate;
 mod stability;
 mod support;
+mod traces;
 mod tree;
 mod verified;

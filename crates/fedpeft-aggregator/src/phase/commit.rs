@@ -20,6 +20,7 @@ use crate::{
     round::{RoundState, Updates, report_key},
     spool::{Adapter, Target},
     stop::Stop,
+    traced,
 };
 
 pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Result<Phase, Stop> {
@@ -103,7 +104,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         train_loss = report.train_loss,
         "round committed"
     );
-    Ok(Phase::Evaluate(Box::new(Committed { report, revision })))
+    Ok(Phase::Evaluate(Box::new(Committed { report, revision, began: traced::began(&round.open) })))
 }
 
 /// Forgets what was sent in a synchronous round before these marks, uploads first, while the updates still name them.
