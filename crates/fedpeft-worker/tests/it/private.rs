@@ -20,7 +20,15 @@ fn private(epsilon: Option<f64>) -> Work {
         dp_sgd: Some(dp_sgd),
         ..Default::default()
     };
-    Work::Train { training, seed: 3, rounds: 8, stability: None, memory: None, personal: false }
+    Work::Train {
+        training,
+        seed: 3,
+        rounds: 8,
+        stability: None,
+        memory: None,
+        personal: false,
+        uplink: Default::default(),
+    }
 }
 
 fn spent(rounds: u64) -> f64 {
