@@ -46,7 +46,7 @@ fn halves(area: Rect, width: u16) -> [Rect; 2] {
 }
 
 fn block(title: &str) -> Block<'_> {
-    Block::bordered().border_style(Style::new().dark_gray()).title(Span::from(title).bold())
+    Block::bordered().border_style(Style::new().dark_gray()).title(Span::from(title).bold().fg(Color::Reset))
 }
 
 fn draw_head(frame: &mut Frame<'_>, area: Rect, state: &State, now_ms: u64) {

@@ -20,8 +20,7 @@ pub fn svg(buffer: &Buffer) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.1} {height:.1}\" width=\"{width:.0}\" \
          height=\"{height:.0}\">\n<rect width=\"100%\" height=\"100%\" rx=\"8\" fill=\"{PAPER}\"/>\n\
-         <g font-family=\"ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace\" font-size=\"14\" \
-         xml:space=\"preserve\">\n"
+         <g font-family=\"ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace\" font-size=\"14\">\n"
     );
     for y in 0..rows {
         let mut x = 0;
@@ -41,23 +40,27 @@ pub fn svg(buffer: &Buffer) -> String {
     svg + "</g>\n</svg>\n"
 }
 
-/// Letters of one look, without the blanks around them.
+/// Letters of one look: blanks only between words, for viewers shrink wider ones.
 fn run(svg: &mut String, (x, y): (u16, u16), text: &str, (colour, bold): (&str, bool)) {
-    let letters = text.trim();
-    if letters.is_empty() {
-        return;
-    }
-    let before = text.chars().take_while(|c| c.is_whitespace()).count();
-    let (left, top) = (8.0 + CELL.0 * (f64::from(x) + before as f64), 8.0 + CELL.1 * f64::from(y) + CELL.2);
-    let length = CELL.0 * letters.chars().count() as f64;
     let weight = if bold { " font-weight=\"bold\"" } else { "" };
-    // Writing to a string cannot fail.
-    let _ = writeln!(
-        svg,
-        "<text x=\"{left:.1}\" y=\"{top:.1}\" textLength=\"{length:.1}\" lengthAdjust=\"spacingAndGlyphs\" \
-         fill=\"{colour}\"{weight}>{}</text>",
-        escape(letters)
-    );
+    let top = 8.0 + CELL.1 * f64::from(y) + CELL.2;
+    let mut column = f64::from(x);
+    for letters in text.split("  ") {
+        let before = letters.chars().take_while(|c| c.is_whitespace()).count() as f64;
+        let (left, words) = (8.0 + CELL.0 * (column + before), letters.trim());
+        column += letters.chars().count() as f64 + 2.0;
+        if words.is_empty() {
+            continue;
+        }
+        let length = CELL.0 * words.chars().count() as f64;
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            svg,
+            "<text x=\"{left:.1}\" y=\"{top:.1}\" textLength=\"{length:.1}\" lengthAdjust=\"spacingAndGlyphs\" \
+             fill=\"{colour}\"{weight}>{}</text>",
+            escape(words)
+        );
+    }
 }
 
 fn look(cell: &Cell) -> (&'static str, bool) {
@@ -67,6 +70,7 @@ fn look(cell: &Cell) -> (&'static str, bool) {
         Color::Yellow => "#ffcb6b",
         Color::Cyan => "#65c7e8",
         Color::DarkGray => "#7a8290",
+        // The terminal's own.
         _ => INK,
     };
     (colour, cell.modifier.contains(Modifier::BOLD))

@@ -63,10 +63,12 @@ fn facts(report: &Report) -> Vec<(&'static str, String)> {
         let best = if round == 0 { String::new() } else { format!(", at best {best:.4} in round {round}") };
         facts.push(("accuracy", format!("{accuracy:.4}{best}")));
     }
-    facts.push((
-        "on the wire",
-        format!("{} up, {} down", output::bytes(totals.bytes_up), output::bytes(totals.bytes_down)),
-    ));
+    let sent = totals.bytes_up.saturating_add(totals.bytes_down);
+    let share = rows::full_fine_tuning(report).map(|full| output::percent(sent as f64 / full));
+    let share =
+        share.map_or_else(String::new, |share| format!(": {share} of what full fine-tuning would have sent"));
+    let (up, down) = (output::bytes(totals.bytes_up), output::bytes(totals.bytes_down));
+    facts.push(("on the wire", format!("{up} up, {down} down{share}")));
     facts.extend(report.update_cost().map(|cost| ("an update", cost)));
     facts.extend(trained(report).map(|trained| ("trained values", trained)));
     facts.extend(report.privacy_spent().map(|spent| ("privacy", spent)));

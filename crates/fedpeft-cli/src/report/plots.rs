@@ -122,16 +122,11 @@ fn bytes(report: &Report) -> Chart {
     if far { Chart { y: YAxis::Log, ..chart } } else { chart }
 }
 
-/// What the run sent, and what full fine-tuning would have: every parameter in 32-bit floats, to each client with a
-/// task and from each whose update counts.
+/// What the run sent, and what full fine-tuning would have: every parameter in 32-bit floats.
 fn cumulative(report: &Report) -> Chart {
     let sent = sums(report, |round| round.bytes_up.saturating_add(round.bytes_down));
-    let models = |round: &RoundReport| {
-        let answered = round.clients.iter().filter(|client| rows::is_accepted(client)).count();
-        (round.clients.len() + answered) as u64
-    };
     let model = report.totals.backbone_values.map(|values| 4.0 * values as f64);
-    let full = sums(report, models).map(|models| models * model.unwrap_or(f64::NAN));
+    let full = sums(report, rows::models).map(|models| models * model.unwrap_or(f64::NAN));
     let line = |name: &str, bytes: &mut dyn Iterator<Item = f64>| {
         let points = report.rounds.iter().zip(bytes).filter(|(_, bytes)| bytes.is_finite());
         let points = points.map(|(round, bytes)| Point::new(round.round, mib(bytes)));

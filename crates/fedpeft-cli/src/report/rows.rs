@@ -19,6 +19,19 @@ pub(super) fn once(report: &RoundReport) -> u64 {
     ["down.backbone", "down.artifacts"].iter().filter_map(|kind| report.bytes_by_kind.get(*kind)).sum()
 }
 
+/// Models that full fine-tuning would have sent in a round: to each client with a task, from each whose update counts.
+pub(super) fn models(report: &RoundReport) -> u64 {
+    let answered = report.clients.iter().filter(|client| is_accepted(client)).count();
+    (report.clients.len() + answered) as u64
+}
+
+/// Bytes that full fine-tuning would have sent in all rounds, every parameter in 32-bit floats, where that is known.
+pub(super) fn full_fine_tuning(report: &Report) -> Option<f64> {
+    let bytes =
+        4.0 * report.totals.backbone_values? as f64 * report.rounds.iter().map(models).sum::<u64>() as f64;
+    (bytes > 0.0).then_some(bytes)
+}
+
 /// Whether an update is in the sum.
 pub(super) fn is_accepted(client: &ClientReport) -> bool {
     matches!(client.outcome, ClientOutcome::Accepted { .. })
