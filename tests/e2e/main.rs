@@ -12,6 +12,7 @@ mod kubernetes;
 mod personal;
 mod pipelines;
 mod python;
+mod ranks;
 mod report;
 mod scaffold;
 mod secured;

@@ -60,6 +60,9 @@ pub enum Work {
         /// Faults to simulate; a client does so only if its operator allows it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stability: Option<StabilitySpec>,
+        /// Whether an update may have less LoRA rank than the adapter.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        ranks: bool,
         /// How the trained adapter is to be encoded.
         #[serde(default, skip_serializing_if = "Pipeline::is_plain")]
         uplink: Pipeline,

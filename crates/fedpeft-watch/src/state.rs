@@ -140,12 +140,11 @@ impl State {
             EventKind::Status { status, method, backbone_values, .. } => {
                 self.status = status.clone();
                 (self.method, self.backbone_values) = (Some(method.clone()), *backbone_values);
-                match status {
-                    RunStatus::Failed { reason } => {
-                        self.happen(at, true, format!("the run failed: {reason}"))
-                    }
-                    other => self.happen(at, false, format!("the run is {}", other.word())),
-                }
+                let (is_bad, what) = match status {
+                    RunStatus::Failed { reason } => (true, format!("the run failed: {reason}")),
+                    other => (false, format!("the run is {}", other.word())),
+                };
+                self.happen(at, is_bad, what);
                 if status.is_final() {
                     (self.open, self.waiting) = (None, None);
                 }

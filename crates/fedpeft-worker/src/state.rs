@@ -320,6 +320,7 @@ mod tests {
                     rounds: 1,
                     stability: None,
                     uplink: Default::default(),
+                    ranks: false,
                     memory: None,
                     personal: false,
                 },

@@ -234,3 +234,12 @@ async fn a_run_beyond_its_budget_is_refused() {
     let error = federation.create("r", kept).await.unwrap_err();
     assert!(error.to_string().contains("keep_updates"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn products_of_an_adapter_without_factors_are_refused() {
+    let federation = Federation::start(20).await;
+    let _service = federation.aggregator().await;
+    let wanted = RunSpec { aggregation: AggregationSpec::LoraProduct, ..spec(1, 1) };
+    let error = federation.create("r", wanted).await.unwrap_err().to_string();
+    assert!(error.contains("lora_product") && error.contains("LoRA"), "{error}");
+}

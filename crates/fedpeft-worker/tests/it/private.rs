@@ -28,6 +28,7 @@ fn private(epsilon: Option<f64>) -> Work {
         memory: None,
         personal: false,
         uplink: Default::default(),
+        ranks: false,
     }
 }
 
