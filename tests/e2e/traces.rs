@@ -138,8 +138,8 @@ async fn a_round_is_one_trace_across_processes_and_owners() {
     let is_over = |trace: &[u8]| collector.named("round").iter().any(|root| root.span.trace_id == trace);
     let (since, mut open) = (Instant::now(), None);
     let taken_over = until(|| {
-        let opened = collector.named("broadcast").into_iter().map(|received| received.span.trace_id);
-        let last = opened.filter(|trace| !is_over(trace)).last();
+        let mut opened = collector.named("broadcast").into_iter().map(|received| received.span.trace_id);
+        let last = opened.rfind(|trace| !is_over(trace));
         if last != open {
             open = last.clone();
         }
