@@ -66,7 +66,7 @@ async fn of_run(bus: &Bus, run: &RunId) -> Result<Report> {
     match bus.get_blob(&digest, MANIFEST_LIMIT).await {
         Ok((manifest, _)) => report.describe(&Manifest::from_json(&manifest)?),
         Err(error) => {
-            output::remark(format!("the artifacts of {run} cannot be read, so sizes are missing: {error}"))
+            output::remark(format!("the artifacts of {run} cannot be read, so sizes are missing: {error}"));
         }
     }
     Ok(report)

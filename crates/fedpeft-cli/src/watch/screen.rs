@@ -139,7 +139,7 @@ async fn leaving(mut keys: mpsc::UnboundedReceiver<Key>) {
             }
         }
         // The keyboard is gone; a signal still ends it.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     tokio::select! {
         () = pressed => {}
