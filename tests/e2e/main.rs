@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
 
+mod bytes;
 mod dashboards;
 mod doctor;
 mod experiment;
@@ -20,6 +21,7 @@ mod services;
 mod simulate;
 mod stability;
 mod support;
+mod traces;
 mod tree;
 mod verified;
 mod watch;
