@@ -56,11 +56,18 @@ async fn a_run_is_watched_at_a_terminal_in_a_pipe_and_by_programs() {
     let status = child.wait().unwrap();
     let shown = screen();
     assert!(status.success(), "{shown}");
-    for expected in
-        ["\u{1b}[?1049h", "of 400 rounds", "clients", "bytes", "\u{1b}[?1049l", "run long goes on"]
-    {
-        assert!(shown.contains(expected), "no {expected:?} in {shown:?}");
+    assert!(
+        shown.contains("\u{1b}[?1049h") && shown.contains("\u{1b}[?1049l"),
+        "the screen is not given back: {shown:?}"
+    );
+    for expected in ["run long", "of 400 rounds", "clients", "bytes", "events (UTC)", "run long goes on"] {
+        assert!(words(&shown).contains(expected), "no {expected:?} in {shown:?}");
     }
+    // There must be rounds to tell of.
+    until(|| {
+        let view = json_of(on(&nats, &["run", "get", "long", "--json"]));
+        (view["record"]["round"].as_u64() >= Some(2)).then_some(())
+    });
     let picture = workspace.path("screen.svg");
     succeed(on(&nats, &["run", "watch", "long", "--svg", picture.to_str().unwrap()]));
     assert!(std::fs::read_to_string(&picture).unwrap().contains("of 400 rounds"));
