@@ -9,7 +9,7 @@ use fedpeft_testkit::NatsServer;
 use serde_json::Value;
 
 use crate::{
-    services::{Services, on, publish_method},
+    services::{Services, json_of, on, publish_method},
     support::{CONFIG, Workspace, succeed, text, until},
 };
 
