@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
 
+mod bytes;
 mod dashboards;
 mod doctor;
 mod experiment;
@@ -11,12 +12,16 @@ mod inputs;
 mod kubernetes;
 mod personal;
 mod pipelines;
+mod python;
 mod ranks;
+mod report;
 mod scaffold;
 mod secured;
 mod services;
 mod simulate;
 mod stability;
 mod support;
+mod traces;
 mod tree;
 mod verified;
+mod watch;

@@ -247,9 +247,7 @@ async fn fetch(
         Ok((adapter, measured)) => {
             // The client knows best what its upload took; where it does not say, what we fetched stands for it.
             if !reported {
-                let size = measured.total;
-                let transfer = Transfer { direction: Direction::Up, kind: ByteKind::Adapter, size };
-                round.ledger.transfer(client, transfer);
+                round.ledger.transfer(client, measured.transfer(Direction::Up, ByteKind::Adapter));
             }
             Ok(Ok(adapter))
         }

@@ -26,7 +26,7 @@ pub(crate) const ENVELOPE: u64 = 8 << 10;
 /// Artifacts that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ModelError {
-    #[error("model {0} is not published: publish its artifacts with `fedpeft model push`")]
+    #[error("model {0} is not published: publish its artifacts with `fedpeft models push`")]
     NotPublished(String),
     #[error("artifacts {digest}: {source}")]
     Manifest { digest: Digest, source: ManifestError },

@@ -11,6 +11,7 @@ mod report;
 mod simulate;
 mod verify;
 mod view;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,7 @@ Examples:
   fedpeft simulate --config run.toml
   fedpeft experiment experiments/paper-methods.toml --quick
   fedpeft run submit run.toml --watch
+  fedpeft report trial-7 -o report.html
   fedpeft export --run trial-7 -o exported
   fedpeft privacy noise --clients 64 --cohort 8 --rounds 50 --epsilon 5 --delta 1e-3
   fedpeft auth init && fedpeft auth enroll hospital-a
@@ -54,6 +56,8 @@ enum Command {
     /// Submit and follow runs.
     #[command(subcommand)]
     Run(commands::run::Command),
+    /// Report what happened in a run: a page with plots, JSON or CSV.
+    Report(commands::report::Args),
     /// Write what a run trained as an ONNX model, safetensors or an HF peft folder.
     Export(commands::export::Args),
     /// Compute what differential privacy costs.
@@ -81,6 +85,7 @@ fn main() -> ExitCode {
         Command::Data(command) => commands::data::run(command),
         Command::Models(command) => commands::models::run(command),
         Command::Run(command) => commands::run::run(command),
+        Command::Report(args) => commands::report::run(args),
         Command::Export(args) => commands::export::run(args),
         Command::Privacy(command) => commands::privacy::run(command),
         Command::Simulate(args) => simulate::run(*args),

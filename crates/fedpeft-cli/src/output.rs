@@ -4,6 +4,7 @@ use std::{borrow::Cow, fmt, io::Write as _};
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
+pub use fedpeft_page::{bytes, grouped, percent};
 use serde::Serialize;
 
 /// Whom the output is for.
@@ -83,53 +84,9 @@ pub fn table(header: &[&str], numbers: impl IntoIterator<Item = usize>) -> Table
     table
 }
 
-/// Bytes for people: `221.3 KiB`.
-pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let mut value = count as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
-/// An integer in groups of three digits: `85,875,556`.
-pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// A share for people: `0.19 %`.
-pub fn percent(share: f64) -> String {
-    format!("{:.2} %", share * 100.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_read_well() {
-        assert_eq!(bytes(1023), "1023 B");
-        assert_eq!(bytes(1024), "1.0 KiB");
-        assert_eq!(bytes(327 << 20), "327.0 MiB");
-        assert_eq!(grouped(0), "0");
-        assert_eq!(grouped(999), "999");
-        assert_eq!(grouped(85_875_556), "85,875,556");
-        assert_eq!(percent(0.0123), "1.23 %");
-    }
 
     #[test]
     fn errors_are_one_line_and_quote_nothing_twice() {

@@ -6,10 +6,11 @@ use fedpeft_protocol::{
     Round,
     event::{Event, EventKind},
     round::RoundReport,
+    run::RunRecord,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::output;
+use crate::{follow::Watcher, output};
 
 /// Where the table goes. The bar goes to the standard error, and only to a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,35 +41,8 @@ impl View {
         Self { bar, sink, rounds, printed: 0, cumulative: 0, answered: 0, cohort: 0 }
     }
 
-    /// Shows one thing that happened.
-    pub fn show(&mut self, event: &Event) {
-        match &event.kind {
-            EventKind::Status { .. } => {}
-            EventKind::Waiting { present, needed } => {
-                self.spin(format!("waiting for clients: {present} of {needed} are present"));
-            }
-            EventKind::RoundOpened { round, cohort } => {
-                (self.answered, self.cohort) = (0, cohort.len() as u32);
-                // The bar is drawn after each of these: what it says comes first, its look last.
-                self.bar.set_prefix(format!("round {round}/{}", self.rounds));
-                self.bar.set_message("training");
-                self.bar.set_length(cohort.len() as u64);
-                self.bar.set_position(0);
-                self.bar.reset_elapsed();
-                self.bar.set_style(bar_style());
-                self.bar.enable_steady_tick(std::time::Duration::from_millis(200));
-            }
-            EventKind::UpdateAccepted { .. } => self.answer(),
-            EventKind::UpdateRejected { round, client, reason } => {
-                self.note(&format!("round {round}: update of {client} refused: {reason}"));
-                self.answer();
-            }
-            EventKind::RoundClosed { report } => self.row(report),
-        }
-    }
-
-    /// Prints a round that no event told of.
-    pub fn row(&mut self, report: &RoundReport) {
+    /// Prints a round, once.
+    fn row(&mut self, report: &RoundReport) {
         if report.round <= self.printed {
             return;
         }
@@ -134,6 +108,42 @@ impl View {
                 Sink::Stderr => writeln!(std::io::stderr(), "{text}"),
             };
         });
+    }
+}
+
+impl Watcher for View {
+    fn event(&mut self, event: &Event) {
+        match &event.kind {
+            EventKind::Status { .. } => {}
+            EventKind::Waiting { present, needed } => {
+                self.spin(format!("waiting for clients: {present} of {needed} are present"));
+            }
+            EventKind::RoundOpened { round, cohort } => {
+                (self.answered, self.cohort) = (0, cohort.len() as u32);
+                // The bar is drawn after each of these: what it says comes first, its look last.
+                self.bar.set_prefix(format!("round {round}/{}", self.rounds));
+                self.bar.set_message("training");
+                self.bar.set_length(cohort.len() as u64);
+                self.bar.set_position(0);
+                self.bar.reset_elapsed();
+                self.bar.set_style(bar_style());
+                self.bar.enable_steady_tick(std::time::Duration::from_millis(200));
+            }
+            EventKind::UpdateAccepted { .. } => self.answer(),
+            EventKind::UpdateRejected { round, client, reason } => {
+                self.note(&format!("round {round}: update of {client} refused: {reason}"));
+                self.answer();
+            }
+            EventKind::RoundClosed { report } => self.row(report),
+        }
+    }
+
+    fn report(&mut self, report: &RoundReport) {
+        self.row(report);
+    }
+
+    fn end(&mut self, _record: &RunRecord) {
+        self.finish();
     }
 }
 
@@ -213,6 +223,7 @@ mod tests {
             examples: 10,
             bytes_up: 500,
             bytes_down: 500,
+            bytes_by_kind: BytesByKind::new(),
             loss: None,
             train_seconds: 0.5,
             personal: None,
@@ -227,6 +238,7 @@ mod tests {
             bytes_up: 1 << 20,
             bytes_down: 1 << 20,
             bytes_by_kind: BytesByKind::new(),
+            payload_by_kind: BytesByKind::new(),
             clients: vec![
                 client(
                     "a",

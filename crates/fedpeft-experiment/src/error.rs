@@ -49,17 +49,9 @@ pub enum ExperimentError {
         /// What the reader says.
         message: String,
     },
-    /// A plot cannot be drawn.
-    #[error("the plot {name} cannot be drawn: {message}")]
-    Plot {
-        /// Which.
-        name: String,
-        /// Why.
-        message: String,
-    },
-    /// A table cannot be written.
-    #[error("a table cannot be written as CSV: {0}")]
-    Csv(#[from] csv::Error),
+    /// A plot or a table cannot be shown.
+    #[error(transparent)]
+    Page(#[from] fedpeft_page::PageError),
 }
 
 impl ExperimentError {

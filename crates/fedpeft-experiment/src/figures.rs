@@ -1,10 +1,10 @@
 //! Which plots an experiment has.
 
+use fedpeft_page::{Chart, Figure, Line, Marks, Point, XAxis, YAxis};
 use serde::Deserialize;
 
 use crate::{
     ExperimentError,
-    chart::{Chart, Line, Point, XAxis},
     grid::Grid,
     summary::{Group, Summary},
 };
@@ -36,17 +36,6 @@ pub struct PlotSpec {
     pub log: bool,
 }
 
-/// A plot as it is shown.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Figure {
-    /// The name of its file, without `.svg`.
-    pub name: String,
-    /// What it shows, for those who cannot see it.
-    pub title: String,
-    /// The SVG.
-    pub svg: String,
-}
-
 impl PlotSpec {
     /// The axes it names.
     pub(crate) fn axes(&self) -> Vec<&str> {
@@ -64,7 +53,7 @@ pub fn figures(grid: &Grid, summary: &Summary) -> Result<Vec<Figure>, Experiment
         for (name, chart) in (Planner { grid, summary, plot }).charts() {
             let panel = if chart.title.is_empty() { String::new() } else { format!(", {}", chart.title) };
             let title = format!("{} by {}{panel}", chart.y_label, plot.x);
-            figures.push(Figure { svg: chart.draw(&name)?, title, name });
+            figures.push(chart.figure(&name, title)?);
         }
     }
     Ok(figures)
@@ -112,7 +101,9 @@ impl Planner<'_> {
             let file = ["accuracy-by", &self.plot.x].join("-")
                 + &panel.iter().map(|own| format!("-{own}")).collect::<String>();
             let title = panel.unwrap_or_default();
-            Some((slug(&file), Chart { title, x: self.x(), y_label: "accuracy".to_owned(), top, lines }))
+            let y = YAxis::UpTo(top);
+            let y_label = "accuracy".to_owned();
+            Some((slug(&file), Chart { title, x: self.x(), y_label, y, marks: Marks::Lines, lines }))
         };
         panels.into_iter().filter_map(of_panel).collect()
     }
@@ -236,7 +227,7 @@ mod tests {
             charts[0].1.lines[0].points.iter().map(|point| point.x).collect::<Vec<_>>(),
             [2.0, 4.0, 6.0]
         );
-        assert_eq!(charts[0].1.top, 0.7);
+        assert_eq!(charts[0].1.y, YAxis::UpTo(0.7));
     }
 
     #[test]

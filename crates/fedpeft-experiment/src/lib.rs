@@ -8,7 +8,6 @@
 //! The crate knows of `run.toml` only that it is a table with seeds in it; whoever uses it types and checks trials, and
 //! says which command runs one.
 
-mod chart;
 mod error;
 mod estimate;
 mod figures;
@@ -27,7 +26,8 @@ mod trial;
 
 pub use error::ExperimentError;
 pub use estimate::{Estimate, Shape, calibration};
-pub use figures::{Figure, figures};
+pub use fedpeft_page::{Figure, Table};
+pub use figures::figures;
 pub use folder::{Folder, Place, Status};
 pub use grid::{Axis, Grid, Value};
 pub use html::page;
@@ -37,5 +37,5 @@ pub use outcome::{Outcome, RoundPoint};
 pub use run::{Event, Launch, run};
 pub use spread::Spread;
 pub use summary::{Group, Summary};
-pub use tables::{Table, rounds_csv, summary_csv};
+pub use tables::{results, rounds_csv, summary_csv};
 pub use trial::{Trial, TrialId};

@@ -1,6 +1,8 @@
 //! The report as a section of a Markdown file, between two marks, so that the file around it can be prose.
 
-use crate::{figures::Figure, summary::Summary, tables::Table};
+use fedpeft_page::{Figure, Table};
+
+use crate::{summary::Summary, tables};
 
 /// The section: how it was made, results, plots, accuracy by round. `plots` is the folder of the plots, as the file
 /// names it.
@@ -8,10 +10,10 @@ pub fn section(summary: &Summary, figures: &[Figure], plots: &str) -> String {
     let mut parts = vec![format!("```sh\n{}\n```", summary.command)];
     let (finished, asked) = (summary.count("finished"), summary.trials.len());
     parts.push(format!("{finished} of {asked} trials, on {}.", summary.machine.describe()));
-    parts.push(table(&Table::results(summary)));
+    parts.push(table(&tables::results(summary)));
     let image = |figure: &Figure| format!("![{}]({plots}/{}.svg)", figure.title, figure.name);
     parts.push(figures.iter().map(image).collect::<Vec<_>>().join("\n"));
-    parts.push(table(&Table::by_round(summary)));
+    parts.push(table(&tables::by_round(summary)));
     parts.join("\n\n")
 }
 

@@ -1,88 +1,65 @@
 //! The tables of an experiment: one form for people, one for programs.
 
+use fedpeft_page::{Table, grouped};
+
 use crate::{ExperimentError, spread::Spread, summary::Summary};
 
-/// A table as text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Table {
-    /// Column names.
-    pub header: Vec<String>,
-    /// Cells, as many in each row as there are columns.
-    pub rows: Vec<Vec<String>>,
+/// A row for every point: accuracy, bytes, and MiB until each target.
+pub fn results(summary: &Summary) -> Table {
+    let show = |spread: Option<Spread>, digits| spread.map(|spread| spread.show(digits)).unwrap_or_default();
+    let number = |value: Option<f64>| value.map(|value| format!("{value:.1}")).unwrap_or_default();
+    let private = summary.groups.iter().any(|group| group.epsilon.is_some());
+    let mut header = summary.axes.clone();
+    header
+        .extend(["seeds", "accuracy", "trained values", "KiB up, down per update", "MiB"].map(String::from));
+    header.extend(summary.targets.iter().map(|target| format!("MiB to {target}")));
+    if private {
+        header.push("epsilon".to_owned());
+    }
+    header.push("s".to_owned());
+    let rows = summary.groups.iter().map(|group| {
+        let mut row = group.point.clone();
+        row.push(if group.finished == group.asked {
+            group.asked.to_string()
+        } else {
+            format!("{} of {}", group.finished, group.asked)
+        });
+        row.push(show(group.accuracy, 3));
+        row.push(group.trained_values.map(grouped).unwrap_or_default());
+        row.push(match group.kib_up {
+            None => String::new(),
+            up => format!("{}, {}", number(up), number(group.kib_down)),
+        });
+        row.push(group.mib.map(|mib| mib.short()).unwrap_or_default());
+        row.extend((0..summary.targets.len()).map(|target| group.show_mib_to(target)));
+        if private {
+            row.push(show(group.epsilon, 2));
+        }
+        row.push(show(group.seconds, 0));
+        row
+    });
+    Table { rows: rows.collect(), header }
 }
 
-impl Table {
-    /// A row for every point: accuracy, bytes, and MiB until each target.
-    pub fn results(summary: &Summary) -> Self {
-        let show =
-            |spread: Option<Spread>, digits| spread.map(|spread| spread.show(digits)).unwrap_or_default();
-        let number = |value: Option<f64>| value.map(|value| format!("{value:.1}")).unwrap_or_default();
-        let private = summary.groups.iter().any(|group| group.epsilon.is_some());
-        let mut header = summary.axes.clone();
-        header.extend(
-            ["seeds", "accuracy", "trained values", "KiB up, down per update", "MiB"].map(String::from),
-        );
-        header.extend(summary.targets.iter().map(|target| format!("MiB to {target}")));
-        if private {
-            header.push("epsilon".to_owned());
-        }
-        header.push("s".to_owned());
-        let rows = summary.groups.iter().map(|group| {
-            let mut row = group.point.clone();
-            row.push(if group.finished == group.asked {
-                group.asked.to_string()
-            } else {
-                format!("{} of {}", group.finished, group.asked)
-            });
-            row.push(show(group.accuracy, 3));
-            row.push(group.trained_values.map(grouped).unwrap_or_default());
-            row.push(match group.kib_up {
-                None => String::new(),
-                up => format!("{}, {}", number(up), number(group.kib_down)),
-            });
-            row.push(group.mib.map(|mib| mib.short()).unwrap_or_default());
-            row.extend((0..summary.targets.len()).map(|target| group.show_mib_to(target)));
-            if private {
-                row.push(show(group.epsilon, 2));
-            }
-            row.push(show(group.seconds, 0));
-            row
-        });
-        Self { rows: rows.collect(), header }
-    }
+/// A row for every point: accuracy by round.
+pub(crate) fn by_round(summary: &Summary) -> Table {
+    let mut header = summary.axes.clone();
+    header.push("accuracy by round".to_owned());
+    let accuracy = |spread: Option<Spread>| spread.map_or("-".to_owned(), |own| format!("{:.2}", own.mean));
+    let rows = summary.groups.iter().filter(|group| group.finished > 0).map(|group| {
+        let curve: Vec<String> = group.rounds.iter().map(|round| accuracy(round.accuracy)).collect();
+        [group.point.clone(), vec![curve.join(" ")]].concat()
+    });
+    Table { rows: rows.collect(), header }
+}
 
-    /// A row for every point: accuracy by round.
-    pub fn by_round(summary: &Summary) -> Self {
-        let mut header = summary.axes.clone();
-        header.push("accuracy by round".to_owned());
-        let accuracy =
-            |spread: Option<Spread>| spread.map_or("-".to_owned(), |own| format!("{:.2}", own.mean));
-        let rows = summary.groups.iter().filter(|group| group.finished > 0).map(|group| {
-            let curve: Vec<String> = group.rounds.iter().map(|round| accuracy(round.accuracy)).collect();
-            [group.point.clone(), vec![curve.join(" ")]].concat()
-        });
-        Self { rows: rows.collect(), header }
-    }
-
-    /// A row for every trial: where it stands.
-    pub fn trials(summary: &Summary) -> Self {
-        let rows = summary.trials.iter().map(|row| {
-            let reason = row.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
-            vec![row.id.to_string(), row.label.clone(), format!("{}{reason}", row.status)]
-        });
-        Self { header: ["trial", "what", "status"].map(String::from).into(), rows: rows.collect() }
-    }
-
-    /// As CSV.
-    pub fn csv(&self) -> Result<String, ExperimentError> {
-        let mut writer = csv::Writer::from_writer(Vec::new());
-        writer.write_record(&self.header)?;
-        for row in &self.rows {
-            writer.write_record(row)?;
-        }
-        let bytes = writer.into_inner().map_err(|error| csv::Error::from(error.into_error()))?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    }
+/// A row for every trial: where it stands.
+pub(crate) fn trials(summary: &Summary) -> Table {
+    let rows = summary.trials.iter().map(|row| {
+        let reason = row.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        vec![row.id.to_string(), row.label.clone(), format!("{}{reason}", row.status)]
+    });
+    Table { header: ["trial", "what", "status"].map(String::from).into(), rows: rows.collect() }
 }
 
 /// One line for every round of every finished trial.
@@ -128,7 +105,7 @@ pub fn rounds_csv(summary: &Summary) -> Result<String, ExperimentError> {
             rows.push(row);
         }
     }
-    Table { header, rows }.csv()
+    Ok(Table { header, rows }.csv()?)
 }
 
 /// One line for every point.
@@ -158,18 +135,11 @@ pub fn summary_csv(summary: &Summary) -> Result<String, ExperimentError> {
         }
         row
     });
-    Table { rows: rows.collect(), header }.csv()
+    Ok(Table { rows: rows.collect(), header }.csv()?)
 }
 
 fn optional(value: Option<f64>) -> String {
     value.map(|value| value.to_string()).unwrap_or_default()
-}
-
-/// An integer in groups of three digits.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let groups = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy);
-    groups.collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
@@ -211,15 +181,14 @@ full,iid,0,2,,,,,,,,,,,,,,0,,,0
     #[test]
     fn tables_for_people_name_what_is_missing() {
         let summary = summary();
-        let results = Table::results(&summary);
+        let results = results(&summary);
         assert_eq!(results.header.last().map(String::as_str), Some("s"));
         assert_eq!(results.rows[0][3], "0.425 ± 0.035");
         assert_eq!(results.rows[3][2], "0 of 2");
         assert!(results.rows.iter().all(|row| row.len() == results.header.len()));
-        assert_eq!(Table::by_round(&summary).rows[0][2], "0.30 0.33 0.43");
-        let trials = Table::trials(&summary);
+        assert_eq!(by_round(&summary).rows[0][2], "0.30 0.33 0.43");
+        let trials = trials(&summary);
         assert_eq!(trials.rows[6][2], "failed: no quorum");
         assert_eq!(trials.rows[7][2], "missing");
-        assert_eq!(grouped(1_234_567), "1,234,567");
     }
 }

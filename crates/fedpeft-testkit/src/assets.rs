@@ -70,6 +70,12 @@ impl Assets {
         present("BBC News", "FEDPEFT_ASSETS", self.cache.join("data/bbc-news"))
     }
 
+    /// Folder of Python packages: `nats`.
+    pub fn python(&self) -> Result<PathBuf, MissingAsset> {
+        let nats = present("the Python client of NATS", "FEDPEFT_ASSETS", self.cache.join("python/nats"))?;
+        Ok(nats.parent().unwrap_or(&nats).to_owned())
+    }
+
     /// The folder they lie in.
     pub fn cache(&self) -> &Path {
         &self.cache

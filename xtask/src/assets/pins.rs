@@ -211,6 +211,22 @@ pub const ASSETS: &[Asset] = &[
         variable: None,
         portable: true,
     },
+    Asset {
+        name: "the Python client of NATS (nats-py 2.16.0)",
+        package: Package::Wheel("nats-py==2.16.0"),
+        archive: "nats_py-2.16.0-py3-none-any.whl",
+        sha256: "aeb1ff123966c05833d26c7df7e1d54c1c6d32b612428b21677a2e921f1fecae",
+        size: 93_578,
+        members: &[],
+        tree: Some(Tree {
+            from: "nats/",
+            ending: ".py",
+            to: "python/nats",
+            sha256: "d7498854aa798547011d6102789480868d7d0b550e6d4faf70b08351d8433239",
+        }),
+        variable: None,
+        portable: true,
+    },
 ];
 
 #[cfg(test)]

@@ -10,5 +10,6 @@ pub mod export;
 pub mod man;
 pub mod models;
 pub mod privacy;
+pub mod report;
 pub mod run;
 mod targets;

@@ -7,7 +7,6 @@ use std::{
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
-use fedpeft_bus::Bus;
 use fedpeft_protocol::{
     RunId,
     api::{CreateRun, RunRequest},
@@ -17,12 +16,11 @@ use fedpeft_protocol::{
 use crate::{
     config::Document,
     connect::{Connection, block_on},
-    follow,
     output::{self, Output},
     records,
-    report::Report,
     verify::{self, Verified},
-    view::{self, Sink, View},
+    view::{self, Sink},
+    watch,
 };
 
 /// What to do with runs.
@@ -62,14 +60,8 @@ Examples:
     /// Show a run and its rounds.
     #[command(after_help = "Example:\n  fedpeft run get trial-7")]
     Get(Named),
-    /// Show a run as it happens, until it ends.
-    #[command(after_help = "Example:\n  fedpeft run watch trial-7")]
-    Watch {
-        /// Name of the run.
-        run: RunId,
-        #[command(flatten)]
-        connection: Connection,
-    },
+    /// Show a run as it happens.
+    Watch(watch::Args),
     /// Stop a run. Its committed rounds stay.
     #[command(after_help = "Example:\n  fedpeft run cancel trial-7")]
     Cancel(Named),
@@ -84,20 +76,8 @@ Examples:
   fedpeft run verify trial-7
   fedpeft run verify trial-7 --json | jq .updates")]
     Verify(Named),
-    /// Write the JSON report of a run.
-    #[command(after_help = "\
-Examples:
-  fedpeft run report trial-7 -o report.json
-  fedpeft run report trial-7 | jq '.rounds[].accuracy'")]
-    Report {
-        /// Name of the run.
-        run: RunId,
-        /// File to write; - is the standard output.
-        #[arg(short, long, value_name = "FILE", default_value = "-")]
-        output: PathBuf,
-        #[command(flatten)]
-        connection: Connection,
-    },
+    /// Write the report of a run: `fedpeft report`.
+    Report(super::report::Args),
 }
 
 /// Names a run.
@@ -130,7 +110,7 @@ async fn dispatch(command: Command) -> Result<()> {
             let view = records::view(&connection.open().await?, &run).await?;
             output.show(&view, human)
         }
-        Command::Watch { run, connection } => watch(&connection.open().await?, &run, Sink::Stdout).await,
+        Command::Watch(args) => watch::watch(args).await,
         Command::Cancel(named) => change("runs.cancel", named).await,
         Command::Resume(named) => change("runs.resume", named).await,
         Command::Verify(Named { run, connection, output }) => {
@@ -139,10 +119,7 @@ async fn dispatch(command: Command) -> Result<()> {
             let verified = Box::pin(verify::verify(&bus, &view)).await?;
             output.show(&verified, Verified::human)
         }
-        Command::Report { run, output, connection } => {
-            let view = records::view(&connection.open().await?, &run).await?;
-            Report::new(&view).write(&output)
-        }
+        Command::Report(args) => super::report::report(args).await,
     }
 }
 
@@ -160,16 +137,9 @@ async fn submit(
     if watch_it {
         // The record went to the standard output; a program that reads it there wants no table behind it.
         let sink = if output.is_json() { Sink::Stderr } else { Sink::Stdout };
-        watch(&bus, &record.run, sink).await?;
+        watch::table(&bus, &record.run, sink).await?;
     }
     Ok(())
-}
-
-async fn watch(bus: &Bus, run: &RunId, sink: Sink) -> Result<()> {
-    let record = records::record(bus, run).await?;
-    let mut view = View::new(record.spec.rounds, sink);
-    let finished = follow::to_the_end(bus, run, &mut view).await?;
-    check(&finished.record)
 }
 
 /// A run that did not complete is an error of the command that waited for it.

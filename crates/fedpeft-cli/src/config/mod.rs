@@ -349,6 +349,8 @@ mod tests {
             "client_holdout",
             "personal",
             "local",
+            "uplink",
+            "downlink",
         ];
         let is_default = |line: &str| match line.split_once(" = ") {
             None => line.starts_with('['),

@@ -34,7 +34,7 @@ use crate::{
     config::{Config, DataOverrides, Document, RunOverrides, SimulationOverrides},
     connect,
     output::{self, Interrupted},
-    report::{Processes, Report},
+    report::{Format, Processes, Report},
     view::{Sink, View},
 };
 use fleet::Fleet;
@@ -47,7 +47,7 @@ use store::Store;
 #[command(after_help = "\
 Examples:
   fedpeft simulate --config run.toml
-  fedpeft simulate --config run.toml --clients 20 --cohort 8 --alpha 0.1 --json report.json
+  fedpeft simulate --config run.toml --clients 20 --cohort 8 --alpha 0.1 --json report.json --html report.html
   fedpeft simulate --config run.toml --store state       # again with the same store: goes on
   fedpeft simulate --config run.toml --server nats://127.0.0.1:4222
 
@@ -80,6 +80,9 @@ pub struct Args {
     /// Write the JSON report to this file; - is the standard output.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the report as a page with plots to this file.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     #[command(flatten)]
     data: DataOverrides,
     #[command(flatten)]
@@ -173,11 +176,15 @@ pub fn run(args: Args) -> Result<()> {
         }
     };
     let config = serde_json::to_value(&config).context("the configuration cannot be reported")?;
-    let report = Report::of_processes(&view, config, processes);
+    let ended = crate::commands::run::check(&view.record);
+    let report = Report::of_processes(view, config, processes);
     if let Some(path) = &args.json {
-        report.write(path)?;
+        report.write(path, Format::Json)?;
     }
-    if let Err(error) = crate::commands::run::check(&view.record) {
+    if let Some(path) = &args.html {
+        report.write(path, Format::Html)?;
+    }
+    if let Err(error) = ended {
         return Err(store.close(true, error));
     }
     let summary = report.summary();
@@ -217,8 +224,9 @@ async fn simulate(
     let peak_rss_bytes = supervisor.stop().await;
     let (view, adapter_bytes) = outcome?;
     let manifest = folder.and_then(|folder| ArtifactFolder::open(folder).ok());
+    let method = manifest.as_ref().map(|folder| folder.manifest().method.to_string());
     let backbone_values = manifest.map(|folder| folder.manifest().backbone.values);
-    Ok((view, Processes { peak_rss_bytes, versions, adapter_bytes, backbone_values }))
+    Ok((view, Processes { peak_rss_bytes, versions, method, adapter_bytes, backbone_values }))
 }
 
 /// Ctrl-C, or a polite request to end.

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use fedpeft_experiment::{
-    Figure, Folder, Grid, Summary, Table, Trial, figures, inject, page, rounds_csv, section, summary_csv,
+    Figure, Folder, Grid, Summary, Trial, figures, inject, page, results, rounds_csv, section, summary_csv,
 };
 
 use super::Args;
@@ -28,7 +28,7 @@ impl Args {
             self.write_markdown(markdown, &summary, &figures)?;
         }
         self.shown.show(&summary, |summary| {
-            let results = Table::results(summary);
+            let results = results(summary);
             let header: Vec<&str> = results.header.iter().map(String::as_str).collect();
             let mut text = output::table(&header, summary.axes.len()..header.len());
             for row in &results.rows {
