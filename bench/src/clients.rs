@@ -54,7 +54,7 @@ impl Crowd {
 
 async fn announce(bus: &Bus, clients: &[ClientId]) -> Result<(), BusError> {
     let records = bus.clients().await?;
-    let announcing = clients.to_vec().into_iter().map(|client| {
+    let announcing = clients.iter().cloned().map(|client| {
         let capabilities = Capabilities {
             trains: true,
             evaluates: false,
