@@ -6,6 +6,7 @@ use fedpeft_protocol::{
     Round,
     event::{Event, EventKind},
     round::RoundReport,
+    secure::SecureStage,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -62,6 +63,9 @@ impl View {
             EventKind::UpdateRejected { round, client, reason } => {
                 self.note(&format!("round {round}: update of {client} refused: {reason}"));
                 self.answer();
+            }
+            EventKind::SecureStageClosed { stage, clients, asked, .. } => {
+                self.bar.set_message(format!("{} ({clients} of {asked} answered)", after(*stage)));
             }
             EventKind::RoundClosed { report } => self.row(report),
         }
@@ -134,6 +138,17 @@ impl View {
                 Sink::Stderr => writeln!(std::io::stderr(), "{text}"),
             };
         });
+    }
+}
+
+/// What a secure round does when this stage has ended.
+fn after(stage: SecureStage) -> &'static str {
+    match stage {
+        SecureStage::Advertise => "sharing secrets",
+        SecureStage::Share => "masking updates",
+        SecureStage::Mask => "confirming who is in the sum",
+        SecureStage::Confirm => "taking the masks off the sum",
+        SecureStage::Unmask => "aggregating and evaluating",
     }
 }
 

@@ -80,6 +80,12 @@ const COHORT: Spec = gauge(
     &["run", "outcome"],
     "Clients of the last committed round by outcome (accepted, rejected, failed, dropped).",
 );
+const SECURE: Spec = gauge(
+    "fedpeft_secure_stage_clients",
+    &["run", "stage"],
+    "Clients that ended a stage of secure aggregation (advertise, share, mask, confirm, unmask), of the round in \
+     progress or, between rounds, of the last one; absent for stages that have not ended.",
+);
 const SECONDS: Spec = gauge(
     "fedpeft_round_seconds",
     &["run", "phase"],
@@ -98,7 +104,7 @@ const EVENTS: Spec = counter("fedpeft_exporter_events_total", &[], "Events read 
 const PENDING: Spec =
     gauge("fedpeft_exporter_events_pending", &[], "Events in the stream that are still to be read.");
 
-const ALL: [&Spec; 23] = [
+const ALL: [&Spec; 24] = [
     &RUN_INFO,
     &ROUNDS,
     &ROUND,
@@ -116,6 +122,7 @@ const ALL: [&Spec; 23] = [
     &CLIP_NORM,
     &COHORT,
     &SECONDS,
+    &SECURE,
     &ACCEPTED,
     &REJECTED,
     &PRESENT,
@@ -195,6 +202,9 @@ impl Page {
                 let labels = [id, &round.to_string(), direction.label(), kind.label()];
                 self.add(&ROUND_BYTES, &labels, *count as f64);
             }
+        }
+        for (stage, clients) in &run.secure {
+            self.add(&SECURE, &[id, stage.word()], f64::from(*clients));
         }
         if run.rounds_closed > 0 {
             for outcome in ["accepted", "rejected", "failed", "dropped"] {

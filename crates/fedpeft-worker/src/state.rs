@@ -322,6 +322,7 @@ mod tests {
                     uplink: Default::default(),
                     memory: None,
                     personal: false,
+        secure: None,
                 },
                 deadline_ms: 0,
                 downlink: Default::default(),

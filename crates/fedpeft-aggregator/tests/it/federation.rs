@@ -75,6 +75,7 @@ pub fn capabilities(examples: u64) -> Capabilities {
         device: "cpu".into(),
         free_memory_mib: None,
         labels: BTreeMap::new(),
+        identity: None,
     }
 }
 

@@ -20,7 +20,16 @@ fn private(epsilon: Option<f64>) -> Work {
         dp_sgd: Some(dp_sgd),
         ..Default::default()
     };
-    Work::Train { training, seed: 3, rounds: 8, stability: None, memory: None, personal: false }
+    Work::Train {
+        training,
+        seed: 3,
+        rounds: 8,
+        stability: None,
+        uplink: Default::default(),
+        memory: None,
+        personal: false,
+        secure: None,
+    }
 }
 
 fn spent(rounds: u64) -> f64 {

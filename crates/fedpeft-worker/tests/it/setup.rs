@@ -235,6 +235,7 @@ pub fn train() -> Work {
         uplink: Default::default(),
         memory: None,
         personal: false,
+        secure: None,
     }
 }
 
