@@ -12,6 +12,7 @@ mod kubernetes;
 mod personal;
 mod pipelines;
 mod scaffold;
+mod secure;
 mod secured;
 mod services;
 mod simulate;

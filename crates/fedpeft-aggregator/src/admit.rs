@@ -208,7 +208,10 @@ pub(crate) fn plausible(examples: u64, declared: u64, loss: f64, seconds: f64) -
 }
 
 /// Whether a client can have come to this with its own model: it holds back no more than it trains on.
-pub(crate) fn plausible_own(Personal { examples, loss, accuracy }: Personal, declared: u64) -> Result<(), String> {
+pub(crate) fn plausible_own(
+    Personal { examples, loss, accuracy }: Personal,
+    declared: u64,
+) -> Result<(), String> {
     if !(1..=declared).contains(&examples) {
         return Err(format!(
             "the update claims {examples} examples held back, the client declared {declared}"

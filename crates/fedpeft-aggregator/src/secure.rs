@@ -36,6 +36,8 @@ pub(crate) struct Secure {
     pub said: BTreeMap<ClientId, Digest>,
     /// Who has left since it was trained, and why.
     pub left: BTreeMap<ClientId, String>,
+    /// When this owner asked in the open stage, in milliseconds since the Unix epoch: one that takes over begins anew.
+    pub asked_ms: u64,
     /// Sum of the weights, once the masks are off.
     pub weight: u64,
     /// Clients that ended each stage, and when.
@@ -64,6 +66,7 @@ impl Secure {
             answered: BTreeSet::new(),
             said: BTreeMap::new(),
             left: BTreeMap::new(),
+            asked_ms: open.opened_ms,
             weight: 0,
             ended: Vec::new(),
             opened_ms: open.opened_ms,
@@ -110,11 +113,6 @@ impl Secure {
     /// Stages that have ended.
     pub fn ended(&self) -> usize {
         self.ended.len()
-    }
-
-    /// When the stage before the open one ended, in milliseconds since the Unix epoch.
-    pub fn since_ms(&self) -> u64 {
-        self.ended.last().map_or(self.opened_ms, |(_, at_ms)| *at_ms)
     }
 
     /// For the report of the round.

@@ -322,7 +322,8 @@ impl RunSpec {
     fn validate_secure(&self, secure: &SecureSpec) -> Result<(), InvalidSpec> {
         secure.validate()?;
         check("cohort", self.cohort >= 2, || {
-            "is 1, and a sum of one update says all of it: secure_aggregation is for 2 clients and more".to_owned()
+            "is 1, and a sum of one update says all of it: secure_aggregation is for 2 clients and more"
+                .to_owned()
         })?;
         check("secure_aggregation", self.mode.is_synchronous(), || {
             "is for synchronous rounds: leave out [run.mode]".to_owned()
@@ -338,6 +339,10 @@ impl RunSpec {
         check("secure_aggregation", self.privacy.is_none(), || {
             "has no noise of its own yet, and [run.privacy] clips single updates: keep one of them, or let clients add \
              noise with training.dp_sgd"
+                .to_owned()
+        })?;
+        check("training.local", self.training.local.is_empty(), || {
+            "keeps tensors by the digest of a plain update, which secure_aggregation has not: leave it out"
                 .to_owned()
         })?;
         check("max_update_norm", self.max_update_norm.is_none(), || {
@@ -359,7 +364,9 @@ impl RunSpec {
         })?;
         let (quorum, cohort) = (self.quorum(), self.cohort);
         check("quorum", 2 * quorum > cohort, || {
-            format!("is {quorum}, and secure_aggregation needs more than half of the cohort of {cohort}: raise it")
+            format!(
+                "is {quorum}, and secure_aggregation needs more than half of the cohort of {cohort}: raise it"
+            )
         })
     }
 }

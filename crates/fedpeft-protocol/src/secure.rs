@@ -169,7 +169,7 @@ pub struct ClosedStage {
     #[serde(with = "hexadecimal")]
     #[schemars(with = "String")]
     pub members: Vec<u8>,
-    /// When, in milliseconds since the Unix epoch; the next stage's deadline counts from here.
+    /// When, in milliseconds since the Unix epoch.
     pub at_ms: u64,
 }
 

@@ -98,6 +98,10 @@ pub struct Args {
     #[arg(long, env = "FEDPEFT_ROSTER", value_name = "FILE", value_hint = ValueHint::FilePath)]
     #[serde(skip_serializing_if = "Option::is_none")]
     roster: Option<PathBuf>,
+    /// Public key of the operator, which must have signed --roster [default: its signature is not checked]
+    #[arg(long, env = "FEDPEFT_OPERATOR", value_name = "KEY", requires = "roster")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operator: Option<String>,
     /// Train only in runs with secure aggregation: no update leaves this process but under masks
     #[arg(long, env = "FEDPEFT_REQUIRE_SECURE_AGGREGATION")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -204,6 +208,9 @@ pub struct Config {
     /// Clients that may be in a secure sum.
     #[serde(default)]
     pub roster: Option<PathBuf>,
+    /// Who signed that list.
+    #[serde(default)]
+    pub operator: Option<String>,
     /// Whether plain updates are refused.
     #[serde(default)]
     pub require_secure_aggregation: bool,

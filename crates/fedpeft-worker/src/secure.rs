@@ -136,7 +136,8 @@ impl Workshop {
                 )));
             }
             let weight = u32::try_from(weight).map_err(Failure::new)?;
-            let client = Client::new(session.clone(), &name, identity, &mut random()?).map_err(Failure::new)?;
+            let client =
+                Client::new(session.clone(), &name, identity, &mut random()?).map_err(Failure::new)?;
             let message = client.advertise().encode().map_err(Failure::new)?;
             Ok((Member { session, client, update: Some(Arc::new(update)), weight }, message))
         })
@@ -159,7 +160,9 @@ impl Workshop {
             return Err(Failure::new("the request of secure aggregation is not in its task"));
         };
         if Digest::of(data) != *digest {
-            return Err(Failure::new("the request of secure aggregation does not have the digest it declares"));
+            return Err(Failure::new(
+                "the request of secure aggregation does not have the digest it declares",
+            ));
         }
         let Some(member) = self.secure.take(task, &client.id, after) else {
             return Err(Failure::new(format!(
@@ -237,8 +240,7 @@ fn said(
         SecureStage::Mask => {
             let values = update.take().ok_or_else(|| Failure::new("the update was sent before"))?;
             let encoding = session.params().encoding;
-            let encoded =
-                encoding.encode(&values, *weight, Rounding::Nearest, None).map_err(Failure::new)?;
+            let encoded = encoding.encode(&values, *weight, Rounding::Nearest, None).map_err(Failure::new)?;
             if encoded.clamped > 0 {
                 let (clamped, bound) = (encoded.clamped, encoding.bound);
                 tracing::warn!(client = %name, clamped, bound, "values of the update are beyond secure_aggregation.bound");

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use fedpeft_data::Federation;
-use fedpeft_protocol::{Digest, PROTOCOL_VERSION, presence::{Capabilities, Presence}};
+use fedpeft_protocol::{
+    Digest, PROTOCOL_VERSION,
+    presence::{Capabilities, Presence},
+};
 use fedpeft_registry::Cache;
 use fedpeft_service::{CancellationToken, Context};
 use tokio::{sync::Semaphore, task::JoinSet};
@@ -37,12 +40,9 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     let (ort_lib, device, threads) = (config.ort_lib.clone(), config.device, usize::from(config.threads));
     let engine = Engine::start(EngineOptions { ort_lib, device, threads }).await?;
     let trains = clients.iter().filter(|client| client.role == Role::Trains).map(|client| &client.id);
-    let identities = Identities::new(
-        trains,
-        config.identities.as_deref(),
-        config.roster.as_deref(),
-        config.require_secure_aggregation,
-    )?;
+    let roster = config.roster.as_deref().map(|roster| (roster, config.operator.as_deref()));
+    let only_secure = config.require_secure_aggregation;
+    let identities = Identities::new(trains, config.identities.as_deref(), roster, only_secure)?;
     let presences = presences(&config, &clients, engine.device(), &identities);
     tracing::info!(clients = clients.len(), device = engine.device(), worker = config.worker(), "hosting");
 
@@ -129,12 +129,7 @@ async fn hosted(config: &Config) -> anyhow::Result<(Vec<Hosted>, Digest)> {
     .await?
 }
 
-fn presences(
-    config: &Config,
-    clients: &[Hosted],
-    device: &str,
-    identities: &Identities,
-) -> Vec<Presence> {
+fn presences(config: &Config, clients: &[Hosted], device: &str, identities: &Identities) -> Vec<Presence> {
     let worker = config.worker();
     let presence = |client: &Hosted| Presence {
         version: PROTOCOL_VERSION,

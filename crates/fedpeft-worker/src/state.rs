@@ -322,7 +322,7 @@ mod tests {
                     uplink: Default::default(),
                     memory: None,
                     personal: false,
-        secure: None,
+                    secure: None,
                 },
                 deadline_ms: 0,
                 downlink: Default::default(),

@@ -128,7 +128,11 @@ async fn absent(
 }
 
 /// Takes one update: an answer, a refusal, or a repetition to ignore.
-pub(super) async fn take(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelivery) -> Result<(), Stop> {
+pub(super) async fn take(
+    drive: &Drive<'_>,
+    round: &mut RoundState,
+    delivery: UpdateDelivery,
+) -> Result<(), Stop> {
     let (number, client) = (delivery.round, delivery.client.clone());
     let size = delivery.measured.total;
     if delivery.update.as_ref().is_ok_and(|update| drive.evaluations.contains(&update.task)) {

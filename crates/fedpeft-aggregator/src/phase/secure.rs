@@ -168,5 +168,8 @@ fn failed(round: &RoundState, error: &ServerError) -> Stop {
     let left = round.secure.iter().flat_map(|secure| &secure.left);
     let left: Vec<_> = left.map(|(client, reason)| format!("{client}: {reason}")).collect();
     let left = if left.is_empty() { String::new() } else { format!(" ({})", left.join("; ")) };
-    Stop::Failed(format!("round {} cannot go on: {error}{left}; cure it and resume the run", round.open.round))
+    Stop::Failed(format!(
+        "round {} cannot go on: {error}{left}; cure it and resume the run",
+        round.open.round
+    ))
 }

@@ -433,6 +433,12 @@ impl Player {
         self.bus.put_upload(key, encode(adapter)).await.unwrap()
     }
 
+    /// Uploads what is not plain, for the round of `task`.
+    pub async fn put(&self, task: &Task, bytes: Vec<u8>) -> Stored {
+        let key = UploadKey { run: &task.run, round: task.round, client: &self.id };
+        self.bus.put_upload(key, bytes.into()).await.unwrap()
+    }
+
     /// An honest update whose adapter is uploaded.
     pub async fn uploaded(&self, task: &Task, examples: u64) -> Update {
         let key = UploadKey { run: &task.run, round: task.round, client: &self.id };

@@ -118,10 +118,9 @@ fn stage_of(
     let named = |stage: &SecureStage| {
         subject::task_id(&drive.record.run, member.round, client, stage.work(), member.epoch) == update.task
     };
-    SecureStage::ALL
-        .into_iter()
-        .find(named)
-        .ok_or_else(|| format!("the update answers task {:?}, which is none of this round", one_line(&update.task)))
+    SecureStage::ALL.into_iter().find(named).ok_or_else(|| {
+        format!("the update answers task {:?}, which is none of this round", one_line(&update.task))
+    })
 }
 
 /// A client that cannot go on.
@@ -179,7 +178,17 @@ fn checked(figures: Option<SecureTrained>, member: &Member) -> Result<(), String
 fn accepted(update: String, digest: Digest, figures: SecureTrained, member: &Member) -> Answer {
     let SecureTrained { loss, seconds, personal, epsilon, .. } = figures;
     let examples = member.examples;
-    Answer::Accepted(Accepted { update, digest, examples, weight: 0, loss, seconds, personal, updates: 0, epsilon })
+    Answer::Accepted(Accepted {
+        update,
+        digest,
+        examples,
+        weight: 0,
+        loss,
+        seconds,
+        personal,
+        updates: 0,
+        epsilon,
+    })
 }
 
 /// The bytes of a message: only a masked update is large enough to be uploaded.
@@ -205,9 +214,9 @@ async fn fetched(
     let key = UploadKey { run: &drive.record.run, round: member.round, client };
     let get = async |file| drive.bus.get_upload(key, &digest, size, file).await;
     match drive.spool.fetched(size, get).await? {
-        Ok((stored, _)) => encoding::bytes(&stored)
-            .map(Ok)
-            .map_err(|error| drive.spool.unusable(error).into()),
+        Ok((stored, _)) => {
+            encoding::bytes(&stored).map(Ok).map_err(|error| drive.spool.unusable(error).into())
+        }
         Err(error @ (BusError::NoBlob { .. } | BusError::BlobTooLarge { .. } | BusError::Corrupt { .. })) => {
             Ok(Err(error.to_string()))
         }

@@ -6,6 +6,7 @@ use fedpeft_protocol::{
     round::{Direction, Payload, Task, Work},
     secure::SecureStage,
 };
+use fedpeft_service::now_ms;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::{drive::Drive, round::RoundState, stop::Stop};
@@ -15,6 +16,9 @@ const IN_FLIGHT: usize = 16;
 
 /// Sends everybody the task of the open stage; only measures those of clients that have answered.
 pub(super) async fn all(drive: &Drive<'_>, round: &mut RoundState) -> Result<(), Stop> {
+    if let Some(secure) = &mut round.secure {
+        secure.asked_ms = now_ms();
+    }
     let Some(secure) = &round.secure else { return Ok(()) };
     let sent: Vec<(ClientId, Measured)> = {
         let round = &*round;
@@ -52,7 +56,7 @@ pub(super) async fn again(drive: &Drive<'_>, round: &mut RoundState) -> Result<(
 /// When the open stage ends, whoever has answered by then.
 pub(super) fn deadline_ms(drive: &Drive<'_>, round: &RoundState) -> u64 {
     let seconds = drive.record.spec.secure_aggregation.as_ref().map_or(0.0, |secure| secure.stage_seconds);
-    let since = round.secure.as_ref().map_or(0, |secure| secure.since_ms());
+    let since = round.secure.as_ref().map_or(0, |secure| secure.asked_ms);
     // A conversion of floats to integers saturates.
     since.saturating_add((seconds * 1000.0) as u64)
 }
