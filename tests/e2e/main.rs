@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
 
+mod bytes;
 mod dashboards;
 mod doctor;
 mod experiment;
@@ -11,6 +12,7 @@ mod inputs;
 mod kubernetes;
 mod personal;
 mod pipelines;
+mod ranks;
 mod scaffold;
 mod secure;
 mod secured;
@@ -18,5 +20,6 @@ mod services;
 mod simulate;
 mod stability;
 mod support;
+mod traces;
 mod tree;
 mod verified;

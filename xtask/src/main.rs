@@ -7,6 +7,7 @@
 )]
 
 mod assets;
+mod bench;
 mod chaos;
 mod compare;
 mod demo;
@@ -47,6 +48,15 @@ Examples:
   cargo xtask chaos
   cargo xtask chaos --seed 7 --faults 100 --json chaos.json")]
     Chaos(chaos::Options),
+    /// Measure whole rounds of 10 to 10,000 lightweight clients, each beside raw publishing of the same bytes.
+    ///
+    /// Real protocol, real nats-server, real aggregator; the clients train nothing. Every figure is a median with its
+    /// spread, and a ratio to a reference that was measured on the same broker in the same run.
+    #[command(after_help = "\
+Examples:
+  cargo xtask bench
+  cargo xtask bench --clients 10,100 --sizes bias --json bench.json")]
+    Bench(bench::Options),
     /// Build the overlays of k8s/ and validate them against the schemas of two Kubernetes versions.
     ///
     /// It takes kubectl, and fetches a validator from the Python Package Index into target/manifests.
@@ -62,6 +72,7 @@ fn main() -> ExitCode {
         Task::Assets => {
             assets::fetch().map(|assets| eprintln!("assets are in {}", assets.folder().display()))
         }
+        Task::Bench(options) => bench::bench(&options),
         Task::Chaos(options) => chaos::chaos(&options),
         Task::Manifests => manifests::manifests(),
         Task::Test(options) => test::test(&options),

@@ -108,7 +108,9 @@ pub(crate) async fn admit(
             let reported = update.fetched.iter().any(is_adapter_upload);
             let (layout, mut given) = (&drive.model.layout, Vec::new());
             // Control variates are sent as they are.
-            let sizes = [encoding::sizes(drive.record.spec.uplink, layout), layout.bytes()..=layout.bytes()];
+            let spec = &drive.record.spec;
+            let own = encoding::sizes((spec.uplink, spec.mixes_ranks()), layout);
+            let sizes = [own, layout.bytes()..=layout.bytes()];
             for (payload, sizes) in iter::once(adapter).chain(control).zip(sizes) {
                 let digest = payload.digest();
                 match fetch(drive, round, (&client, member), (payload, "adapter"), sizes, reported).await? {
@@ -251,9 +253,7 @@ async fn fetch(
         Ok((adapter, measured)) => {
             // The client knows best what its upload took; where it does not say, what we fetched stands for it.
             if !reported {
-                let size = measured.total;
-                let transfer = Transfer { direction: Direction::Up, kind: ByteKind::Adapter, size };
-                round.ledger.transfer(client, transfer);
+                round.ledger.transfer(client, measured.transfer(Direction::Up, ByteKind::Adapter));
             }
             Ok(Ok(adapter))
         }
@@ -280,8 +280,8 @@ async fn add(
     let layout = drive.model.layout.clone();
     let spec = &drive.record.spec;
     let (bound, rule) = (spec.max_update_norm, round.rule());
-    let uplink = spec.uplink;
-    let decoded = (!uplink.is_plain()).then(|| drive.target(layout.bytes())).transpose()?;
+    let (uplink, ranks) = (spec.uplink, spec.mixes_ranks());
+    let decoded = (ranks || !uplink.is_plain()).then(|| drive.target(layout.bytes())).transpose()?;
     let base = match bound.is_some() || rule.reads_base() || uplink.delta() {
         true => drive.global(&member.adapter).await?,
         false => Adapter::none(),
@@ -304,7 +304,7 @@ async fn add(
         }
         let adapter = match decoded {
             None => adapter,
-            Some(target) => match encoding::decoded((uplink, &layout), &adapter, &base, target)? {
+            Some(target) => match encoding::decoded((uplink, ranks, &layout), &adapter, &base, target)? {
                 Ok(adapter) => adapter,
                 Err(error) => return Ok(Err(error.to_string())),
             },

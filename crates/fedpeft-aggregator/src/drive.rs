@@ -15,6 +15,7 @@ use fedpeft_protocol::{
 };
 use fedpeft_service::now_ms;
 use fedpeft_strategy::{Rule, SpoolError, Strategy, of_spec};
+use fedpeft_trace::Instrument;
 use tokio::sync::OnceCell;
 
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
     record::OwnedRecord,
     spool::{Adapter, Spool, Target},
     stop::Stop,
-    takeover,
+    takeover, traced,
 };
 
 /// What all runs of this process share.
@@ -82,13 +83,29 @@ async fn rounds(shop: &Workshop, record: &mut OwnedRecord, events: &EventLog) ->
     let mut drive = Box::pin(Drive::start(shop, record, events)).await?;
     let mut phase = takeover::phase(&drive).await?;
     loop {
+        let span = |round, name| traced::phase(drive.record, round, name);
         phase = match phase {
             Phase::Select => select::run(&mut drive).await?,
-            Phase::Broadcast(round) => broadcast::run(&mut drive, round).await?,
-            Phase::Collect(round) => collect::run(&mut drive, round).await?,
-            Phase::Secure(round) => secure::run(&mut drive, round).await?,
-            Phase::Commit(round) => commit::run(&mut drive, round).await?,
-            Phase::Evaluate(committed) => evaluate::run(&mut drive, committed).await?,
+            Phase::Broadcast(round) => {
+                let span = span(round.open.round, "broadcast");
+                broadcast::run(&mut drive, round).instrument(span).await?
+            }
+            Phase::Collect(round) => {
+                let span = span(round.open.round, "collect");
+                collect::run(&mut drive, round).instrument(span).await?
+            }
+            Phase::Secure(round) => {
+                let span = span(round.open.round, "secure");
+                secure::run(&mut drive, round).instrument(span).await?
+            }
+            Phase::Commit(round) => {
+                let span = span(round.open.round, "commit");
+                commit::run(&mut drive, round).instrument(span).await?
+            }
+            Phase::Evaluate(committed) => {
+                let span = span(committed.report.round, "evaluate");
+                evaluate::run(&mut drive, committed).instrument(span).await?
+            }
             Phase::Complete => return complete::run(&mut drive).await,
         };
     }
@@ -97,6 +114,7 @@ async fn rounds(shop: &Workshop, record: &mut OwnedRecord, events: &EventLog) ->
 /// Ends a run that cannot go on. Its open round is given up; `resume` begins it anew.
 async fn fail(bus: &Bus, record: &mut OwnedRecord, events: &EventLog, reason: String) -> Result<(), Stop> {
     tracing::warn!(run = %record.run, reason, "run failed");
+    traced::fail(record, &reason);
     let (tasks, updates) = (bus.task_mark().await?, bus.update_mark().await?);
     let given_up = record.given_up();
     record.end(RunStatus::Failed { reason }).await?;

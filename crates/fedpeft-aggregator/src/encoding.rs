@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use fedpeft_bus::Bus;
-use fedpeft_codec::{Base, Codec, CodecError, Layout, Pipeline, as_bytes, view};
+use fedpeft_codec::{Codec, CodecError, Layout, Pipeline, as_bytes, decode_update, least_plain_bytes, view};
 use fedpeft_protocol::{Round, run::Encoded, run::RunSpec};
 use tokio::task::spawn_blocking;
 
@@ -19,15 +19,15 @@ use crate::{
     spool::{Adapter, Spool, Target},
 };
 
-/// Bytes that an encoded adapter may have.
-pub(crate) fn sizes(uplink: Pipeline, layout: &Layout) -> RangeInclusive<u64> {
+/// Bytes that an encoded adapter may have; one of less rank has fewer.
+pub(crate) fn sizes((uplink, ranks): (Pipeline, bool), layout: &Layout) -> RangeInclusive<u64> {
     let most = Codec::new(uplink, layout).most_bytes();
-    if uplink.is_plain() { most..=most } else { 1..=most }
+    if uplink.is_plain() { least_plain_bytes(layout, ranks)..=most } else { 1..=most }
 }
 
 /// The plain values of an update, written to `target`; `base` is the adapter that it began with.
 pub(crate) fn decoded(
-    (uplink, layout): (Pipeline, &Layout),
+    (uplink, ranks, layout): (Pipeline, bool, &Layout),
     encoded: &Adapter,
     base: &Adapter,
     mut target: Target,
@@ -35,7 +35,7 @@ pub(crate) fn decoded(
     let (encoded, base) = (bytes(encoded)?, if uplink.delta() { bytes(base)? } else { Bytes::new() });
     let decode = || {
         let values = if uplink.delta() { Some(view(&base, layout)?) } else { None };
-        Codec::new(uplink, layout).decode(&encoded, values.as_deref().map(Base::new).as_ref())
+        decode_update((uplink, ranks), layout, &encoded, values.as_deref())
     };
     match decode() {
         Ok(values) => {

@@ -29,7 +29,6 @@ mod edge;
 mod encoding;
 mod events;
 mod lease;
-mod ledger;
 mod model;
 mod phase;
 mod privacy;
@@ -42,6 +41,7 @@ mod stop;
 mod supervisor;
 mod sweep;
 mod takeover;
+mod traced;
 
 pub use edge::{EdgeOptions, EdgeRounds};
 pub use supervisor::{Aggregator, Options, StartError};

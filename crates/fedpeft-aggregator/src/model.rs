@@ -6,8 +6,11 @@ use fedpeft_artifacts::manifest::{FileRef, Manifest, ManifestError};
 use fedpeft_bus::{Bus, BusError};
 use fedpeft_codec::{CodecError, InvalidScope, Layout, Scope};
 use fedpeft_protocol::{
-    Digest, event::EventKind, model::ModelVersion, run::ModelRef, run::RunRecord, run::RunSpec,
+    Digest, event::EventKind, model::ModelVersion, run::AggregationSpec, run::ModelRef, run::RunRecord,
+    run::RunSpec,
 };
+
+use fedpeft_strategy::{AccumulateError, lora};
 
 use crate::{
     checkpoint::{self, CheckpointError},
@@ -31,6 +34,8 @@ pub(crate) enum ModelError {
     Checkpoint { digest: Digest, source: CheckpointError },
     #[error("the downlink cannot hold the global adapter: {0}")]
     Downlink(CodecError),
+    #[error("aggregation lora_product: {0}")]
+    Aggregation(AccumulateError),
     #[error(transparent)]
     Scope(#[from] InvalidScope),
     #[error(transparent)]
@@ -92,6 +97,9 @@ impl Model {
         let parsed = Manifest::from_json(&bytes)
             .map_err(|source| ModelError::Manifest { digest: *manifest, source })?;
         let scope = Scope::new(&parsed.adapter, &spec.training.local)?;
+        if spec.aggregation == AggregationSpec::LoraProduct {
+            lora::Pair::all(scope.shared()).map_err(ModelError::Aggregation)?;
+        }
         Ok(Self {
             layout: scope.shared().clone(),
             whole: parsed.adapter.bytes(),

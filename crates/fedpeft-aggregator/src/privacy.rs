@@ -10,6 +10,7 @@ use fedpeft_protocol::{
 };
 use fedpeft_strategy::cohort;
 
+use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
 use crate::{drive::Drive, round::RoundState, stop::Stop};
@@ -25,6 +26,10 @@ pub(crate) enum Unkeepable {
         "privacy: {rounds} rounds at a noise multiplier of {noise} spend epsilon {spent:.3}, the budget is {budget}: run fewer rounds, or raise privacy.noise_multiplier or privacy.epsilon"
     )]
     Budget { rounds: Round, noise: f64, spent: f64, budget: f64 },
+    #[error(
+        "privacy: {rounds} rounds, and {again} releases more that crashes left, spend epsilon {spent:.3}, the budget is {budget}: the last committed adapter stands; give all aggregators one --noise-secret"
+    )]
+    Again { rounds: Round, again: u32, spent: f64, budget: f64 },
 }
 
 /// Where the privacy of a run stands before its first round; nothing, where it promises none.
@@ -40,7 +45,8 @@ pub(crate) fn begin(spec: &RunSpec) -> Result<Option<PrivacyState>, Unkeepable> 
             noise_multiplier(accountant, sampling(spec, privacy), rounds, privacy.epsilon, privacy.delta)?
         }
     };
-    let state = PrivacyState { noise_multiplier, clip_norm: privacy.clip_norm, epsilon: 0.0 };
+    let clip_norm = privacy.clip_norm;
+    let state = PrivacyState { noise_multiplier, clip_norm, epsilon: 0.0, again: 0, release: None };
     within_budget(spec, privacy, &state, spec.rounds)?;
     // What adaptive clipping takes of the noise must leave some.
     of_updates(spec, &state)?;
@@ -48,19 +54,62 @@ pub(crate) fn begin(spec: &RunSpec) -> Result<Option<PrivacyState>, Unkeepable> 
 }
 
 /// Epsilon spent after `rounds` rounds, if the budget allows for them.
+///
+/// A round that released its sum `k` times, with independent noise, is one whose noise is less by the root of `k`: its
+/// releases share one sample, so that each counts for itself would be too little. Which rounds these were does not matter:
+/// as if it had been one round, which costs most.
 pub(crate) fn within_budget(
     spec: &RunSpec,
     privacy: &PrivacySpec,
     state: &PrivacyState,
     rounds: Round,
 ) -> Result<f64, Unkeepable> {
-    let mechanism = Mechanism::new(sampling(spec, privacy), state.noise_multiplier)?;
-    let spent = epsilon(accountant(privacy), &[(mechanism, u64::from(rounds))], privacy.delta)?;
-    if spent > privacy.epsilon {
-        let (noise, budget) = (state.noise_multiplier, privacy.epsilon);
-        return Err(Unkeepable::Budget { rounds, noise, spent, budget });
+    let with =
+        |releases: f64| Mechanism::new(sampling(spec, privacy), state.noise_multiplier / releases.sqrt());
+    let repeated = u64::from(state.again > 0 && rounds > 0);
+    let mut mechanisms = vec![(with(1.0)?, u64::from(rounds) - repeated)];
+    if repeated > 0 {
+        mechanisms.push((with(f64::from(state.again) + 1.0)?, repeated));
     }
-    Ok(spent)
+    let spent = epsilon(accountant(privacy), &mechanisms, privacy.delta)?;
+    let (noise, budget, again) = (state.noise_multiplier, privacy.epsilon, state.again);
+    match spent > budget {
+        true if again > 0 => Err(Unkeepable::Again { rounds, again, spent, budget }),
+        true => Err(Unkeepable::Budget { rounds, noise, spent, budget }),
+        false => Ok(spent),
+    }
+}
+
+/// Makes durable what the round is about to release, before anything of it can be seen, and accounts for it. Nothing new,
+/// where a former owner was about to release the same bytes; one release more, where it was about to release others.
+///
+/// # Errors
+/// A release beyond the budget: then there is none.
+pub(crate) async fn announce(drive: &mut Drive<'_>, round: &RoundState) -> Result<(), Stop> {
+    let (Some(state), Some(privacy)) = (drive.record.privacy, drive.record.spec.privacy.clone()) else {
+        return Ok(());
+    };
+    let updates = updates(drive, round);
+    let noise = drive.secret.derive(&["fedpeft release 1", drive.record.run.as_str(), &updates]);
+    let release = Some(Digest::of(&noise[..]));
+    if state.release == release {
+        return Ok(());
+    }
+    let again = state.again + u32::from(state.release.is_some());
+    let next = PrivacyState { again, release, ..state };
+    let (spec, number) = (drive.record.spec.clone(), round.open.round);
+    let accounting = spawn_blocking(move || within_budget(&spec, &privacy, &next, number)).await;
+    let epsilon = accounting.map_err(|error| Stop::Failed(format!("accounting broke off: {error}")))?;
+    let epsilon = epsilon.map_err(|error| Stop::Failed(error.to_string()))?;
+    if again > state.again {
+        tracing::warn!(
+            run = %drive.record.run,
+            round = number,
+            again,
+            "a former owner may have released another sum of this round: both count"
+        );
+    }
+    drive.record.write(|record| record.privacy = Some(PrivacyState { epsilon, ..next })).await
 }
 
 /// The noise of the updates alone: more of it, where the count of unclipped updates is released as well.
@@ -85,14 +134,19 @@ pub(crate) fn next_clip_norm(drive: &Drive<'_>, round: &RoundState, unclipped: u
 /// The noise of a round: always the same for the same updates, so that a round that is committed again after a crash
 /// releases nothing new.
 pub(crate) fn stream(drive: &Drive<'_>, round: &RoundState, what: &str) -> NoiseStream {
-    let RunRecord { run, adapter, .. } = &**drive.record;
+    let (run, updates) = (drive.record.run.as_str(), updates(drive, round));
+    NoiseStream::new(drive.secret, &["fedpeft round noise 1", run, &updates, what])
+}
+
+/// What a round's sum is made of, as a digest.
+fn updates(drive: &Drive<'_>, round: &RoundState) -> String {
+    let RunRecord { adapter, .. } = &**drive.record;
     // All that the sum is made of, and nothing else: the names of updates differ with the owner of the run.
     let mut text = format!("{adapter}\n{}\n", round.open.round);
     for (client, accepted) in round.accepted_by() {
         text.push_str(&format!("{client}\n{}\n", accepted.digest));
     }
-    let updates = Digest::of(text).to_string();
-    NoiseStream::new(drive.secret, &["fedpeft round noise 1", run.as_str(), &updates, what])
+    Digest::of(text).to_string()
 }
 
 /// The cohort of a private round, drawn by numbers that nobody else knows: who knows whether a client takes part gains from

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fedpeft_bus::Revision;
+use fedpeft_bus::{Ledger, Revision};
 use fedpeft_protocol::{
     ClientId, Digest, Epoch, Round, RunId, ledger,
     round::{ClientOutcome, ClientReport, Direction, Personal, PhaseSeconds, RoundReport},
@@ -17,7 +17,7 @@ use fedpeft_secagg::Server;
 use fedpeft_service::now_ms;
 use fedpeft_strategy::{Accumulator, Fold, Rule};
 
-use crate::{drive::Drive, ledger::Ledger, secure::Secure, spool::Heap, stop::Stop};
+use crate::{drive::Drive, secure::Secure, spool::Heap, stop::Stop};
 
 /// A client's answer to its task. The first one counts.
 #[derive(Debug, Clone, PartialEq)]
@@ -249,6 +249,7 @@ impl RoundState {
             bytes_up: self.ledger.total(Direction::Up),
             bytes_down: self.ledger.total(Direction::Down),
             bytes_by_kind: self.ledger.by_kind(),
+            payload_by_kind: self.ledger.payload_by_kind(),
             clients: clients.collect(),
             privacy: None,
             secure: self.secure.as_ref().map(Secure::report),
@@ -282,6 +283,7 @@ impl RoundState {
             examples: 0,
             bytes_up: self.ledger.of_client(client, Direction::Up),
             bytes_down: self.ledger.of_client(client, Direction::Down),
+            bytes_by_kind: self.ledger.of_client_by_kind(client),
             loss: None,
             train_seconds: 0.0,
             personal: None,

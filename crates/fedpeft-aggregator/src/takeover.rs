@@ -3,7 +3,7 @@
 //! The record tells whether a round is open. If none is, the last committed round may still lack its
 //! evaluation or its announcement; the events of the run tell.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use fedpeft_bus::Stale;
 use fedpeft_protocol::{Round, event::EventKind, round::ClientOutcome};
@@ -34,7 +34,10 @@ pub(crate) async fn phase(drive: &Drive<'_>) -> Result<Phase, Stop> {
     }
     let report = drive.reports.get(&report_key(&drive.record.run, round)).await?;
     Ok(report.map_or(Phase::Select, |(report, revision)| {
-        Phase::Evaluate(Box::new(Committed { report, revision }))
+        // When it was opened went with the record's open round.
+        let length = Duration::try_from_secs_f64(report.seconds.total).unwrap_or_default();
+        let began = SystemTime::now().checked_sub(length).unwrap_or(SystemTime::UNIX_EPOCH);
+        Phase::Evaluate(Box::new(Committed { report, revision, began }))
     }))
 }
 

@@ -1,8 +1,11 @@
 //! Bytes as they cross the wire.
 
-use std::ops::AddAssign;
+use std::{ops::AddAssign, sync::atomic::Ordering::Relaxed};
 
 use async_nats::HeaderMap;
+use fedpeft_protocol::round::{ByteKind, Direction, Transfer};
+
+use crate::Bus;
 
 /// Size of the messages an operation took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -17,6 +20,41 @@ impl Measured {
     pub(crate) fn of(subject: &str, headers: Option<&HeaderMap>, payload: usize) -> Self {
         let headers = headers.map_or(0, header_bytes);
         Self { payload: payload as u64, total: (subject.len() + headers + payload) as u64 }
+    }
+
+    /// As an entry of a [`crate::Ledger`].
+    pub fn transfer(self, direction: Direction, kind: ByteKind) -> Transfer {
+        Transfer { direction, kind, size: self.total, payload: self.payload }
+    }
+}
+
+/// What crossed the socket of a connection so far, lost connections included: with protocol lines,
+/// acknowledgements, heartbeats and whatever else the broker and we have to say; under TLS, before encryption.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes written.
+    pub sent: u64,
+    /// Bytes read.
+    pub received: u64,
+    /// Messages published.
+    pub messages_sent: u64,
+    /// Messages delivered.
+    pub messages_received: u64,
+    /// Connections made.
+    pub connections: u64,
+}
+
+impl Bus {
+    /// Bytes on the socket.
+    pub fn traffic(&self) -> Traffic {
+        let counters = self.client.statistics();
+        Traffic {
+            sent: counters.out_bytes.load(Relaxed),
+            received: counters.in_bytes.load(Relaxed),
+            messages_sent: counters.out_messages.load(Relaxed),
+            messages_received: counters.in_messages.load(Relaxed),
+            connections: counters.connects.load(Relaxed),
+        }
     }
 }
 

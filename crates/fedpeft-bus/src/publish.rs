@@ -5,19 +5,28 @@ use std::time::Duration;
 use async_nats::{HeaderMap, jetstream::context::PublishErrorKind};
 use bytes::Bytes;
 use fedpeft_protocol::{PROTOCOL_VERSION, subject, wire};
+use fedpeft_trace::{Origin, TRACEPARENT, traceparent};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
 
 use crate::{Backoff, Bus, BusError, Measured, measure::header_bytes};
 
-/// Headers and body of a message in MessagePack.
+/// Headers and body of a message in MessagePack; where traces are exported, it says in which it is sent.
 pub(crate) fn encode<T: Serialize>(what: &str, message: &T) -> Result<(HeaderMap, Bytes), BusError> {
     let format = wire::Format::MessagePack;
     let body = format.encode(message).map_err(|error| BusError::wire(what, error))?;
     let mut headers = HeaderMap::new();
     headers.insert(subject::CONTENT_TYPE, format.content_type());
     headers.insert(subject::VERSION_HEADER, PROTOCOL_VERSION.to_string());
+    if let Some(traceparent) = traceparent() {
+        headers.insert(TRACEPARENT, traceparent);
+    }
     Ok((headers, body.into()))
+}
+
+/// Where a message comes from.
+pub(crate) fn origin(headers: Option<&HeaderMap>) -> Origin {
+    Origin::read(headers.and_then(|all| all.get(TRACEPARENT)).map(|value| value.as_str()))
 }
 
 /// Decodes a message of this protocol version; a header that declares another one is believed before the

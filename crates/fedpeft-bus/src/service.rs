@@ -11,6 +11,7 @@ use fedpeft_protocol::{
     subject,
     wire::{Format, WireError},
 };
+use fedpeft_trace::{Instrument, span};
 use futures::StreamExt;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::task::JoinSet;
@@ -158,7 +159,10 @@ impl Service {
                     }
                 }
                 let (handler, name) = (handler.clone(), name.clone());
-                running.spawn(async move { answer(&name, &request, handler.as_ref(), max_payload).await });
+                let span = span!("request", otel.name = %subject, otel.kind = "server");
+                publish::origin(request.message.headers.as_ref()).adopt(&span);
+                let answering = async move { answer(&name, &request, handler.as_ref(), max_payload).await };
+                running.spawn(answering.instrument(span));
             }
             while running.join_next().await.is_some() {}
         });

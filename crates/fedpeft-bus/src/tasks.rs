@@ -17,6 +17,7 @@ use fedpeft_protocol::{
     subject,
     wire::{self, WireError},
 };
+use fedpeft_trace::Origin;
 use futures::StreamExt;
 use tokio::sync::watch;
 
@@ -197,6 +198,8 @@ pub struct TaskDelivery {
     pub measured: Measured,
     /// Deliveries so far, this one included.
     pub deliveries: u32,
+    /// The span that sent it.
+    pub origin: Origin,
     message: Message,
 }
 
@@ -206,7 +209,8 @@ impl TaskDelivery {
         let result = publish::decode::<Task>(message.headers.as_ref(), &message.payload)
             .and_then(|task| wire::check_version(task.version).map(|()| task));
         let deliveries = message.info().ok().and_then(|info| u32::try_from(info.delivered).ok()).unwrap_or(1);
-        Self { result, measured, deliveries, message }
+        let origin = publish::origin(message.headers.as_ref());
+        Self { result, measured, deliveries, origin, message }
     }
 
     /// Done: it is not delivered again.

@@ -9,6 +9,7 @@ use fedpeft_protocol::{
     subject,
     wire::{self, WireError},
 };
+use fedpeft_trace::Origin;
 
 use crate::{
     Bus, BusError, Measured,
@@ -84,7 +85,8 @@ impl Updates {
             let update = publish::decode::<Update>(headers, &message.payload)
                 .and_then(|update| wire::check_version(update.version).map(|()| update));
             let measured = Measured::of(&message.subject, headers, message.payload.len());
-            return UpdateDelivery { run, round, client, update, measured, sequence: next.sequence };
+            let (origin, sequence) = (publish::origin(headers), next.sequence);
+            return UpdateDelivery { run, round, client, update, measured, origin, sequence };
         }
     }
 
@@ -107,6 +109,8 @@ pub struct UpdateDelivery {
     pub update: Result<Update, WireError>,
     /// Its size on the wire.
     pub measured: Measured,
+    /// The span that sent it, as the client says.
+    pub origin: Origin,
     /// Its place in the stream.
     pub sequence: u64,
 }

@@ -9,12 +9,12 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use fedpeft_artifacts::manifest::Manifest;
 use fedpeft_bus::Bus;
-use fedpeft_codec::{Base, Codec, Layout, Pipeline, Scope, as_bytes, encode};
+use fedpeft_codec::{Codec, Layout, Scope, as_bytes, decode_update, encode};
 use fedpeft_protocol::{
     Digest,
     ledger::{self, Checked},
     round::{ClientOutcome, RoundReport},
-    run::RunView,
+    run::{RunSpec, RunView},
 };
 use fedpeft_strategy::{Claim, Closing, Fold, Kept, Rule, Spool, Weight, max_partial_bytes, of_spec};
 use serde::Serialize;
@@ -128,7 +128,7 @@ async fn aggregate(
         };
         let (update, weight) =
             (fetch(&digest, &format!("the update of {}", client.client)).await?, Weight::new(weight)?);
-        let update = decoded(&update, &held, spec.uplink, layout)
+        let update = decoded(&update, &held, spec, layout)
             .with_context(|| format!("the update of {} in round {}", client.client, report.round))?;
         fold.add_held(&update, &mut Cursor::new(held), weight)?;
         fold.keep(client.client.as_str(), Box::new(Cursor::new(update)), weight);
@@ -162,11 +162,12 @@ async fn aggregate(
 }
 
 /// The plain values of an update, which its client began with `base`.
-fn decoded(update: &Bytes, base: &[u8], uplink: Pipeline, layout: &Layout) -> Result<Bytes> {
-    if uplink.is_plain() {
+fn decoded(update: &Bytes, base: &[u8], spec: &RunSpec, layout: &Layout) -> Result<Bytes> {
+    let (uplink, ranks) = (spec.uplink, spec.mixes_ranks());
+    if uplink.is_plain() && !ranks {
         return Ok(update.clone());
     }
     let base = if uplink.delta() { Some(fedpeft_codec::view(base, layout)?) } else { None };
-    let values = Codec::new(uplink, layout).decode(update, base.as_deref().map(Base::new).as_ref())?;
+    let values = decode_update((uplink, ranks), layout, update, base.as_deref())?;
     Ok(encode(&values))
 }

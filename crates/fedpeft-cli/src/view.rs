@@ -228,6 +228,7 @@ mod tests {
             examples: 10,
             bytes_up: 500,
             bytes_down: 500,
+            bytes_by_kind: BytesByKind::new(),
             loss: None,
             train_seconds: 0.5,
             personal: None,
@@ -242,6 +243,7 @@ mod tests {
             bytes_up: 1 << 20,
             bytes_down: 1 << 20,
             bytes_by_kind: BytesByKind::new(),
+            payload_by_kind: BytesByKind::new(),
             clients: vec![
                 client(
                     "a",

@@ -120,6 +120,13 @@ pub(crate) struct Header {
     pub seed: u64,
 }
 
+/// How many values a header declares; nothing where `bytes` do not begin with one.
+pub(crate) fn declared_values(bytes: &[u8]) -> Option<usize> {
+    let head = bytes.first_chunk::<BYTES>()?;
+    let declared = head[12..].first_chunk().map(|bytes| u64::from_le_bytes(*bytes))?;
+    usize::try_from(declared).ok().filter(|_| head[..3] == MAGIC)
+}
+
 impl Header {
     /// Its bytes.
     pub fn write(&self) -> [u8; BYTES] {

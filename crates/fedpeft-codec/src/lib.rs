@@ -17,6 +17,7 @@ mod floats;
 mod header;
 mod integers;
 mod layout;
+mod rank;
 mod read;
 mod scope;
 mod seed;
@@ -29,6 +30,7 @@ pub use delta::Base;
 pub use error::CodecError;
 pub use fedpeft_protocol::pipeline::{InvalidPipeline, Pipeline};
 pub use layout::{InvalidLayout, Layout, MAX_VALUES, TensorSpec};
+pub use rank::{FACTOR_A, FACTOR_B, LowRank, decode_update, least_plain_bytes};
 pub use scope::{InvalidScope, Scope};
 pub use seed::Seed;
 

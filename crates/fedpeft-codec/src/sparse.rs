@@ -67,7 +67,7 @@ fn read_bitmap(body: &[u8], count: usize, values: usize) -> Result<(Vec<u32>, &[
         return Err(CodecError::Body("its indices are cut off"));
     };
     let set: usize = bitmap.iter().map(|byte| byte.count_ones() as usize).sum();
-    let beyond = values % 8 != 0 && bitmap.last().is_some_and(|last| last >> (values % 8) != 0);
+    let beyond = !values.is_multiple_of(8) && bitmap.last().is_some_and(|last| last >> (values % 8) != 0);
     if set != count || beyond {
         return Err(CodecError::Body("its indices are not as many as declared"));
     }

@@ -1,4 +1,5 @@
 //! Error feedback: nothing is lost, only late.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap")]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! Bytes of strangers: an adapter of finite values, or an error; never a panic, never more memory than the layout
 //! allows.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap")]
 
 mod support;
 

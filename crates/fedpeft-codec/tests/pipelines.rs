@@ -1,4 +1,5 @@
 //! Every pipeline, from values to values.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap")]
 
 mod support;
 

@@ -13,6 +13,8 @@ pub struct Limits {
     pub runs: usize,
     /// Rounds per run that are shown one by one.
     pub rounds: usize,
+    /// Clients per run that are shown by name; 0 shows nothing of clients.
+    pub clients: usize,
 }
 
 /// What the events so far add up to.
@@ -40,7 +42,7 @@ impl Ledger {
         self.events += 1;
         let (last, run) = self.runs.entry(event.run.clone()).or_default();
         *last = sequence;
-        run.fold(&event.kind, self.limits.rounds);
+        run.fold(&event.kind, self.limits);
         if self.runs.len() > self.limits.runs {
             self.forget_oldest();
         }
@@ -56,6 +58,10 @@ impl Ledger {
 
     pub(crate) fn runs(&self) -> impl Iterator<Item = (&RunId, &Run)> {
         self.runs.iter().map(|(id, (_, run))| (id, run))
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
     }
 
     pub(crate) fn events(&self) -> u64 {

@@ -2,8 +2,9 @@
 //!
 //! The state behind the metrics is a fold over the event stream from its first event, so an exporter that
 //! starts again shows the same counters, and several exporters agree. What it keeps is bounded: runs, rounds
-//! per run, and no label comes from a client.
+//! per run, and no label comes from a client unless some are asked for.
 
+mod clients;
 mod ledger;
 mod metrics;
 mod run;

@@ -25,6 +25,11 @@ struct Args {
     #[arg(long, env = "FEDPEFT_MAX_ROUNDS", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_rounds: Option<u32>,
+    /// Clients of each run to show by name in fedpeft_client_bytes, those with most bytes, and one for all others; 0 shows
+    /// nothing of clients [default: 0]
+    #[arg(long, env = "FEDPEFT_TOP_CLIENTS", value_name = "N", value_parser = clap::value_parser!(u32).range(..=1000))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_clients: Option<u32>,
     #[command(flatten)]
     #[serde(flatten)]
     common: CommonArgs,
@@ -42,6 +47,8 @@ struct Config {
     max_runs: u32,
     #[serde(default = "max_rounds")]
     max_rounds: u32,
+    #[serde(default)]
+    top_clients: u32,
     #[serde(flatten)]
     common: Common,
 }
@@ -65,7 +72,11 @@ const DEFAULT_HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::
 fn main() -> ExitCode {
     Program::new("fedpeft-exporter").default_http(DEFAULT_HTTP).run::<Args, Config, _>(
         async |config, context| {
-            let limits = Limits { runs: config.max_runs as usize, rounds: config.max_rounds as usize };
+            let limits = Limits {
+                runs: config.max_runs as usize,
+                rounds: config.max_rounds as usize,
+                clients: config.top_clients as usize,
+            };
             let exporter = Exporter::new(limits, &context.metrics)?;
             tokio::select! {
                 ended = exporter.follow(&context.bus, || context.set_ready(true)) => ended?,

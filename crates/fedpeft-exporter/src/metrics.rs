@@ -7,6 +7,8 @@ use prometheus::{
     proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 
+use fedpeft_protocol::round::Direction;
+
 use crate::{Exporter, run::Run};
 
 struct Spec {
@@ -38,7 +40,17 @@ const BYTES: Spec = counter(
     "fedpeft_bytes_total",
     &["run", "direction", "kind"],
     "Bytes between clients and aggregator or blob store, with subjects and headers, by direction as the \
-     client sees it (up, down) and kind (adapter, backbone, artifacts, control).",
+     client sees it (up, down) and kind (adapter, backbone, artifacts, evaluation, control).",
+);
+const PAYLOAD: Spec = counter(
+    "fedpeft_payload_bytes_total",
+    &["run", "direction", "kind"],
+    "Of fedpeft_bytes_total, bodies of messages: the rest is envelopes, that is subjects and headers.",
+);
+const CLIENT_BYTES: Spec = gauge(
+    "fedpeft_client_bytes",
+    &["run", "client", "direction"],
+    "Bytes so far of the clients with most of them, and of all others as (other): with --top-clients only.",
 );
 const ROUND_BYTES: Spec = gauge(
     "fedpeft_round_bytes",
@@ -104,13 +116,15 @@ const EVENTS: Spec = counter("fedpeft_exporter_events_total", &[], "Events read 
 const PENDING: Spec =
     gauge("fedpeft_exporter_events_pending", &[], "Events in the stream that are still to be read.");
 
-const ALL: [&Spec; 24] = [
+const ALL: [&Spec; 26] = [
     &RUN_INFO,
     &ROUNDS,
     &ROUND,
     &OPEN_ROUND,
     &PLANNED,
     &BYTES,
+    &PAYLOAD,
+    &CLIENT_BYTES,
     &ROUND_BYTES,
     &FULL_BYTES,
     &ADAPTER,
@@ -158,6 +172,7 @@ impl Collector for LedgerMetrics {
         page.add(&PENDING, &[], ledger.pending() as f64);
         for (id, run) in ledger.runs() {
             page.add_run(id.as_str(), run);
+            page.add_clients(id.as_str(), run, ledger.limits().clients);
         }
         page.0.into_values().collect()
     }
@@ -197,6 +212,9 @@ impl Page {
         for ((direction, kind), count) in &run.bytes {
             self.add(&BYTES, &[id, direction.label(), kind.label()], *count as f64);
         }
+        for ((direction, kind), count) in &run.payload {
+            self.add(&PAYLOAD, &[id, direction.label(), kind.label()], *count as f64);
+        }
         for (round, bytes) in &run.recent {
             for ((direction, kind), count) in bytes {
                 let labels = [id, &round.to_string(), direction.label(), kind.label()];
@@ -212,6 +230,16 @@ impl Page {
                 self.add(&COHORT, &[id, outcome], count as f64);
             }
             self.add_seconds(id, run);
+        }
+    }
+
+    fn add_clients(&mut self, id: &str, run: &Run, count: usize) {
+        if count == 0 {
+            return;
+        }
+        for (name, (up, down)) in run.clients.top(count) {
+            self.add(&CLIENT_BYTES, &[id, name, Direction::Up.label()], up as f64);
+            self.add(&CLIENT_BYTES, &[id, name, Direction::Down.label()], down as f64);
         }
     }
 

@@ -10,6 +10,8 @@ use fedpeft_protocol::{
     secure::SecureStage,
 };
 
+use crate::{clients::Clients, ledger::Limits};
+
 /// Bytes by direction and kind.
 pub(crate) type Bytes = BTreeMap<(Direction, ByteKind), u64>;
 
@@ -31,6 +33,10 @@ pub(crate) struct Run {
     pub round: Round,
     pub rounds_closed: u64,
     pub bytes: Bytes,
+    /// Of these, bodies of messages.
+    pub payload: Bytes,
+    /// Bytes by client and direction, where clients are shown.
+    pub clients: Clients,
     pub recent: VecDeque<(Round, Bytes)>,
     pub loss: Option<f64>,
     pub accuracy: Option<f64>,
@@ -50,7 +56,7 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub fn fold(&mut self, event: &EventKind, rounds_kept: usize) {
+    pub fn fold(&mut self, event: &EventKind, limits: Limits) {
         match event {
             EventKind::Status { status, method, rounds, adapter_values, backbone_values } => {
                 self.status = status.word();
@@ -89,12 +95,12 @@ impl Run {
                     self.secure.insert(*stage, *clients);
                 }
             }
-            EventKind::RoundClosed { report } => self.close(report, rounds_kept),
+            EventKind::RoundClosed { report } => self.close(report, limits),
         }
     }
 
     /// A round counts once; told again, it only adds an evaluation that came late.
-    fn close(&mut self, report: &RoundReport, rounds_kept: usize) {
+    fn close(&mut self, report: &RoundReport, limits: Limits) {
         if report.round < self.round {
             return;
         }
@@ -110,12 +116,13 @@ impl Run {
         self.train_loss = Some(report.train_loss);
         self.privacy = report.privacy;
         let bytes = parse(&report.bytes_by_kind);
-        for (key, count) in &bytes {
-            let total = self.bytes.entry(*key).or_default();
-            *total = total.saturating_add(*count);
+        add(&mut self.bytes, &bytes);
+        add(&mut self.payload, &parse(&report.payload_by_kind));
+        if limits.clients > 0 {
+            self.clients.add(report);
         }
         self.recent.push_back((report.round, bytes));
-        while self.recent.len() > rounds_kept {
+        while self.recent.len() > limits.rounds {
             self.recent.pop_front();
         }
         self.outcomes = BTreeMap::new();
@@ -134,6 +141,13 @@ impl Run {
     /// Bytes full fine-tuning would have sent so far, in 32-bit floats.
     pub fn full_finetuning_bytes(&self) -> f64 {
         self.models_sent as f64 * self.backbone_values as f64 * 4.0
+    }
+}
+
+fn add(sums: &mut Bytes, bytes: &Bytes) {
+    for (key, count) in bytes {
+        let total = sums.entry(*key).or_default();
+        *total = total.saturating_add(*count);
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::{
     net::TcpStream,
 };
 
-const LIMITS: Limits = Limits { runs: 3, rounds: 2 };
+const LIMITS: Limits = Limits { runs: 3, rounds: 2, clients: 0 };
 
 fn event(run: &str, kind: EventKind) -> Event {
     Event { version: PROTOCOL_VERSION, run: RunId::new(run).unwrap(), at_ms: 1, epoch: 1, kind }
@@ -47,6 +47,7 @@ fn report(round: u32, accuracy: Option<f64>) -> RoundReport {
         examples: 1,
         bytes_up: 60,
         bytes_down: 70,
+        bytes_by_kind: [("up.adapter".to_owned(), 60), ("down.adapter".to_owned(), 70)].into(),
         loss: None,
         train_seconds: 1.0,
         personal: None,
@@ -62,6 +63,7 @@ fn report(round: u32, accuracy: Option<f64>) -> RoundReport {
         bytes_up: 120,
         bytes_down: 140,
         bytes_by_kind: bytes.map(|(key, count)| (key.to_owned(), count)).into(),
+        payload_by_kind: [("up.adapter".to_owned(), 90)].into(),
         clients: vec![
             one(
                 "a",
@@ -79,6 +81,8 @@ fn report(round: u32, accuracy: Option<f64>) -> RoundReport {
             noise_multiplier: 1.0,
             clip_norm: 0.5,
             epsilon: 0.25 * f64::from(round),
+            again: 0,
+            release: None,
         }),
         seconds: PhaseSeconds { train: 1.5, total: 2.0, ..Default::default() },
         previous: Digest::of("p"),
@@ -171,6 +175,7 @@ async fn a_scripted_run_gives_exactly_these_metrics_and_a_replay_the_same() {
             "fedpeft_round{run=\"r\"} 3",
             "fedpeft_bytes_total{direction=\"up\",kind=\"adapter\",run=\"r\"} 300",
             "fedpeft_bytes_total{direction=\"up\",kind=\"control\",run=\"r\"} 60",
+            "fedpeft_payload_bytes_total{direction=\"up\",kind=\"adapter\",run=\"r\"} 270",
             "fedpeft_bytes_total{direction=\"down\",kind=\"adapter\",run=\"r\"} 420",
             "fedpeft_round_bytes{direction=\"up\",kind=\"adapter\",round=\"3\",run=\"r\"} 100",
             "fedpeft_loss{run=\"r\"} 0.25",
@@ -194,7 +199,7 @@ async fn a_scripted_run_gives_exactly_these_metrics_and_a_replay_the_same() {
         ],
     );
     // Only the last two rounds are shown one by one, nothing is in progress, and odd kinds make no label.
-    for absent in ["round=\"1\"", "fedpeft_open_round{", "sideways"] {
+    for absent in ["round=\"1\"", "fedpeft_open_round{", "sideways", "client=\""] {
         assert!(!page.contains(absent), "{absent} is in\n{page}");
     }
     server.restart().await;
@@ -320,4 +325,24 @@ async fn the_program_says_in_one_line_why_it_cannot_start() {
         assert!(stderr.starts_with("error: ") && stderr.contains(expected), "{stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
     }
+}
+
+#[tokio::test]
+async fn clients_are_shown_where_asked_for_and_only_so_many() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    for event in script("r") {
+        bus.publish_event(&event).await.unwrap();
+    }
+    let lines = |name: &str| {
+        ["up} 180", "down} 210"].map(|direction| {
+            let (direction, value) = direction.split_once('}').unwrap();
+            format!("fedpeft_client_bytes{{client=\"{name}\",direction=\"{direction}\",run=\"r\"}}{value}")
+        })
+    };
+    let page = page_of(&bus, Limits { clients: 1, ..LIMITS }).await;
+    for line in lines("a").iter().chain(&lines("(other)")) {
+        assert_lines(&page, &[line]);
+    }
+    assert_eq!(page.matches("client=\"").count(), 4, "{page}");
 }

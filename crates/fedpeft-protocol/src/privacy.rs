@@ -87,6 +87,17 @@ pub struct PrivacyState {
     pub clip_norm: f64,
     /// Epsilon spent so far, at the delta of the specification.
     pub epsilon: f64,
+    /// Releases beyond one for each round: of rounds that were closed again after a crash, with other updates or other
+    /// noise. They count.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub again: u32,
+    /// What the open round is about to release, written before it is; none where it has not closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<crate::Digest>,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 impl PrivacySpec {

@@ -61,6 +61,9 @@ pub enum Work {
         /// Faults to simulate; a client does so only if its operator allows it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stability: Option<StabilitySpec>,
+        /// Whether an update may have less LoRA rank than the adapter.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        ranks: bool,
         /// How the trained adapter is to be encoded.
         #[serde(default, skip_serializing_if = "Pipeline::is_plain")]
         uplink: Pipeline,
@@ -327,13 +330,16 @@ pub enum ByteKind {
     Backbone,
     /// Training graphs, manifest, initial checkpoint.
     Artifacts,
-    /// Everything else: envelopes, acknowledgements, heartbeats, records.
+    /// Messages that ask for an evaluation of the global adapter and answer it, the adapter in them included.
+    Evaluation,
+    /// Everything else of a message: its envelope, and what its body holds beside an adapter.
     Control,
 }
 
 impl ByteKind {
     /// All kinds, in the order of reports.
-    pub const ALL: [Self; 4] = [Self::Adapter, Self::Backbone, Self::Artifacts, Self::Control];
+    pub const ALL: [Self; 5] =
+        [Self::Adapter, Self::Backbone, Self::Artifacts, Self::Evaluation, Self::Control];
 
     /// The kind as a metric label.
     pub fn label(self) -> &'static str {
@@ -341,6 +347,7 @@ impl ByteKind {
             Self::Adapter => "adapter",
             Self::Backbone => "backbone",
             Self::Artifacts => "artifacts",
+            Self::Evaluation => "evaluation",
             Self::Control => "control",
         }
     }
@@ -375,13 +382,9 @@ pub struct Transfer {
     pub kind: ByteKind,
     /// How many.
     pub size: u64,
-}
-
-impl Transfer {
-    /// To a client, of what is neither adapter nor artifacts nor backbone.
-    pub fn control_down(size: u64) -> Self {
-        Self { direction: Direction::Down, kind: ByteKind::Control, size }
-    }
+    /// Of these, bodies of messages; 0 from a sender that does not say.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub payload: u64,
 }
 
 /// What became of one sampled client in one round.
@@ -448,6 +451,9 @@ pub struct ClientReport {
     pub bytes_up: u64,
     /// Bytes to the client.
     pub bytes_down: u64,
+    /// Both, split as in [`RoundReport::bytes_by_kind`].
+    #[serde(default, skip_serializing_if = "BytesByKind::is_empty")]
+    pub bytes_by_kind: BytesByKind,
     /// Mean training loss over its last local epoch; none where it is withheld, see `epsilon`.
     pub loss: Option<f64>,
     /// Seconds it trained.
@@ -505,8 +511,12 @@ pub struct RoundReport {
     pub bytes_up: u64,
     /// Bytes to all clients of the cohort.
     pub bytes_down: u64,
-    /// Both, split: keys are `up.adapter`, `up.control`, `down.adapter`, `down.backbone`, ...
+    /// Both, split: keys are `up.adapter`, `up.control`, `down.adapter`, `down.backbone`, ...; and beside them what the
+    /// evaluation took, `up.evaluation` and `down.evaluation`.
     pub bytes_by_kind: BytesByKind,
+    /// Of these, bodies of messages: the rest is envelopes, that is subjects and headers.
+    #[serde(default, skip_serializing_if = "BytesByKind::is_empty")]
+    pub payload_by_kind: BytesByKind,
     /// The cohort, sorted by name.
     pub clients: Vec<ClientReport>,
     /// What the round did for privacy and what is spent after it, where the run promises any.

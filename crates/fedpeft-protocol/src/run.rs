@@ -189,6 +189,14 @@ impl RunSpec {
         self.evaluation.personal.unwrap_or(!self.training.local.is_empty())
     }
 
+    /// Whether updates may have less LoRA rank than the adapter: a mean of products takes them as they are. What a client
+    /// keeps between rounds, and the noise of DP-SGD, are for all values.
+    pub fn mixes_ranks(&self) -> bool {
+        self.aggregation == AggregationSpec::LoraProduct
+            && !self.has_memory()
+            && self.training.dp_sgd.is_none()
+    }
+
     /// Whether clients keep something between the rounds of the run.
     pub fn has_memory(&self) -> bool {
         !self.training.local.is_empty() || self.scaffold_population().is_some() || self.uplink.feedback()

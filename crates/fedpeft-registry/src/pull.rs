@@ -103,5 +103,5 @@ fn parse(digest: &Digest, bytes: &[u8]) -> Result<Manifest, RegistryError> {
 }
 
 fn down(kind: ByteKind, measured: Measured) -> Transfer {
-    Transfer { direction: Direction::Down, kind, size: measured.total }
+    measured.transfer(Direction::Down, kind)
 }

@@ -58,6 +58,11 @@ pub struct CommonArgs {
     #[arg(long, env = "FEDPEFT_LOG_FORMAT", value_name = "FORMAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_format: Option<LogFormat>,
+    /// Send traces by OTLP (http/protobuf) to this collector, as http://127.0.0.1:4318 [default: what the OTEL_* variables of
+    /// OpenTelemetry say, else nowhere]
+    #[arg(long, env = "FEDPEFT_OTLP_ENDPOINT", value_name = "URL", value_hint = ValueHint::Url)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp_endpoint: Option<String>,
     /// Serve /healthz, /readyz and /metrics over HTTP on this address
     #[arg(long, env = "FEDPEFT_HTTP", value_name = "HOST:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,6 +89,8 @@ pub struct Common {
     pub log: String,
     /// Form of the log.
     pub log_format: LogFormat,
+    /// Base URL of a trace collector.
+    pub otlp_endpoint: Option<String>,
     /// Address of the HTTP endpoints.
     pub http: Option<SocketAddr>,
 }
@@ -99,6 +106,7 @@ impl Default for Common {
             tls_first: false,
             log: "info".into(),
             log_format: LogFormat::Text,
+            otlp_endpoint: None,
             http: None,
         }
     }

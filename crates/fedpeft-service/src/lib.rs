@@ -11,6 +11,7 @@ pub mod logs;
 pub mod process;
 mod program;
 mod shutdown;
+mod traffic;
 
 pub use clock::now_ms;
 pub use config::{Common, CommonArgs, ConfigError, LogFormat};

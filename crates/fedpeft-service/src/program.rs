@@ -4,6 +4,7 @@ use std::{io::Write, net::SocketAddr, process::ExitCode};
 
 use clap::Parser;
 use fedpeft_bus::Bus;
+use fedpeft_trace::Settings;
 use prometheus::{IntGaugeVec, Opts, Registry};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
@@ -14,6 +15,7 @@ use crate::{
     logs,
     process::ProcessMetrics,
     shutdown,
+    traffic::TrafficMetrics,
 };
 
 /// A service binary.
@@ -100,11 +102,17 @@ impl Program {
     {
         let config: C = config::load(args, args.as_ref().config.as_deref())?;
         let common = config.as_ref().clone();
-        logs::init(&common.log, common.log_format)?;
+        let endpoint = common.otlp_endpoint.clone();
+        let settings = Settings { program: self.name, version: env!("CARGO_PKG_VERSION"), endpoint };
+        let traces = fedpeft_trace::start(&settings)?;
+        logs::init(&common.log, common.log_format, traces.as_ref())?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let result = runtime.block_on(Box::pin(self.serve(config, common, body)));
         // A blocking call that hangs must not keep the process.
         runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+        if let Some(traces) = traces {
+            traces.finish();
+        }
         result
     }
 
@@ -121,7 +129,7 @@ impl Program {
         let bus = Bus::connect(&common.bus(self.name)).await?;
         bus.ensure_topology().await?;
         let http = listener.as_ref().map(|listener| listener.local_addr()).transpose()?;
-        let metrics = self.metrics()?;
+        let metrics = self.metrics(&bus)?;
         let context = Context { bus, shutdown, metrics, http, ready: Readiness::default() };
         // The pages outlive the body: a probe during shutdown gets an answer.
         let pages = tokio::spawn(serve_pages(listener, context.clone()));
@@ -139,9 +147,10 @@ impl Program {
         result
     }
 
-    fn metrics(&self) -> anyhow::Result<Registry> {
+    fn metrics(&self, bus: &Bus) -> anyhow::Result<Registry> {
         let registry = Registry::new();
         registry.register(Box::new(ProcessMetrics::new()?))?;
+        registry.register(Box::new(TrafficMetrics::new(bus.clone())?))?;
         let help = "Version of the running program; always 1.";
         let build = IntGaugeVec::new(Opts::new("fedpeft_build_info", help), &["program", "version"])?;
         build.with_label_values(&[self.name, env!("CARGO_PKG_VERSION")]).set(1);

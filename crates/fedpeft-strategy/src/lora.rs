@@ -9,7 +9,7 @@
 //! [`ProductMean`] adds the products up and, when the round closes, splits their mean into factors again: the best ones
 //! of the same rank, by a truncated singular value decomposition `U S V^T`, `B = U S` and `A = V^T`. So rows of `A` are
 //! of length 1, near what they begin with, and ordered by what they matter, so that the first `r` of them are the best
-//! factors of rank `r` (see [`fit_rank`] for clients with less of it). What does not fit the rank is lost, and its share
+//! factors of rank `r` (see [`fedpeft_codec::LowRank`] for clients with less of it). What does not fit the rank is lost, and its share
 //! is returned. All other tensors are averaged as ever.
 //!
 //! Products are summed in integers as in [`crate::accumulator`], each rounded to `f64` first: the order of the clients
@@ -28,24 +28,17 @@
 //!   shared between runs and between the clients of a machine, and bytes per round must not grow with the cohort: so
 //!   it is not done.
 
-mod ranks;
 mod svd;
 
 use std::{io::SeekFrom, ops::Range};
 
-use fedpeft_codec::Layout;
+use fedpeft_codec::{FACTOR_A, FACTOR_B, Layout};
 
 use crate::accumulator::{
     AccumulateError, Accumulator, HIGH_SCALE, MAX_MAGNITUDE, Spool, SpoolError, Weight, add_integers,
     add_term, check_update, total, zeros,
 };
 use svd::Largest;
-
-pub use ranks::fit_rank;
-
-/// What the names of factors end with, after HF peft.
-const FACTOR_A: &str = ".lora_A.weight";
-const FACTOR_B: &str = ".lora_B.weight";
 
 /// The factors `A [rank, inputs]` and `B [outputs, rank]` of one layer's update.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use std::{
 
 use fedpeft_bus::{BusError, TaskDelivery};
 use fedpeft_protocol::round::{Task, Update};
+use fedpeft_trace::{Instrument, span};
 
 use crate::{
     faults::Faults,
@@ -67,9 +68,15 @@ async fn handle(client: &Hosted, shared: &Shared, seen: &mut Seen, delivery: &Ta
         return settle(client, delivery.ack().await);
     }
     let assignment = Assignment { client, task, deadline: seen.deadline(task), faults };
-    let settled = if Instant::now() >= assignment.deadline {
-        late(client, task, delivery).await
-    } else {
+    let span = span!(
+        "task", otel.kind = "consumer", fedpeft.run = %task.run, fedpeft.round = task.round,
+        fedpeft.client = %client.id, fedpeft.work = task.work.name()
+    );
+    delivery.origin.adopt(&span);
+    let work = async {
+        if Instant::now() >= assignment.deadline {
+            return late(client, task, delivery).await;
+        }
         match renewing(delivery, Box::pin(shared.workshop.answer(&assignment))).await {
             Answer::Update(update, held) => {
                 publish(client, shared, seen, task, *update, held, delivery).await
@@ -78,7 +85,7 @@ async fn handle(client: &Hosted, shared: &Shared, seen: &mut Seen, delivery: &Ta
             Answer::HandBack => delivery.retry(Duration::ZERO).await,
         }
     };
-    settle(client, settled);
+    settle(client, work.instrument(span).await);
 }
 
 async fn late(client: &Hosted, task: &Task, delivery: &TaskDelivery) -> Result<(), BusError> {
@@ -98,6 +105,7 @@ async fn publish(
 ) -> Result<(), BusError> {
     let Workshop { bus, abort, .. } = &shared.workshop;
     let publish = bus.publish_update(&task.run, task.round, &client.id, &update);
+    let publish = publish.instrument(span!("publish", otel.kind = "producer"));
     let published = tokio::select! {
         published = renewing(delivery, Box::pin(publish)) => published,
         () = abort.cancelled() => {

@@ -84,6 +84,11 @@ pub struct Args {
     #[arg(long, env = "FEDPEFT_LABEL", value_name = "NAME=VALUE", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     label: Vec<String>,
+    /// Most LoRA rank that the hosted clients train and send, for runs with aggregation lora_product; of several, the
+    /// client with part i of the data gets the i-th, over again: 2,4,8 [default: the run's rank]
+    #[arg(long, env = "FEDPEFT_LORA_RANK", value_name = "RANK", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    lora_rank: Vec<u32>,
     /// Let runs simulate drop-outs, crashes and delays of the hosted clients, as `fedpeft simulate` does
     #[arg(long, env = "FEDPEFT_SIMULATE_FAULTS")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -199,6 +204,9 @@ pub struct Config {
     /// What is told of the hosted clients.
     #[serde(default, deserialize_with = "crate::labels::deserialize")]
     pub label: BTreeMap<String, String>,
+    /// Most LoRA ranks.
+    #[serde(default)]
+    pub lora_rank: Vec<u32>,
     /// Whether runs may simulate faults.
     #[serde(default)]
     pub simulate_faults: bool,

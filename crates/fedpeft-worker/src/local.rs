@@ -5,7 +5,7 @@ use std::{iter, sync::Arc};
 use bytes::Bytes;
 use fedpeft_artifacts::{ArtifactFolder, manifest::Manifest};
 use fedpeft_codec::{
-    Base, Codec, Layout, Pipeline, Scope, Seed, TensorSpec, as_bytes, encode_shared, validate,
+    Base, Codec, Layout, LowRank, Pipeline, Scope, Seed, TensorSpec, as_bytes, encode_shared, validate,
 };
 use fedpeft_protocol::{
     Digest,
@@ -78,6 +78,21 @@ fn uplink(task: &Task) -> Pipeline {
     }
 }
 
+/// The adapter of less LoRA rank that this client trains, if it does.
+fn low_rank<'a>(assignment: &Assignment<'_>, layout: &'a Layout) -> Result<Option<LowRank<'a>>, Failure> {
+    let (client, Work::Train { ranks, .. }) = (assignment.client, &assignment.task.work) else {
+        return Ok(None);
+    };
+    match client.lora_rank.and_then(|rank| LowRank::new(layout, rank.into()).map(|low| (rank, low))) {
+        Some((rank, _)) if !ranks => Err(Failure::new(format!(
+            "client {} trains LoRA of rank {rank} at most, less than the run's: mixed ranks need aggregation lora_product, \
+             without dp_sgd, local tensors and error feedback",
+            client.id
+        ))),
+        low => Ok(low.map(|(_, low)| low)),
+    }
+}
+
 /// The tensors that are kept: the local ones, those of the control variate, and those that were left out. None where
 /// nothing is.
 fn kept(scope: &Scope, has_control: bool, has_left_out: bool) -> Result<Option<Layout>, Failure> {
@@ -122,6 +137,10 @@ impl Workshop {
         shared: Vec<f32>,
         server: Option<Vec<f32>>,
     ) -> Result<Beginning, Failure> {
+        let shared = match low_rank(assignment, scope.shared())? {
+            Some(low) => low.pad(&low.cut(&shared)),
+            None => shared,
+        };
         let (has_control, has_left_out) = (server.is_some(), uplink(assignment.task).feedback());
         let Some(layout) = kept(&scope, has_control, has_left_out)? else {
             let (scope, adapter) = (Arc::new(scope), Arc::new(shared));
@@ -156,9 +175,18 @@ impl Workshop {
         adapter: Arc<Vec<f32>>,
         learning_rates: f64,
     ) -> Result<Sent, Failure> {
-        let Assignment { client, task, .. } = assignment;
+        let task = assignment.task;
         let (uplink, shared) = (uplink(task), beginning.scope.shared());
         let layout = kept(&beginning.scope, beginning.variates.is_some(), beginning.left_out.is_some())?;
+        if layout.is_none()
+            && let Some(low) = low_rank(assignment, shared)?
+        {
+            let seed = seed(assignment);
+            let base = uplink.delta().then(|| low.cut(&beginning.adapter));
+            let codec = Codec::new(uplink, low.layout());
+            let encoded = codec.encode(&low.cut(&adapter), base.as_deref().map(Base::new).as_ref(), seed);
+            return Ok(Sent { adapter: encoded.map_err(Failure::new)?, control: None });
+        }
         if layout.is_none() && uplink.is_plain() {
             finite(shared, &adapter)?;
             return Ok(Sent { adapter: encode_shared(adapter), control: None });
@@ -167,8 +195,7 @@ impl Workshop {
             Some(layout) => Some((self.memories(assignment)?, layout)),
             None => None,
         };
-        let run_seed = if let Work::Train { seed, .. } = task.work { seed } else { 0 };
-        let seed = Seed::new(run_seed, task.round, client.id.as_str());
+        let seed = seed(assignment);
         let (beginning, task) = (beginning.clone(), task.task.clone());
         blocking(move || {
             let Beginning { scope, adapter: start, variates, left_out } = &beginning;
@@ -204,6 +231,12 @@ impl Workshop {
         })
         .await
     }
+}
+
+/// What the randomness of an encoding is drawn from.
+fn seed(Assignment { client, task, .. }: &Assignment<'_>) -> Seed {
+    let run_seed = if let Work::Train { seed, .. } = task.work { seed } else { 0 };
+    Seed::new(run_seed, task.round, client.id.as_str())
 }
 
 /// What no message carries is checked here.

@@ -23,6 +23,8 @@ pub(crate) struct Hosted {
     pub data: ClientData,
     /// What it holds back from training, to evaluate its own model on.
     pub held_back: Option<ClientData>,
+    /// Most LoRA rank that it trains and sends, if there is a limit.
+    pub lora_rank: Option<u32>,
 }
 
 impl Hosted {
@@ -56,6 +58,7 @@ pub(crate) fn roster(config: &Config, federation: &Federation) -> anyhow::Result
             role: Role::Trains,
             data,
             held_back: federation.client_holdout(part),
+            lora_rank: config.lora_rank.iter().cycle().nth(part % config.lora_rank.len().max(1)).copied(),
         });
     }
     if let Some(name) = &config.evaluate {
@@ -66,12 +69,16 @@ pub(crate) fn roster(config: &Config, federation: &Federation) -> anyhow::Result
         if data.is_empty() {
             bail!("evaluator {name} would have no examples: set validation_examples in the data description");
         }
-        hosted.push(Hosted { id: ClientId::new(name)?, role: Role::Evaluates, data, held_back: None });
+        let id = ClientId::new(name)?;
+        hosted.push(Hosted { id, role: Role::Evaluates, data, held_back: None, lora_rank: None });
     }
     let mut names: Vec<&ClientId> = hosted.iter().map(|client| &client.id).collect();
     names.sort_unstable();
     if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
         bail!("client {} is named twice", twice[0]);
+    }
+    if config.lora_rank.contains(&0) {
+        bail!("lora_rank must be at least 1");
     }
     if hosted.is_empty() {
         bail!("there is no client to host: give --clients N, --client NAME or --evaluate");

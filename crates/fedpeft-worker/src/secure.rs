@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use fedpeft_protocol::{
     ClientId, Digest, RunId,
-    round::{Outcome, Payload, Task, Transfer, Work},
+    round::{ByteKind, Direction, Outcome, Payload, Task, Transfer, Work},
     secure::{SecureStage, SecureTrained},
 };
 use fedpeft_secagg::{Client, Params, Request, Rounding, Session, SigningKey};
@@ -197,7 +197,7 @@ impl Workshop {
                 let what = "fetching the parameters of secure aggregation";
                 let get = retrying(what, *deadline, || self.bus.get_blob(digest, MOST_PARAMS));
                 let (bytes, measured) = Box::pin(get).await.map_err(Failure::new)?;
-                fetched.push(Transfer::control_down(measured.total));
+                fetched.push(measured.transfer(Direction::Down, ByteKind::Control));
                 Ok(bytes)
             }
         }

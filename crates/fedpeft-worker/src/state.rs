@@ -220,8 +220,8 @@ mod tests {
         let optimizer = OptimizerState { steps: 3, first: vec![0.5; 7], second: vec![f32::MIN_POSITIVE; 7] };
         let adapter = vec![1.0, -0.0, f32::NAN, f32::INFINITY, 1e-40, 3.0, 0.1];
         let snapshot = Snapshot { steps: 3, loss: 0.1 + 0.2, weight: 24.0, seconds: 1.5, adapter, optimizer };
-        let fetched =
-            vec![Transfer { direction: Direction::Down, kind: ByteKind::Backbone, size: 1_000_000 }];
+        let (direction, kind) = (Direction::Down, ByteKind::Backbone);
+        let fetched = vec![Transfer { direction, kind, size: 1_000_000, payload: 999_000 }];
         Checkpoint { snapshot, fetched }
     }
 
@@ -320,6 +320,7 @@ mod tests {
                     rounds: 1,
                     stability: None,
                     uplink: Default::default(),
+                    ranks: false,
                     memory: None,
                     personal: false,
                     secure: None,

@@ -22,6 +22,7 @@ use fedpeft_protocol::{
 use fedpeft_registry::Cache;
 use fedpeft_runtime::{OptimizerState, RuntimeError, Snapshot, Trained};
 use fedpeft_service::CancellationToken;
+use fedpeft_trace::{Instrument, span};
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     task::JoinHandle,
@@ -204,7 +205,8 @@ impl Workshop {
             let trained = ToSecure { adapter, beginning, weight: examples, figures };
             return self.advertised(assignment, params, trained, fetched).await;
         }
-        let Sent { adapter, control } = self.sent(assignment, &beginning, adapter, learning_rates).await?;
+        let encode = self.sent(assignment, &beginning, adapter, learning_rates).instrument(span!("encode"));
+        let Sent { adapter, control } = encode.await?;
         // All of it is in the message, or nothing.
         let size = adapter.len() + control.as_ref().map_or(0, Bytes::len);
         let fits = self.fits(size);
@@ -265,20 +267,10 @@ impl Workshop {
             (Work::Evaluate, Role::Evaluates) => EngineWork::Evaluate,
             (work, _) => return Err(Failure::new(format!("client {} does not {}", client.id, work.name()))),
         };
-        let folder = self.pull(assignment, false, fetched).await?;
-        let scope = local::scope(task, folder.manifest())?;
-        let codec = Codec::new(task.downlink, scope.shared());
-        let shared = self.adapter(assignment, &task.adapter, codec, fetched).await?;
-        let server = match local::control(task) {
-            Some(control) => {
-                let codec = Codec::new(Pipeline::default(), scope.shared());
-                Some(self.adapter(assignment, control, codec, fetched).await?)
-            }
-            None => None,
-        };
-        let beginning = self.beginning(assignment, scope, &folder, shared, server).await?;
+        let download = self.download(assignment, fetched).instrument(span!("download"));
+        let (folder, beginning) = Box::pin(download).await?;
         let adapter = beginning.adapter.clone();
-        let turn = self.stoppable(&self.shutdown, self.engine.turn()).await?;
+        let turn = self.stoppable(&self.shutdown, self.engine.turn().instrument(span!("wait"))).await?;
         let job = |folder, adapter, fetched: &[Transfer]| {
             let (abort, deadline, crash) = (self.abort.clone(), *deadline, crash.clone());
             let next = Box::new(move |steps, planned| match &crash {
@@ -298,11 +290,12 @@ impl Workshop {
             let work = work.clone();
             Ok(Job { folder, adapter, correction, client, data, held_back, work, keep, spending, next })
         };
-        let mut done = turn.run(job(folder, adapter.clone(), fetched)?).await;
+        let compute = || span!("compute", otel.name = task.work.name());
+        let mut done = turn.run(job(folder, adapter.clone(), fetched)?).instrument(compute()).await;
         if let Err(EngineError::Runtime(RuntimeError::Artifacts(error))) = &done {
             tracing::warn!(%error, "cached artifacts are damaged, fetching them again");
             let folder = self.pull(assignment, true, fetched).await?;
-            done = turn.run(job(folder, adapter, fetched)?).await;
+            done = turn.run(job(folder, adapter, fetched)?).instrument(compute()).await;
         }
         drop(turn);
         match done {
@@ -331,6 +324,28 @@ impl Workshop {
             Err(EngineError::Runtime(RuntimeError::Stopped)) => Err(Failure::Late),
             Err(error) => Err(Failure::new(error)),
         }
+    }
+
+    /// What the task begins with: artifacts, and the global adapter with what the client keeps.
+    async fn download(
+        &self,
+        assignment: &Assignment<'_>,
+        fetched: &mut Vec<Transfer>,
+    ) -> Result<(ArtifactFolder, Beginning), Failure> {
+        let task = assignment.task;
+        let folder = self.pull(assignment, false, fetched).await?;
+        let scope = local::scope(task, folder.manifest())?;
+        let codec = Codec::new(task.downlink, scope.shared());
+        let shared = self.adapter(assignment, &task.adapter, codec, fetched).await?;
+        let server = match local::control(task) {
+            Some(control) => {
+                let codec = Codec::new(Pipeline::default(), scope.shared());
+                Some(self.adapter(assignment, control, codec, fetched).await?)
+            }
+            None => None,
+        };
+        let beginning = self.beginning(assignment, scope, &folder, shared, server).await?;
+        Ok((folder, beginning))
     }
 
     /// The client's account, where the task is private training.
@@ -377,11 +392,7 @@ impl Workshop {
                 let get = retrying("fetching an adapter", *deadline, || self.bus.get_blob(digest, most));
                 let (bytes, measured) =
                     self.stoppable(&self.abort, Box::pin(get)).await?.map_err(Failure::new)?;
-                fetched.push(Transfer {
-                    direction: Direction::Down,
-                    kind: ByteKind::Adapter,
-                    size: measured.total,
-                });
+                fetched.push(measured.transfer(Direction::Down, ByteKind::Adapter));
                 bytes
             }
         };
@@ -409,8 +420,7 @@ impl Workshop {
         let key = UploadKey { run: &task.run, round: task.round, client: &client.id };
         let put = retrying("storing an adapter", *deadline, || self.bus.put_upload(key, bytes.clone()));
         let stored = self.stoppable(&self.abort, Box::pin(put)).await?.map_err(Failure::new)?;
-        let sent = stored.measured.total;
-        fetched.push(Transfer { direction: Direction::Up, kind: ByteKind::Adapter, size: sent });
+        fetched.push(stored.measured.transfer(Direction::Up, ByteKind::Adapter));
         Ok(Payload::Blob { digest: stored.digest, size })
     }
 

@@ -12,6 +12,7 @@ use fedpeft_protocol::{
     run::{RunStatus, UpstreamState},
 };
 use fedpeft_service::CancellationToken;
+use fedpeft_trace::{Instrument, span};
 use tokio::time::sleep;
 
 use super::{
@@ -26,7 +27,7 @@ use crate::{
     phase::{Phase, broadcast, collect},
     record::OwnedRecord,
     stop::Stop,
-    takeover,
+    takeover, traced,
 };
 
 /// A third of the time after which the broker would deliver the task again.
@@ -44,13 +45,18 @@ pub(super) async fn run(
     shutdown: CancellationToken,
 ) {
     let Ok(task) = &delivery.result else { return };
+    let (run, round) = (&task.run, task.round);
+    let span = span!(
+        "task", otel.kind = "consumer", fedpeft.run = %run, fedpeft.round = round,
+        fedpeft.client = %edge.client, fedpeft.work = task.work.name()
+    );
+    delivery.origin.adopt(&span);
     let answered = tokio::select! {
         biased;
         () = shutdown.cancelled() => return hand_back(&delivery, Duration::ZERO).await,
         () = renew(&delivery) => return,
-        answered = Box::pin(answer(&edge, task, deadline)) => answered,
+        answered = Box::pin(answer(&edge, task, deadline).instrument(span)) => answered,
     };
-    let (run, round) = (&task.run, task.round);
     match answered {
         Ok(()) => acknowledge(&delivery).await,
         Err(Stop::Fenced) => {
@@ -141,9 +147,15 @@ async fn gather(
         events.emit(model::status_event(drive.record, Some(&drive.model)));
     }
     let round = begin::round(&mut drive, edge, examples, deadline).await?;
-    let Phase::Collect(round) = broadcast::run(&mut drive, round).await? else { return Ok(()) };
-    let Phase::Commit(round) = collect::run(&mut drive, round).await? else { return Ok(()) };
-    close::run(&mut drive, task, round, fetched).await?;
+    let span = |drive: &Drive<'_>, name| traced::part(drive.record, task.round, name);
+    let broadcast = span(&drive, "broadcast");
+    let sent = broadcast::run(&mut drive, round).instrument(broadcast).await?;
+    let Phase::Collect(round) = sent else { return Ok(()) };
+    let collect = span(&drive, "collect");
+    let collected = collect::run(&mut drive, round).instrument(collect).await?;
+    let Phase::Commit(round) = collected else { return Ok(()) };
+    let commit = span(&drive, "commit");
+    close::run(&mut drive, task, round, fetched).instrument(commit).await?;
     events.finish().await;
     Ok(())
 }

@@ -25,11 +25,7 @@ pub(super) async fn artifacts(edge: &Edge, digest: &Digest) -> Result<Vec<Transf
     if !is_here {
         // Last: a manifest that is here has all its files here.
         local.put_blob(bytes).await?;
-        fetched.push(Transfer {
-            direction: Direction::Down,
-            kind: ByteKind::Artifacts,
-            size: measured.total,
-        });
+        fetched.push(measured.transfer(Direction::Down, ByteKind::Artifacts));
     }
     Ok(fetched)
 }
@@ -52,5 +48,5 @@ async fn copy(edge: &Edge, digest: &Digest, size: u64, kind: ByteKind) -> Result
         error => Stop::from(error),
     })?;
     tracing::debug!(%digest, size, kind = kind.label(), "blob mirrored");
-    Ok(Some(Transfer { direction: Direction::Down, kind, size: measured.total }))
+    Ok(Some(measured.transfer(Direction::Down, kind)))
 }

@@ -74,5 +74,5 @@ async fn fill(edge: &Edge, task: &Task, sum: &mut Payload, kept: &Digest) -> Res
     file.set_len(size).map_err(|source| spool.unusable(source))?;
     let key = UploadKey { run: &task.run, round: task.round, client: &edge.client };
     let stored = edge.upstream.put_upload_open(key, &file).await?;
-    Ok(Some(Transfer { direction: Direction::Up, kind: ByteKind::Adapter, size: stored.measured.total }))
+    Ok(Some(stored.measured.transfer(Direction::Up, ByteKind::Adapter)))
 }

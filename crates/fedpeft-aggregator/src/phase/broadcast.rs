@@ -102,6 +102,7 @@ async fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) ->
         rounds: spec.rounds,
         stability: spec.stability.clone(),
         uplink: spec.uplink,
+        ranks: spec.mixes_ranks(),
         memory,
         personal: spec.is_personal() && spec.evaluates(round.open.round),
         secure: round.secure.as_ref().map(|secure| secure.params.clone()),

@@ -17,6 +17,7 @@ use std::{
 use fedpeft_bus::UpdateDelivery;
 use fedpeft_protocol::{ClientId, event::EventKind};
 use fedpeft_service::now_ms;
+use fedpeft_trace::{Instrument, span};
 use tokio::time::{self, interval_at, sleep, timeout};
 
 use super::{Phase, broadcast, secure};
@@ -127,12 +128,19 @@ async fn absent(
     Ok(missed.values().filter(|count| **count >= MISSED_CHECKS).count())
 }
 
-/// Takes one update: an answer, a refusal, or a repetition to ignore.
+/// Takes one update, and says in the trace of the round where it came from.
 pub(super) async fn take(
     drive: &Drive<'_>,
     round: &mut RoundState,
     delivery: UpdateDelivery,
 ) -> Result<(), Stop> {
+    let span = span!("update", otel.kind = "consumer", fedpeft.client = %delivery.client);
+    delivery.origin.link(&span);
+    judge(drive, round, delivery).instrument(span).await
+}
+
+/// An update is an answer, a refusal, or a repetition to ignore.
+async fn judge(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelivery) -> Result<(), Stop> {
     let (number, client) = (delivery.round, delivery.client.clone());
     let size = delivery.measured.total;
     if delivery.update.as_ref().is_ok_and(|update| drive.evaluations.contains(&update.task)) {

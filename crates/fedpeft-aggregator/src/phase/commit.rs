@@ -9,9 +9,9 @@
 use std::{collections::BTreeMap, io::Write, time::Instant};
 
 use fedpeft_bus::{Mark, Stale};
-use fedpeft_protocol::{Digest, Round, RunId, run::PrivacyState};
+use fedpeft_protocol::{Digest, RunId, run::PrivacyState};
 use fedpeft_strategy::{Closing, Kept, Spool as Readable, SpoolError, scaffold};
-use tokio::{sync::OnceCell, task::spawn_blocking};
+use tokio::sync::OnceCell;
 
 use super::{Phase, evaluate::Committed};
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     round::{RoundState, Updates, report_key},
     spool::{Adapter, Target},
     stop::Stop,
+    traced,
 };
 
 pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Result<Phase, Stop> {
@@ -27,6 +28,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     let is_synchronous = drive.record.spec.mode.is_synchronous();
     let Next { adapter: next, moments, unclipped } = next(drive, &round).await?;
     let control = next_control(drive, &round).await?;
+    privacy::announce(drive, &round).await?;
     let (wire, spec) = ((drive.bus, drive.spool), &drive.record.spec);
     let (next, sent) = encoding::sent(wire, &drive.model, spec, round.open.round, next).await?;
     let digest = drive.store(&next).await?;
@@ -43,9 +45,8 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     round.seconds.total = round.started.elapsed().as_secs_f64();
     let carried = round.carried(&drive.record.spec);
     let mut report = round.report(drive.record, &carried, digest);
-    let spent = spent(drive, report.round).await?;
-    report.privacy = spent;
-    let privacy = match spent {
+    report.privacy = drive.record.privacy.map(|spent| PrivacyState { release: None, ..spent });
+    let privacy = match report.privacy {
         Some(spent) => {
             Some(PrivacyState { clip_norm: privacy::next_clip_norm(drive, &round, unclipped)?, ..spent })
         }
@@ -103,7 +104,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         train_loss = report.train_loss,
         "round committed"
     );
-    Ok(Phase::Evaluate(Box::new(Committed { report, revision })))
+    Ok(Phase::Evaluate(Box::new(Committed { report, revision, began: traced::began(&round.open) })))
 }
 
 /// Forgets what was sent in a synchronous round before these marks, uploads first, while the updates still name them.
@@ -205,18 +206,6 @@ async fn subtract_bases(drive: &Drive<'_>, round: &RoundState) -> Result<(), Sto
         round.with_updates(subtracted).await?.map_err(|error| drive.broken(error))?;
     }
     Ok(())
-}
-
-/// What the round did for privacy, with what is spent after it.
-async fn spent(drive: &Drive<'_>, round: Round) -> Result<Option<PrivacyState>, Stop> {
-    let (Some(state), Some(spec)) = (drive.record.privacy, drive.record.spec.privacy.clone()) else {
-        return Ok(None);
-    };
-    let run = drive.record.spec.clone();
-    let accounting = spawn_blocking(move || privacy::within_budget(&run, &spec, &state, round));
-    let epsilon = accounting.await.map_err(|error| Stop::Failed(format!("accounting broke off: {error}")))?;
-    let epsilon = epsilon.map_err(|error| Stop::Failed(error.to_string()))?;
-    Ok(Some(PrivacyState { epsilon, ..state }))
 }
 
 /// Bytes of what a strategy keeps, and of its tag.

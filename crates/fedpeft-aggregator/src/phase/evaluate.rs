@@ -9,20 +9,20 @@
 
 use std::{
     collections::BTreeSet,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use fedpeft_bus::{Revision, UpdateDelivery};
+use fedpeft_bus::{Ledger, Revision, UpdateDelivery};
 use fedpeft_protocol::{
     ClientId,
     event::EventKind,
-    round::{Outcome, RoundReport, Task, Work},
+    round::{ByteKind, Direction, Outcome, RoundReport, Task, Transfer, Work},
 };
 use fedpeft_service::now_ms;
 use tokio::time::{self, interval_at, sleep};
 
 use super::{Phase, collect::TASK_CHECK};
-use crate::{admit::one_line, drive::Drive, round::report_key, stop::Stop};
+use crate::{admit::one_line, drive::Drive, round::report_key, stop::Stop, traced};
 
 /// How often the evaluator's presence is looked up.
 const PRESENCE_CHECK: Duration = Duration::from_secs(3);
@@ -32,6 +32,8 @@ pub(crate) struct Committed {
     pub report: RoundReport,
     /// Revision of the stored report.
     pub revision: Revision,
+    /// When the round began.
+    pub began: SystemTime,
 }
 
 /// What came of asking one evaluator.
@@ -51,17 +53,19 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut committed: Box<Committed>) ->
             "no client evaluates its own model: set client_holdout in the description of their data"
         );
     }
-    if committed.report.loss.is_none()
-        && is_due(drive, round)
-        && let Some((loss, accuracy)) = evaluation(drive, round).await?
-    {
-        committed.report.loss = Some(loss);
-        committed.report.accuracy = accuracy;
+    if committed.report.loss.is_none() && is_due(drive, round) {
+        let mut ledger = Ledger::default();
+        if let Some((loss, accuracy)) = evaluation(drive, round, &mut ledger).await? {
+            committed.report.loss = Some(loss);
+            committed.report.accuracy = accuracy;
+        }
+        committed.report.bytes_by_kind.extend(ledger.by_kind());
+        committed.report.payload_by_kind.extend(ledger.payload_by_kind());
     }
     let seconds = &mut committed.report.seconds;
     seconds.evaluate = started.elapsed().as_secs_f64();
     seconds.total += seconds.evaluate;
-    let Committed { report, revision } = *committed;
+    let Committed { report, revision, began } = *committed;
     drive.reports.update(&report_key(&drive.record.run, round), &report, revision).await?;
     tracing::info!(
         run = %drive.record.run,
@@ -71,6 +75,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut committed: Box<Committed>) ->
         seconds = report.seconds.total,
         "round closed"
     );
+    traced::close(drive.record, began, &report);
     drive.events.emit(EventKind::RoundClosed { report });
     Ok(Phase::Select)
 }
@@ -82,7 +87,11 @@ fn is_due(drive: &Drive<'_>, round: u32) -> bool {
 }
 
 /// Asks evaluators one after another until one answers or none is left.
-async fn evaluation(drive: &mut Drive<'_>, round: u32) -> Result<Option<(f64, Option<f64>)>, Stop> {
+async fn evaluation(
+    drive: &mut Drive<'_>,
+    round: u32,
+    ledger: &mut Ledger,
+) -> Result<Option<(f64, Option<f64>)>, Stop> {
     let patience = Duration::try_from_secs_f64(drive.record.spec.evaluation.deadline_seconds)
         .map_err(|error| Stop::Failed(format!("evaluation.deadline_seconds: {error}")))?;
     let deadline_ms = now_ms().saturating_add(patience.as_millis() as u64);
@@ -95,7 +104,7 @@ async fn evaluation(drive: &mut Drive<'_>, round: u32) -> Result<Option<(f64, Op
             tracing::warn!(run = %drive.record.run, round, "no client evaluates the global adapter");
             return Ok(None);
         };
-        match ask(drive, round, &evaluator, deadline_ms).await? {
+        match ask(drive, round, &evaluator, deadline_ms, ledger).await? {
             Answer::Measured { loss, accuracy } => return Ok(Some((loss, accuracy))),
             Answer::TimedOut => {
                 tracing::warn!(run = %drive.record.run, round, client = %evaluator, "evaluation came to its deadline");
@@ -111,12 +120,13 @@ async fn ask(
     round: u32,
     evaluator: &ClientId,
     deadline_ms: u64,
+    ledger: &mut Ledger,
 ) -> Result<Answer, Stop> {
     let task = drive.task(round, drive.record.epoch, evaluator, Work::Evaluate, deadline_ms).await?;
     drive.evaluations.insert(task.task.clone());
     // Only its answer is read: what others send meanwhile waits for the next round.
     let mut answers = drive.bus.updates_of(&drive.record.run, round, evaluator).await?;
-    drive.bus.publish_task(&task, evaluator).await?;
+    ledger.evaluation(evaluator, Direction::Down, drive.bus.publish_task(&task, evaluator).await?);
     let deadline = sleep(Duration::from_millis(deadline_ms.saturating_sub(now_ms())));
     tokio::pin!(deadline);
     let mut presence_check = interval_at(time::Instant::now() + PRESENCE_CHECK, PRESENCE_CHECK);
@@ -126,6 +136,7 @@ async fn ask(
         tokio::select! {
             biased;
             delivery = answers.next() => {
+                count(ledger, evaluator, &delivery);
                 if let Some(answer) = judge(drive, &task, evaluator, delivery) {
                     drive.forget(round, evaluator).await?;
                     return Ok(answer);
@@ -140,9 +151,23 @@ async fn ask(
                 }
             }
             _ = task_check.tick() => {
-                drive.restore(vec![(evaluator.clone(), task.clone())]).await?;
+                for (client, _, measured) in drive.restore(vec![(evaluator.clone(), task.clone())]).await? {
+                    ledger.evaluation(&client, Direction::Down, measured);
+                }
             }
             () = &mut deadline => return Ok(Answer::TimedOut),
+        }
+    }
+}
+
+/// Counts what an answer took, and what its sender had to fetch for it. A model is no part of the evaluation: it is
+/// fetched once, by whichever client is asked first.
+fn count(ledger: &mut Ledger, evaluator: &ClientId, delivery: &UpdateDelivery) {
+    ledger.evaluation(evaluator, Direction::Up, delivery.measured);
+    for transfer in delivery.update.iter().flat_map(|update| &update.fetched) {
+        match transfer.kind {
+            ByteKind::Backbone | ByteKind::Artifacts => ledger.transfer(evaluator, *transfer),
+            _ => ledger.transfer(evaluator, Transfer { kind: ByteKind::Evaluation, ..*transfer }),
         }
     }
 }

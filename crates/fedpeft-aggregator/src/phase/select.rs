@@ -24,10 +24,11 @@ use fedpeft_strategy::{
     accumulator::{MAX_UPDATES, MAX_WEIGHT},
     cohort,
 };
+use fedpeft_trace::Instrument;
 use tokio::time::sleep;
 
 use super::Phase;
-use crate::{drive::Drive, model, privacy, round::RoundState, secure, stop::Stop};
+use crate::{drive::Drive, model, privacy, round::RoundState, secure, stop::Stop, traced};
 
 /// Draws of availability before everybody is taken: a participation that small has no other end.
 const DRAWS: u64 = 1000;
@@ -40,7 +41,17 @@ pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<Phase, Stop> {
         return Ok(Phase::Complete);
     }
     let (present, started) = enough_clients(drive).await?;
-    let cohort = sampled(drive, &present, round);
+    let span = traced::phase(drive.record, round, "select");
+    open(drive, round, &present, started).instrument(span).await
+}
+
+async fn open(
+    drive: &mut Drive<'_>,
+    round: Round,
+    present: &Trainers,
+    started: Instant,
+) -> Result<Phase, Stop> {
+    let cohort = sampled(drive, present, round);
     let open = OpenRound {
         round,
         epoch: drive.record.epoch,

@@ -7,7 +7,7 @@ use fedpeft_bus::{Bus, BusConfig};
 use fedpeft_codec::decode;
 use fedpeft_protocol::{
     Digest, ledger,
-    round::{ByteKind, ClientOutcome, Direction, Payload, Transfer},
+    round::{ByteKind, ClientOutcome, Direction, Payload},
     run::{ModeSpec, RunSpec, StalenessSpec},
 };
 use fedpeft_testkit::{Proxy, Way};
@@ -39,8 +39,7 @@ async fn a_large_adapter_travels_through_the_object_stores_both_ways() {
         let payload = Payload::Blob { digest: stored.digest, size: stored.size };
         let mut update = player.update_with(&task, 10, payload);
         if player.id.as_str() == "a" {
-            let size = stored.measured.total;
-            update.fetched = vec![Transfer { direction: Direction::Up, kind: ByteKind::Adapter, size }];
+            update.fetched = vec![stored.measured.transfer(Direction::Up, ByteKind::Adapter)];
         }
         player.send(&task, &update).await;
     }

@@ -107,8 +107,8 @@ async fn bytes_are_those_of_the_messages() {
     let down = federation.bus.measure_task(&task, &a.id).unwrap().total;
     let mut update = a.trained(&task, 10).await;
     update.fetched = vec![
-        Transfer { direction: Direction::Down, kind: ByteKind::Backbone, size: 5000 },
-        Transfer { direction: Direction::Down, kind: ByteKind::Artifacts, size: 300 },
+        Transfer { direction: Direction::Down, kind: ByteKind::Backbone, size: 5000, payload: 4900 },
+        Transfer { direction: Direction::Down, kind: ByteKind::Artifacts, size: 300, payload: 0 },
     ];
     let up = a.send(&task, &update).await;
     let report = federation.completed("r").await.rounds.remove(0);
@@ -123,6 +123,15 @@ async fn bytes_are_those_of_the_messages() {
         ("up.control", up - 4000),
     ];
     assert_eq!(report.bytes_by_kind, expected.map(|(key, size)| (key.to_owned(), size)).into());
+    assert_eq!(report.clients[0].bytes_by_kind, report.bytes_by_kind);
+    let payload = &report.payload_by_kind;
+    assert_eq!(
+        (payload["up.adapter"], payload["down.backbone"], payload["down.artifacts"]),
+        (4000, 4900, 300)
+    );
+    for key in ["up.control", "down.control"] {
+        assert!(payload[key] > 0 && payload[key] < report.bytes_by_kind[key], "{key}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

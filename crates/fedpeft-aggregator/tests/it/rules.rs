@@ -4,7 +4,10 @@ use fedpeft_codec::{decode, encode};
 use fedpeft_privacy::NoiseSecret;
 use fedpeft_protocol::{
     round::{Payload, RoundReport},
-    run::{AccountantSpec, AggregationSpec, OptimizerSpec, PrivacySpec, RunSpec, RunView, SamplingSpec},
+    run::{
+        AccountantSpec, AggregationSpec, OptimizerSpec, PrivacySpec, RunSpec, RunStatus, RunView,
+        SamplingSpec,
+    },
 };
 
 use crate::federation::{Federation, Player, spec};
@@ -233,4 +236,52 @@ async fn a_run_beyond_its_budget_is_refused() {
     let kept = RunSpec { keep_updates: true, ..private(1, 2, |_| ()) };
     let error = federation.create("r", kept).await.unwrap_err();
     assert!(error.to_string().contains("keep_updates"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn products_of_an_adapter_without_factors_are_refused() {
+    let federation = Federation::start(20).await;
+    let _service = federation.aggregator().await;
+    let wanted = RunSpec { aggregation: AggregationSpec::LoraProduct, ..spec(1, 1) };
+    let error = federation.create("r", wanted).await.unwrap_err().to_string();
+    assert!(error.contains("lora_product") && error.contains("LoRA"), "{error}");
+}
+
+/// One private round whose aggregator is killed between two updates; its successor finds that another sum was about to be
+/// released.
+async fn released_again(epsilon: f64) -> RunView {
+    let mut federation = Federation::start(20).await;
+    let mut players: Vec<Player> = Vec::new();
+    for name in ["a", "b"] {
+        federation.join(name, 40).await;
+        players.push(federation.player(name).await);
+    }
+    let secret = || NoiseSecret::from([5; 32]);
+    let service = federation.aggregator_with(secret()).await;
+    federation.create("r", private(1, 2, |privacy| privacy.epsilon = epsilon)).await.unwrap();
+    let (task, other) = (players[0].task().await, players[1].task().await);
+    players[0].send(&task, &players[0].trained(&task, 10).await).await;
+    service.kill().await;
+    let runs = federation.nats.bus().await.runs().await.unwrap();
+    let (mut record, revision) = runs.get("r").await.unwrap().unwrap();
+    record.privacy.as_mut().unwrap().release = Some(fedpeft_protocol::Digest::of("another sum"));
+    runs.update("r", &record, revision).await.unwrap();
+    let _service = federation.aggregator_with(secret()).await;
+    players[1].send(&other, &players[1].trained(&other, 40).await).await;
+    federation.ended("r").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_a_crash_may_have_left_counts() {
+    let (_, once) = Box::pin(private_run([5; 32], false)).await;
+    let view = Box::pin(released_again(50.0)).await;
+    let (told, before) = (view.rounds[0].privacy.unwrap(), once.rounds[0].privacy.unwrap());
+    assert_eq!((told.again, before.again), (1, 0));
+    assert!(told.epsilon > 1.2 * before.epsilon, "{} {}", told.epsilon, before.epsilon);
+    assert_eq!(view.record.privacy.unwrap().release, None);
+
+    let view = Box::pin(released_again(1.1 * before.epsilon)).await;
+    assert!(view.rounds.is_empty(), "beyond the budget nothing is released");
+    let RunStatus::Failed { reason } = &view.record.status else { panic!("{:?}", view.record.status) };
+    assert!(reason.contains("1 releases more") && reason.contains("--noise-secret"), "{reason}");
 }

@@ -61,6 +61,8 @@ pub struct Simulation {
     pub evaluate_on: EvaluateOn,
     /// Where the exporter serves `/metrics`. Default: a free port of 127.0.0.1.
     pub exporter: Option<std::net::SocketAddr>,
+    /// Most LoRA rank of each client, over again, for aggregation lora_product. Default: that of the model.
+    pub lora_ranks: Vec<u32>,
 }
 
 impl Default for Simulation {
@@ -71,6 +73,7 @@ impl Default for Simulation {
             device: "auto".to_owned(),
             evaluate_on: EvaluateOn::default(),
             exporter: None,
+            lora_ranks: Vec::new(),
         }
     }
 }

@@ -226,6 +226,9 @@ pub struct SimulationOverrides {
     /// Address of the exporter's /metrics [default: a free port of 127.0.0.1].
     #[arg(long, value_name = "ADDRESS")]
     exporter: Option<SocketAddr>,
+    /// Most LoRA rank of each client, over again: 2,4,8; for aggregation lora-product [default: that of the model].
+    #[arg(long, value_name = "RANK", value_delimiter = ',')]
+    lora_ranks: Vec<u32>,
 }
 
 impl SimulationOverrides {
@@ -241,6 +244,10 @@ impl SimulationOverrides {
         }
         if let Some(address) = self.exporter {
             document.set("simulate.exporter", address.to_string())?;
+        }
+        if !self.lora_ranks.is_empty() {
+            let ranks: Vec<Value> = self.lora_ranks.iter().map(|rank| i64::from(*rank).into()).collect();
+            document.set("simulate.lora_ranks", ranks)?;
         }
         Ok(())
     }

@@ -38,6 +38,8 @@ pub struct WorkerOptions<'a> {
     pub data: &'a Path,
     /// Folder of the artifacts they pull.
     pub cache: &'a Path,
+    /// Most LoRA ranks of clients.
+    pub lora_ranks: &'a [u32],
     /// Whether the run may have their clients drop out, crash and be late.
     pub simulate_faults: bool,
 }
@@ -104,6 +106,10 @@ impl Fleet {
             ("--clients-prefix", PREFIX.to_owned()),
         ];
         program.args.extend(hosted.into_iter().flat_map(|(flag, value)| [flag.into(), value.into()]));
+        if !options.lora_ranks.is_empty() {
+            let ranks: Vec<String> = options.lora_ranks.iter().map(u32::to_string).collect();
+            program.args.extend(["--lora-rank".into(), ranks.join(",").into()]);
+        }
         program
     }
 

@@ -126,7 +126,16 @@ pub fn simulated(document: Document, assets: Option<&Path>) -> Result<Config> {
              data.clients (--clients)"
         );
     }
-    let run = &config.run;
+    let (run, ranks) = (&config.run, &config.simulate.lora_ranks);
+    if ranks.contains(&0) {
+        bail!("simulate.lora_ranks (--lora-ranks) must be at least 1");
+    }
+    if !ranks.is_empty() && !run.mixes_ranks() {
+        bail!(
+            "simulate.lora_ranks (--lora-ranks) is for run.aggregation.kind = \"lora_product\" (--aggregation lora-product), \
+             without dp_sgd, local tensors and error feedback"
+        );
+    }
     if run.is_personal() && run.evaluation.every > 0 && config.data.client_holdout.is_none() {
         bail!(
             "clients evaluate their own models in this run, on examples that they hold back: set \

@@ -121,6 +121,7 @@ impl Simulation<'_> {
             device: &self.config.simulate.device,
             data: &data,
             cache: &cache,
+            lora_ranks: &self.config.simulate.lora_ranks,
             simulate_faults: self.config.run.stability.is_some(),
         };
         for worker in &self.plan.workers {

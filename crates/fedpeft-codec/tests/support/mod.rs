@@ -1,5 +1,6 @@
 //! Adapters and pipelines to try.
 #![allow(dead_code, reason = "every test binary uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap")]
 
 use fedpeft_codec::{Layout, Pipeline, Seed, TensorSpec};
 use proptest::{prelude::*, sample::select};

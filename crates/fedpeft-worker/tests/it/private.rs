@@ -25,9 +25,10 @@ fn private(epsilon: Option<f64>) -> Work {
         seed: 3,
         rounds: 8,
         stability: None,
-        uplink: Default::default(),
         memory: None,
         personal: false,
+        uplink: Default::default(),
+        ranks: false,
         secure: None,
     }
 }

@@ -16,11 +16,11 @@ use crate::setup::{Setup, next, train};
 const CLIENTS: [&str; 3] = ["client-000", "client-001", "client-002"];
 
 fn secure_train(params: &Params) -> Work {
-    let Work::Train { training, seed, rounds, stability, uplink, memory, personal, .. } = train() else {
-        unreachable!()
-    };
-    let secure = Some(Payload::inline(params.encode().unwrap()));
-    Work::Train { training, seed, rounds, stability, uplink, memory, personal, secure }
+    let mut work = train();
+    if let Work::Train { secure, .. } = &mut work {
+        *secure = Some(Payload::inline(params.encode().unwrap()));
+    }
+    work
 }
 
 fn params(setup: &Setup, cohort: Vec<Peer>) -> Params {

@@ -233,6 +233,7 @@ pub fn train() -> Work {
         rounds: 8,
         stability: None,
         uplink: Default::default(),
+        ranks: false,
         memory: None,
         personal: false,
         secure: None,

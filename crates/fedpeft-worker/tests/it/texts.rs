@@ -72,6 +72,7 @@ async fn a_client_with_texts_learns_their_classes() {
         rounds: 1,
         stability: None,
         uplink: Default::default(),
+        ranks: false,
         memory: None,
         personal: false,
         secure: None,

@@ -1,0 +1,103 @@
+//! Clients that train nothing.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use anyhow::Result;
+use bytes::Bytes;
+use fedpeft_bus::{Bus, BusConfig, BusError};
+use fedpeft_protocol::{
+    ClientId, PROTOCOL_VERSION,
+    presence::{Capabilities, Presence},
+    round::{Outcome, Payload, Update},
+};
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+/// Clients that share one connection, as those of one worker do.
+const PER_CONNECTION: u32 = 250;
+/// Clients that publish at once.
+pub const AT_ONCE: usize = 64;
+/// Examples of each client.
+pub const EXAMPLES: u64 = 100;
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// A crowd of clients. They leave when it is dropped.
+pub struct Crowd {
+    _tasks: JoinSet<Result<(), BusError>>,
+}
+
+impl Crowd {
+    /// `count` clients that answer every task with `adapter`. All are present, and listen.
+    pub async fn join(server: &str, count: u32, adapter: Bytes) -> Result<Self> {
+        let (mut tasks, publishing) = (JoinSet::new(), Arc::new(Semaphore::new(AT_ONCE)));
+        let names: Vec<ClientId> =
+            (0..count).map(|number| ClientId::new(format!("c{number:05}"))).collect::<Result<_, _>>()?;
+        for share in names.chunks(PER_CONNECTION as usize) {
+            let config = BusConfig { server: server.into(), name: "bench".into(), ..Default::default() };
+            let bus = Bus::connect(&config).await?;
+            announce(&bus, share).await?;
+            for client in share {
+                let serving = serve(bus.clone(), client.clone(), adapter.clone(), publishing.clone());
+                tasks.spawn(serving);
+            }
+            let (bus, share) = (bus.clone(), share.to_vec());
+            tasks.spawn(async move {
+                loop {
+                    tokio::time::sleep(HEARTBEAT).await;
+                    announce(&bus, &share).await?;
+                }
+            });
+        }
+        Ok(Self { _tasks: tasks })
+    }
+}
+
+async fn announce(bus: &Bus, clients: &[ClientId]) -> Result<(), BusError> {
+    let records = bus.clients().await?;
+    let announcing = clients.to_vec().into_iter().map(|client| {
+        let capabilities = Capabilities {
+            trains: true,
+            evaluates: false,
+            aggregates: false,
+            examples: EXAMPLES,
+            device: "cpu".into(),
+            free_memory_mib: None,
+            labels: BTreeMap::new(),
+        };
+        let (version, worker) = (PROTOCOL_VERSION, "bench".to_owned());
+        let presence = Presence { version, client, worker, capabilities };
+        let records = &records;
+        async move { records.put(presence.client.as_str(), &presence).await.map(drop) }
+    });
+    stream::iter(announcing).buffer_unordered(AT_ONCE).try_collect().await
+}
+
+async fn serve(
+    bus: Bus,
+    client: ClientId,
+    adapter: Bytes,
+    publishing: Arc<Semaphore>,
+) -> Result<(), BusError> {
+    let mut tasks = bus.tasks(&client).await?;
+    loop {
+        let delivery = tasks.next().await?;
+        if let Ok(task) = &delivery.result {
+            let outcome = Outcome::Trained {
+                examples: EXAMPLES,
+                steps: 1,
+                loss: 1.0,
+                seconds: 0.0,
+                adapter: Payload::inline(adapter.clone()),
+                personal: None,
+                control: None,
+                epsilon: None,
+            };
+            let (version, epoch, name) = (PROTOCOL_VERSION, task.epoch, task.task.clone());
+            let update = Update { version, epoch, task: name, outcome, fetched: Vec::new() };
+            // It is never closed.
+            let _turn = publishing.acquire().await;
+            bus.publish_update(&task.run, task.round, &client, &update).await?;
+        }
+        delivery.ack().await?;
+    }
+}
