@@ -23,6 +23,7 @@ use crate::{
     model::{self, Model, ModelError},
     privacy,
     record::given_up,
+    secure,
     spool::Spool,
 };
 
@@ -212,6 +213,7 @@ impl From<ModelError> for ApiError {
 
 fn validate(spec: &RunSpec) -> Result<(), ApiError> {
     spec.validate().map_err(|error| ApiError::bad_request(format!("run specification: {error}")))?;
+    secure::check(spec).map_err(|error| ApiError::bad_request(format!("run specification: {error}")))?;
     let sampled = spec.sampled();
     if sampled > MAX_COHORT {
         let message = format!(

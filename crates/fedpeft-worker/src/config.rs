@@ -93,6 +93,24 @@ pub struct Args {
     #[arg(long, env = "FEDPEFT_SIMULATE_FAULTS")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     simulate_faults: bool,
+    /// Folder with <client>.identity for each hosted client, by which others know it in secure aggregation, as `fedpeft
+    /// auth enroll` makes it [default: new ones at every start]
+    #[arg(long, env = "FEDPEFT_IDENTITIES", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identities: Option<PathBuf>,
+    /// File that lists the clients that may be in a secure sum with the hosted ones, a name and an identity a line, from
+    /// the operator and not from the aggregator [default: the aggregator's word is taken]
+    #[arg(long, env = "FEDPEFT_ROSTER", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    roster: Option<PathBuf>,
+    /// Public key of the operator, which must have signed --roster [default: its signature is not checked]
+    #[arg(long, env = "FEDPEFT_OPERATOR", value_name = "KEY", requires = "roster")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operator: Option<String>,
+    /// Train only in runs with secure aggregation: no update leaves this process but under masks
+    #[arg(long, env = "FEDPEFT_REQUIRE_SECURE_AGGREGATION")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    require_secure_aggregation: bool,
     /// Device to compute on: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, env = "FEDPEFT_DEVICE", value_name = "DEVICE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -192,6 +210,18 @@ pub struct Config {
     /// Whether runs may simulate faults.
     #[serde(default)]
     pub simulate_faults: bool,
+    /// Folder of identities.
+    #[serde(default)]
+    pub identities: Option<PathBuf>,
+    /// Clients that may be in a secure sum.
+    #[serde(default)]
+    pub roster: Option<PathBuf>,
+    /// Who signed that list.
+    #[serde(default)]
+    pub operator: Option<String>,
+    /// Whether plain updates are refused.
+    #[serde(default)]
+    pub require_secure_aggregation: bool,
     /// Device.
     #[serde(default, deserialize_with = "device")]
     pub device: Device,

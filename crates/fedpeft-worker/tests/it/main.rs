@@ -5,6 +5,7 @@ mod local;
 mod pipelines;
 mod private;
 mod resume;
+mod secure;
 mod setup;
 mod startup;
 mod tasks;

@@ -236,6 +236,7 @@ pub fn train() -> Work {
         ranks: false,
         memory: None,
         personal: false,
+        secure: None,
     }
 }
 
