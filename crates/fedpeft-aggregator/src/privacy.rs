@@ -93,7 +93,9 @@ pub(crate) async fn announce(drive: &mut Drive<'_>, round: &RoundState) -> Resul
     let release = Some(match drive.record.spec.secure_aggregation {
         // The noise is in the masked updates.
         Some(_) => Digest::of(&updates),
-        None => Digest::of(&drive.secret.derive(&["fedpeft release 1", drive.record.run.as_str(), &updates])[..]),
+        None => {
+            Digest::of(&drive.secret.derive(&["fedpeft release 1", drive.record.run.as_str(), &updates])[..])
+        }
     });
     if state.release == release {
         return Ok(());

@@ -203,7 +203,14 @@ fn encoding(
 ) -> Result<Encoding, ParamsError> {
     if let Some(&PrivacyState { clip_norm, noise_multiplier, .. }) = privacy {
         let norm = clip_norm as f32;
-        return Encoding::private(cohort, values, norm, secure.precision, noise_multiplier, plan.honest(cohort));
+        return Encoding::private(
+            cohort,
+            values,
+            norm,
+            secure.precision,
+            noise_multiplier,
+            plan.honest(cohort),
+        );
     }
     let fitted = Encoding::fit(cohort, secure.bound, secure.precision, most_examples, 0)?;
     Ok(Encoding { norm: secure.norm, ..fitted })

@@ -68,7 +68,8 @@ impl Federation {
         let rounding = Rounding::Stochastic(&mut self.rng);
         let encoding = self.session.params().encoding;
         let weight = 1 + member as u32 % encoding.max_weight;
-        let mut add = |integers: &mut [i64]| integers.iter_mut().for_each(|value| *value += encoding.noise as i64);
+        let mut add =
+            |integers: &mut [i64]| integers.iter_mut().for_each(|value| *value += encoding.noise as i64);
         let noise = (encoding.noise > 0).then_some(&mut add as crate::Noise<'_>);
         let encoded = encoding.encode(&update, weight, rounding, noise).unwrap();
         self.updates[member] = encoded.words.integers().collect();

@@ -113,7 +113,12 @@ pub struct Args {
     require_secure_aggregation: bool,
     /// Take part in secure sums only if their noise is at least so many clipping norms, even without the noise of clients
     /// that may collude with the aggregator [default: no noise is asked for]
-    #[arg(long, env = "FEDPEFT_LEAST_NOISE_MULTIPLIER", value_name = "Z", requires = "require_secure_aggregation")]
+    #[arg(
+        long,
+        env = "FEDPEFT_LEAST_NOISE_MULTIPLIER",
+        value_name = "Z",
+        requires = "require_secure_aggregation"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     least_noise_multiplier: Option<f64>,
     /// Device to compute on: auto, cpu, cuda or cuda:N [default: auto]

@@ -79,8 +79,7 @@ impl Member {
                             0 => (self.examples as u32, None),
                             _ => (1, Some(&mut add)),
                         };
-                        let encoded =
-                            encoding.encode(&self.update, weight, Rounding::Nearest, add).unwrap();
+                        let encoded = encoding.encode(&self.update, weight, Rounding::Nearest, add).unwrap();
                         member.mask(&request, encoded).unwrap().message().encode()
                     }
                     SecureStage::Advertise => panic!("{task:?}"),
@@ -430,13 +429,15 @@ async fn private(dies: bool) -> fedpeft_protocol::run::RunView {
     let mut mean = vec![0.0; global.len()];
     for name in NAMES {
         let trained = federation.player(name).await.train(&global);
-        let update: Vec<f64> = trained.iter().zip(&global).map(|(end, start)| f64::from(end - start)).collect();
+        let update: Vec<f64> =
+            trained.iter().zip(&global).map(|(end, start)| f64::from(end - start)).collect();
         let norm = update.iter().map(|value| value * value).sum::<f64>().sqrt();
         assert!(norm > CLIP_NORM, "{norm}");
         mean.iter_mut().zip(&update).for_each(|(mean, value)| *mean += value * CLIP_NORM / norm / 5.0);
     }
     let found = decode(&federation.adapter(&view.rounds[0].adapter).await, &federation.layout).unwrap();
-    let noise = found.iter().zip(&global).zip(&mean).map(|((found, start), mean)| f64::from(found - start) - mean);
+    let noise =
+        found.iter().zip(&global).zip(&mean).map(|((found, start), mean)| f64::from(found - start) - mean);
     let deviation = (noise.map(|value| value * value).sum::<f64>() / mean.len() as f64).sqrt();
     let wanted = NOISE_MULTIPLIER * CLIP_NORM * (5.0f64 / 4.0).sqrt() / 5.0;
     assert!((0.93..1.07).contains(&(deviation / wanted)), "{deviation} is not {wanted}");
