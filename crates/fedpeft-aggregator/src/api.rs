@@ -76,6 +76,8 @@ impl Api {
         let privacy = privacy.map_err(ApiError::bad_request)?;
         let version = model::resolve(&self.bus, &spec.model).await?;
         let model = Model::load(&self.bus, &version.manifest, &spec).await?;
+        secure::check(&spec, privacy.as_ref(), model.layout.values())
+            .map_err(|error| ApiError::bad_request(format!("run specification: {error}")))?;
         let initial = model.initial_adapter(&self.bus, &self.spool).await?;
         let (initial, sent) = encoding::sent((&self.bus, &self.spool), &model, &spec, 0, initial).await?;
         let adapter = initial.store(&self.bus).await?;
@@ -213,7 +215,6 @@ impl From<ModelError> for ApiError {
 
 fn validate(spec: &RunSpec) -> Result<(), ApiError> {
     spec.validate().map_err(|error| ApiError::bad_request(format!("run specification: {error}")))?;
-    secure::check(spec).map_err(|error| ApiError::bad_request(format!("run specification: {error}")))?;
     let sampled = spec.sampled();
     if sampled > MAX_COHORT {
         let message = format!(

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use fedpeft_protocol::{
     ClientId, Digest,
     round::Payload,
-    run::{MaskGraph, OpenRound, RunRecord, RunSpec, SecureSpec},
+    run::{MaskGraph, OpenRound, PrivacyState, RunRecord, RunSpec, SecureSpec},
     secure::{OpenSecure, SecureReport, SecureStage},
 };
 use fedpeft_secagg::{Encoding, Member, Members, Params, ParamsError, Peer, Plan, Server, Session, Stage};
@@ -54,7 +54,7 @@ impl Secure {
         let failed = |error: &dyn std::fmt::Display| {
             Stop::Failed(format!("round {} cannot be secure: {error}", open.round))
         };
-        let params = params(drive.record, spec, open, secure, drive.model.layout.values() as u64)
+        let params = params(drive.record, spec, open, secure, drive.model.layout.values())
             .map_err(|error| failed(&error))?;
         let encoded = params.encode().map_err(|error| failed(&error))?;
         let session = Session::new(params).map_err(|error| failed(&error))?;
@@ -144,11 +144,12 @@ impl RoundState {
     }
 }
 
-/// Whether cohorts of the run can be secure.
+/// Whether cohorts of the run can be secure, with adapters of so many values.
 ///
 /// # Errors
-/// Shares of clients that no threshold serves, a quorum below it, or a grid too fine for any word.
-pub(crate) fn check(spec: &RunSpec) -> Result<(), String> {
+/// Shares of clients that no threshold serves, a quorum below it, a grid too fine for any word, or noise that is too little
+/// or too much for the grid.
+pub(crate) fn check(spec: &RunSpec, privacy: Option<&PrivacyState>, values: usize) -> Result<(), String> {
     let Some(secure) = &spec.secure_aggregation else { return Ok(()) };
     let cohort = spec.cohort as usize;
     let plan = plan(secure, cohort, spec.quorum()).map_err(|error| format!("secure_aggregation: {error}"))?;
@@ -159,7 +160,8 @@ pub(crate) fn check(spec: &RunSpec) -> Result<(), String> {
             plan.quorum, plan.threshold
         ));
     }
-    encoding(secure, cohort, 1).map(drop).map_err(|error| format!("secure_aggregation: {error}"))
+    let numbers = Numbers { cohort, values, most_examples: 1, plan };
+    encoding(secure, privacy, numbers).map(drop).map_err(|error| format!("secure_aggregation: {error}"))
 }
 
 /// What is known of a cohort's clients to one another, where the run has secure aggregation.
@@ -185,8 +187,32 @@ fn plan(secure: &SecureSpec, cohort: usize, quorum: u32) -> Result<Plan, ParamsE
     Ok(Plan { quorum, ..plan })
 }
 
-fn encoding(secure: &SecureSpec, cohort: usize, max_weight: u32) -> Result<Encoding, ParamsError> {
-    let fitted = Encoding::fit(cohort, secure.bound, secure.precision, max_weight, 0)?;
+/// What an encoding has to fit.
+struct Numbers {
+    cohort: usize,
+    values: usize,
+    most_examples: u32,
+    plan: Plan,
+}
+
+/// The fewest bits that sums of these numbers need. Where the run is private, clients add the noise.
+fn encoding(
+    secure: &SecureSpec,
+    privacy: Option<&PrivacyState>,
+    Numbers { cohort, values, most_examples, plan }: Numbers,
+) -> Result<Encoding, ParamsError> {
+    if let Some(&PrivacyState { clip_norm, noise_multiplier, .. }) = privacy {
+        let norm = clip_norm as f32;
+        return Encoding::private(
+            cohort,
+            values,
+            norm,
+            secure.precision,
+            noise_multiplier,
+            plan.honest(cohort),
+        );
+    }
+    let fitted = Encoding::fit(cohort, secure.bound, secure.precision, most_examples, 0)?;
     Ok(Encoding { norm: secure.norm, ..fitted })
 }
 
@@ -196,7 +222,7 @@ fn params(
     spec: &SecureSpec,
     open: &OpenRound,
     secure: &OpenSecure,
-    values: u64,
+    values: usize,
 ) -> Result<Params, ParamsError> {
     let mut cohort: Vec<Peer> = open
         .cohort
@@ -206,9 +232,10 @@ fn params(
         .collect();
     cohort.sort_unstable_by(|a, b| a.client.cmp(&b.client));
     let plan = plan(spec, cohort.len(), record.spec.quorum())?;
-    // The fewest bits that this cohort's weights need.
-    let most = open.examples.iter().copied().max().unwrap_or(1).max(1);
-    let encoding = encoding(spec, cohort.len(), u32::try_from(most).unwrap_or(u32::MAX))?;
+    let most_examples = open.examples.iter().copied().max().unwrap_or(1).max(1);
+    let most_examples = u32::try_from(most_examples).unwrap_or(u32::MAX);
+    let numbers = Numbers { cohort: cohort.len(), values, most_examples, plan };
+    let encoding = encoding(spec, record.privacy.as_ref(), numbers)?;
     let values = u32::try_from(values).map_err(|_| ParamsError::Values(u32::MAX))?;
     Ok(Params::new(&session_name(record, open), open.round, cohort, plan, values, encoding))
 }

@@ -344,11 +344,7 @@ impl RunSpec {
         check("secure_aggregation", self.scaffold_population().is_none(), || {
             "has no sum of control variates: use another strategy than scaffold".to_owned()
         })?;
-        check("secure_aggregation", self.privacy.is_none(), || {
-            "has no noise of its own yet, and [run.privacy] clips single updates: keep one of them, or let clients add \
-             noise with training.dp_sgd"
-                .to_owned()
-        })?;
+        self.privacy.as_ref().map_or(Ok(()), |privacy| validate_private_sum(privacy, secure))?;
         check("training.local", self.training.local.is_empty(), || {
             "keeps tensors by the digest of a plain update, which secure_aggregation has not: leave it out"
                 .to_owned()
@@ -377,6 +373,19 @@ impl RunSpec {
             )
         })
     }
+}
+
+/// Checks what goes with sums whose noise comes from the clients.
+fn validate_private_sum(privacy: &PrivacySpec, secure: &SecureSpec) -> Result<(), InvalidSpec> {
+    check("privacy.sampling", privacy.sampling == SamplingSpec::Fixed, || {
+        "is poisson, and cohorts of secure_aggregation have a size: set it to \"fixed\"".to_owned()
+    })?;
+    check("privacy.adaptive", privacy.adaptive.is_none(), || {
+        "counts single updates, which secure_aggregation hides: leave it out".to_owned()
+    })?;
+    check("secure_aggregation.norm", secure.norm.is_none(), || {
+        "is privacy.clip_norm in private runs: leave it out".to_owned()
+    })
 }
 
 /// Artifacts in the registry: a name and a version; the newest version where none is given.

@@ -63,11 +63,12 @@ pub enum Rule {
 impl Rule {
     /// The rule that a run asks for. `privacy` is what its next round promises, if it promises anything.
     pub fn of_spec(spec: &RunSpec, privacy: Option<&PrivacyState>) -> Self {
-        if let Some(&PrivacyState { clip_norm, noise_multiplier, .. }) = privacy {
-            return Self::Private { clip_norm, noise_multiplier, cohort: spec.cohort };
-        }
+        // Clients of a sum that is private and secure clip and add noise themselves.
         if spec.secure_aggregation.is_some() {
             return Self::Secure;
+        }
+        if let Some(&PrivacyState { clip_norm, noise_multiplier, .. }) = privacy {
+            return Self::Private { clip_norm, noise_multiplier, cohort: spec.cohort };
         }
         if let ModeSpec::Buffered { staleness, .. } = spec.mode {
             return Self::Buffered(staleness);

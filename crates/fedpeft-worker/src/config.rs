@@ -111,6 +111,16 @@ pub struct Args {
     #[arg(long, env = "FEDPEFT_REQUIRE_SECURE_AGGREGATION")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     require_secure_aggregation: bool,
+    /// Take part in secure sums only if their noise is at least so many clipping norms, even without the noise of clients
+    /// that may collude with the aggregator [default: no noise is asked for]
+    #[arg(
+        long,
+        env = "FEDPEFT_LEAST_NOISE_MULTIPLIER",
+        value_name = "Z",
+        requires = "require_secure_aggregation"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    least_noise_multiplier: Option<f64>,
     /// Device to compute on: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, env = "FEDPEFT_DEVICE", value_name = "DEVICE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -222,6 +232,9 @@ pub struct Config {
     /// Whether plain updates are refused.
     #[serde(default)]
     pub require_secure_aggregation: bool,
+    /// Noise that secure sums must have.
+    #[serde(default)]
+    pub least_noise_multiplier: Option<f64>,
     /// Device.
     #[serde(default, deserialize_with = "device")]
     pub device: Device,

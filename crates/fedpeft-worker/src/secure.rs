@@ -13,12 +13,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use fedpeft_privacy::{NoiseSecret, NoiseStream, Scale};
 use fedpeft_protocol::{
     ClientId, Digest, RunId,
     round::{ByteKind, Direction, Outcome, Payload, Task, Transfer, Work},
     secure::{SecureStage, SecureTrained},
 };
-use fedpeft_secagg::{Client, Params, Request, Rounding, Session, SigningKey};
+use fedpeft_secagg::{Client, Noise, Params, Request, Rounding, Session, SigningKey};
 
 pub(crate) use identity::{Identities, random};
 
@@ -123,7 +124,7 @@ impl Workshop {
         let Assignment { client, task, deadline, .. } = assignment;
         let params = self.params(assignment, params, fetched).await?;
         let session = session(task, &params)?;
-        self.identities.check(&session).map_err(Failure::new)?;
+        self.identities.check(&session)?;
         let ToSecure { adapter, beginning, weight, figures } = trained;
         let (name, identity) = (client.id.to_string(), self.identities.of(&client.id)?);
         let (member, message) = blocking(move || {
@@ -240,8 +241,15 @@ fn said(
         SecureStage::Mask => {
             let values = update.take().ok_or_else(|| Failure::new("the update was sent before"))?;
             let encoding = session.params().encoding;
-            let encoded = encoding.encode(&values, *weight, Rounding::Nearest, None).map_err(Failure::new)?;
-            if encoded.clamped > 0 {
+            let mut noise = noise(session)?;
+            let mut add = |integers: &mut [i64]| noise.iter_mut().for_each(|noise| noise.add(integers));
+            let (weight, add): (_, Option<Noise<'_>>) = match encoding.noise {
+                0 => (*weight, None),
+                _ => (1, Some(&mut add)),
+            };
+            let encoded = encoding.encode(&values, weight, Rounding::Nearest, add).map_err(Failure::new)?;
+            // Beyond the bound of a private sum are only updates that its norm has scaled down.
+            if encoded.clamped > 0 && encoding.noise == 0 {
                 let (clamped, bound) = (encoded.clamped, encoding.bound);
                 tracing::warn!(client = %name, clamped, bound, "values of the update are beyond secure_aggregation.bound");
             }
@@ -249,6 +257,30 @@ fn said(
         }
     };
     Ok((message.map_err(Failure::new)?.into(), member))
+}
+
+/// The client's part of the noise that hides every client in the sum, where the sum is private.
+struct ClientNoise {
+    stream: NoiseStream,
+    scale: Scale,
+}
+
+impl ClientNoise {
+    fn add(&mut self, integers: &mut [i64]) {
+        integers.iter_mut().for_each(|integer| *integer += self.stream.gaussian_with(self.scale));
+    }
+}
+
+/// Fresh for every session: it goes into one answer, which is given again as it is.
+fn noise(session: &Session) -> Result<Option<ClientNoise>, Failure> {
+    let sigma = session.params().encoding.noise;
+    if sigma == 0 {
+        return Ok(None);
+    }
+    let secret = NoiseSecret::random().map_err(Failure::new)?;
+    let name = Digest::from_bytes(*session.id()).to_string();
+    let stream = NoiseStream::new(&secret, &["fedpeft client noise 1", &name]);
+    Ok(Some(ClientNoise { stream, scale: Scale::new(sigma).map_err(Failure::new)? }))
 }
 
 async fn blocking<T: Send + 'static>(

@@ -42,7 +42,8 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     let trains = clients.iter().filter(|client| client.role == Role::Trains).map(|client| &client.id);
     let roster = config.roster.as_deref().map(|roster| (roster, config.operator.as_deref()));
     let only_secure = config.require_secure_aggregation;
-    let identities = Identities::new(trains, config.identities.as_deref(), roster, only_secure)?;
+    let identities = Identities::new(trains, config.identities.as_deref(), roster, only_secure)?
+        .with_least_noise(config.least_noise_multiplier);
     let presences = presences(&config, &clients, engine.device(), &identities);
     tracing::info!(clients = clients.len(), device = engine.device(), worker = config.worker(), "hosting");
 

@@ -29,6 +29,7 @@ pub(super) use admit::admit;
 use super::Phase;
 use crate::{
     drive::Drive,
+    privacy,
     round::{Answer, RoundState, Updates},
     secure::Secure,
     stop::Stop,
@@ -55,6 +56,10 @@ fn open_stage(round: &RoundState) -> Option<SecureStage> {
 async fn close(drive: &mut Drive<'_>, round: &mut RoundState, stage: SecureStage) -> Result<(), Stop> {
     let closed = round.with_server(|server| server.close()).await?;
     let members = closed.map_err(|error| failed(round, &error))?.members;
+    if stage == SecureStage::Confirm {
+        // With the shares that are asked for next, the sum is out.
+        privacy::announce(drive, round).await?;
+    }
     let at_ms = now_ms();
     let decision = ClosedStage { stage, members: members.as_bytes().to_vec(), at_ms };
     drive

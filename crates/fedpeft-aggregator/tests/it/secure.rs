@@ -1,15 +1,16 @@
 //! Rounds with secure aggregation, with clients that speak its protocol.
 
 use fedpeft_codec::decode;
+use fedpeft_privacy::{Accountant, Mechanism, NoiseStream, Sampling, Scale, epsilon};
 use fedpeft_protocol::{
     ClientId,
     event::EventKind,
     presence::Capabilities,
     round::{ClientOutcome, Outcome, Payload, Task, Update, Work},
-    run::{RunSpec, RunStatus, SecureSpec, StrategySpec},
+    run::{AccountantSpec, PrivacySpec, RunSpec, RunStatus, SamplingSpec, SecureSpec, StrategySpec},
     secure::{IdentityKey, SecureStage, SecureTrained},
 };
-use fedpeft_secagg::{Client, Params, Request, Rounding, Session, SigningKey};
+use fedpeft_secagg::{Client, Noise, Params, Request, Rounding, Session, SigningKey};
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
 use crate::federation::{Federation, Player, capabilities, client, mean, spec};
@@ -68,8 +69,17 @@ impl Member {
                     SecureStage::Unmask => member.unmask(&request).unwrap().encode(),
                     SecureStage::Mask => {
                         let encoding = session.params().encoding;
-                        let weight = self.examples as u32;
-                        let encoded = encoding.encode(&self.update, weight, Rounding::Nearest, None).unwrap();
+                        let mut noise =
+                            NoiseStream::new(&self.identity.to_bytes().into(), &[&task.round.to_string()]);
+                        let mut add = |integers: &mut [i64]| {
+                            let scale = Scale::new(encoding.noise).unwrap();
+                            integers.iter_mut().for_each(|value| *value += noise.gaussian_with(scale));
+                        };
+                        let (weight, add): (_, Option<Noise<'_>>) = match encoding.noise {
+                            0 => (self.examples as u32, None),
+                            _ => (1, Some(&mut add)),
+                        };
+                        let encoded = encoding.encode(&self.update, weight, Rounding::Nearest, add).unwrap();
                         member.mask(&request, encoded).unwrap().message().encode()
                     }
                     SecureStage::Advertise => panic!("{task:?}"),
@@ -368,6 +378,86 @@ async fn a_server_optimizer_takes_the_secure_mean_as_it_takes_the_plain_one() {
     }
 }
 
+const CLIP_NORM: f64 = 0.5;
+const NOISE_MULTIPLIER: f64 = 2.0;
+
+fn private_spec() -> RunSpec {
+    let privacy = PrivacySpec {
+        epsilon: 50.0,
+        delta: 1e-3,
+        clip_norm: CLIP_NORM,
+        population: None,
+        noise_multiplier: Some(NOISE_MULTIPLIER),
+        sampling: SamplingSpec::Fixed,
+        accountant: AccountantSpec::Prv,
+        adaptive: None,
+    };
+    let secure = SecureSpec { stage_seconds: 20.0, precision: 18, ..Default::default() };
+    RunSpec { secure_aggregation: Some(secure), privacy: Some(privacy), ..spec(2, 5) }
+}
+
+/// A run whose clients add the noise. Where it `dies`, the aggregator does, when it has asked for the shares that take the
+/// masks off the first sum; what then was released.
+async fn private(dies: bool) -> fedpeft_protocol::run::RunView {
+    let mut federation = Federation::start(2000).await;
+    let mut all = members(&mut federation, 0..5).await;
+    let slow = all.pop().unwrap();
+    all.into_iter().for_each(Member::stay);
+    let service = federation.aggregator().await;
+    federation.create("r", private_spec()).await.unwrap();
+    let view = if dies {
+        let slow = slow.until(SecureStage::Confirm).await.unwrap();
+        let asked = federation
+            .until("r", |record| {
+                let closed = record.open.as_ref().and_then(|open| open.secure.as_ref());
+                closed.is_some_and(|secure| secure.closed.len() == 4)
+            })
+            .await;
+        assert!(asked.privacy.unwrap().epsilon > 0.0, "it is accounted for before the sum can be seen");
+        service.kill().await;
+        let _successor = federation.aggregator().await;
+        slow.stay();
+        federation.completed("r").await
+    } else {
+        slow.stay();
+        federation.completed("r").await
+    };
+    fedpeft_protocol::ledger::check(&view).unwrap();
+
+    // The mean of the clipped updates, in which all weigh the same, and the noise of five where four would be enough.
+    let global = decode(&federation.initial(), &federation.layout).unwrap();
+    let mut mean = vec![0.0; global.len()];
+    for name in NAMES {
+        let trained = federation.player(name).await.train(&global);
+        let update: Vec<f64> =
+            trained.iter().zip(&global).map(|(end, start)| f64::from(end - start)).collect();
+        let norm = update.iter().map(|value| value * value).sum::<f64>().sqrt();
+        assert!(norm > CLIP_NORM, "{norm}");
+        mean.iter_mut().zip(&update).for_each(|(mean, value)| *mean += value * CLIP_NORM / norm / 5.0);
+    }
+    let found = decode(&federation.adapter(&view.rounds[0].adapter).await, &federation.layout).unwrap();
+    let noise =
+        found.iter().zip(&global).zip(&mean).map(|((found, start), mean)| f64::from(found - start) - mean);
+    let deviation = (noise.map(|value| value * value).sum::<f64>() / mean.len() as f64).sqrt();
+    let wanted = NOISE_MULTIPLIER * CLIP_NORM * (5.0f64 / 4.0).sqrt() / 5.0;
+    assert!((0.93..1.07).contains(&(deviation / wanted)), "{deviation} is not {wanted}");
+    view
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn noise_of_the_clients_hides_each_of_them_in_the_sum_even_from_the_aggregator() {
+    let (calm, disturbed) = tokio::join!(private(false), private(true));
+    assert_eq!(calm.record.adapter, disturbed.record.adapter);
+    let all = Sampling::FixedSize { rate: 1.0 };
+    for view in [calm, disturbed] {
+        let spent = view.rounds[1].privacy.unwrap();
+        let twice = [(Mechanism::new(all, NOISE_MULTIPLIER).unwrap(), 2)];
+        let wanted = epsilon(Accountant::Prv, &twice, 1e-3).unwrap();
+        assert_eq!((spent.epsilon, spent.again), (wanted, 0));
+        assert_eq!(view.rounds[0].secure.as_ref().unwrap().weight, 5);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_without_an_identity_are_not_sampled_and_bad_numbers_are_named() {
     let mut federation = Federation::start(20).await;
@@ -385,6 +475,10 @@ async fn clients_without_an_identity_are_not_sampled_and_bad_numbers_are_named()
     assert!(told.contains("secure_aggregation") && told.contains("lower"), "{told}");
     let told = error(RunSpec { keep_updates: true, ..secure_spec(1, 4) }).await;
     assert!(told.contains("keep_updates needs single updates"), "{told}");
+    let mut coarse = private_spec();
+    coarse.secure_aggregation.as_mut().unwrap().precision = 1;
+    let told = error(coarse).await;
+    assert!(told.contains("raise the precision"), "{told}");
     federation.create("r", RunSpec { min_clients: Some(2), ..secure_spec(1, 2) }).await.unwrap();
     let view = federation.completed("r").await;
     let names: Vec<&ClientId> = view.rounds[0].clients.iter().map(|client| &client.client).collect();

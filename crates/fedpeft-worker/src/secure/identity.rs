@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context as _, bail};
 use fedpeft_protocol::{ClientId, secure::IdentityKey};
-use fedpeft_secagg::{ParamsError, Session, SigningKey};
+use fedpeft_secagg::{Session, SigningKey};
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
 use super::public;
@@ -19,6 +19,8 @@ pub(crate) struct Identities {
     /// Whom clients sum with: nobody else. None takes the aggregator's word for it.
     roster: Option<BTreeMap<String, [u8; 32]>>,
     only_secure: bool,
+    /// Noise multiplier below which clients take part in no sum.
+    least_noise: Option<f64>,
 }
 
 /// A generator of secrets, seeded by the operating system.
@@ -59,7 +61,12 @@ impl Identities {
                 );
             }
         }
-        Ok(Self { own, roster, only_secure })
+        Ok(Self { own, roster, only_secure, least_noise: None })
+    }
+
+    /// Clients take part in no sum whose noise multiplier is less than this.
+    pub fn with_least_noise(self, least_noise: Option<f64>) -> Self {
+        Self { least_noise, ..self }
     }
 
     /// The public half of a client's.
@@ -78,11 +85,17 @@ impl Identities {
         self.only_secure
     }
 
-    /// Whether everybody in a session is in the roster.
-    pub fn check(&self, session: &Session) -> Result<(), ParamsError> {
-        match &self.roster {
-            Some(roster) => session.pinned(|client| roster.get(client).copied()),
-            None => Ok(()),
+    /// Whether everybody in a session is in the roster, and the noise of its sum enough.
+    pub fn check(&self, session: &Session) -> Result<(), Failure> {
+        if let Some(roster) = &self.roster {
+            session.pinned(|client| roster.get(client).copied()).map_err(Failure::new)?;
+        }
+        match (self.least_noise, session.noise_multiplier()) {
+            (Some(least), noise) if noise < least => Err(Failure::new(format!(
+                "the noise multiplier of the sum is {noise:.4}, the client takes part from {least} on: raise \
+                 privacy.noise_multiplier, or lower the worker's --least-noise-multiplier"
+            ))),
+            _ => Ok(()),
         }
     }
 }
