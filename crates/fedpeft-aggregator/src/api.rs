@@ -206,6 +206,7 @@ impl From<ModelError> for ApiError {
             | ModelError::Checkpoint { .. }
             | ModelError::Scope(_)
             | ModelError::Aggregation(_)
+            | ModelError::Features(_)
             | ModelError::Downlink(_) => Self::bad_request(error),
             ModelError::Bus(error) => error.into(),
             ModelError::Spool(_) | ModelError::BrokenOff(_) => Self::internal(error),

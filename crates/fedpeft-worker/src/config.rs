@@ -129,6 +129,11 @@ pub struct Args {
     #[arg(long, env = "FEDPEFT_THREADS", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     threads: Option<u16>,
+    /// Memory for what the frozen backbone made of examples, for all hosted clients together, in runs with
+    /// training.cache_features [default: 512]
+    #[arg(long, env = "FEDPEFT_FEATURE_CACHE_MIB", value_name = "MIB")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    feature_cache_mib: Option<u32>,
     /// ONNX Runtime library, version 1.22 or newer [default: looked for in the asset cache and the system]
     #[arg(long, env = "FEDPEFT_ORT_LIB", value_name = "FILE", value_hint = ValueHint::FilePath)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -241,6 +246,9 @@ pub struct Config {
     /// Threads; 0 means one per core.
     #[serde(default)]
     pub threads: u16,
+    /// Memory for features.
+    #[serde(default = "feature_cache_mib")]
+    pub feature_cache_mib: u32,
     /// ONNX Runtime library.
     #[serde(default)]
     pub ort_lib: Option<PathBuf>,
@@ -256,6 +264,10 @@ impl AsRef<Common> for Config {
     fn as_ref(&self) -> &Common {
         &self.common
     }
+}
+
+fn feature_cache_mib() -> u32 {
+    512
 }
 
 fn prefix() -> String {

@@ -38,7 +38,8 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     let cache = Cache::new(config.cache()?);
     let (keeping, memory) = (keeping(&config, data)?, memory(&config)?);
     let (ort_lib, device, threads) = (config.ort_lib.clone(), config.device, usize::from(config.threads));
-    let engine = Engine::start(EngineOptions { ort_lib, device, threads }).await?;
+    let feature_cache = (config.feature_cache_mib as usize) << 20;
+    let engine = Engine::start(EngineOptions { ort_lib, device, threads, feature_cache }).await?;
     let trains = clients.iter().filter(|client| client.role == Role::Trains).map(|client| &client.id);
     let roster = config.roster.as_deref().map(|roster| (roster, config.operator.as_deref()));
     let only_secure = config.require_secure_aggregation;
