@@ -29,11 +29,7 @@ pub struct FeatureExtractor {
 
 impl FeatureExtractor {
     /// Wraps a session that ends at `features`, and finds out their shape.
-    pub(crate) fn new(
-        session: Session,
-        manifest: &Manifest,
-        features: String,
-    ) -> Result<Self, RuntimeError> {
+    pub(crate) fn new(session: Session, manifest: &Manifest, features: String) -> Result<Self, RuntimeError> {
         let (fed, limits) = (feeds(manifest)?, Limits::of(manifest));
         let mut own = Self { session, fed, limits, features, shape: Vec::new() };
         let mut buffers = own.buffers(1)?;
@@ -88,7 +84,10 @@ impl FeatureExtractor {
             }
             let (shape, values) = self.run(&buffers, indices.len())?;
             if shape != self.shape {
-                return Err(RuntimeError::Run(format!("features have the shape {shape:?}, not {:?}", self.shape)));
+                return Err(RuntimeError::Run(format!(
+                    "features have the shape {shape:?}, not {:?}",
+                    self.shape
+                )));
             }
             features.extend(values);
         }
@@ -104,7 +103,8 @@ impl FeatureExtractor {
     fn run(&mut self, buffers: &[Buffer], batch: usize) -> Result<(Vec<i64>, Vec<f32>), RuntimeError> {
         let mut binding = self.session.create_binding()?;
         let read: Vec<&str> = self.session.inputs().iter().map(|input| input.name()).collect();
-        for (fed, buffer) in self.fed.iter().zip(buffers).filter(|(fed, _)| read.contains(&fed.name.as_str())) {
+        for (fed, buffer) in self.fed.iter().zip(buffers).filter(|(fed, _)| read.contains(&fed.name.as_str()))
+        {
             buffer.bind(&mut binding, &fed.name)?;
         }
         let host = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::CPUOutput)?;

@@ -53,7 +53,8 @@ pub(crate) fn after(model: &mut Model, end: &str, manifest: &Manifest) -> Result
     graph.outputs.retain(|output| wanted.contains(&output.name));
     graph.inputs.push(ValueInfo { name: end.to_owned(), dtype: DType::F32, shape: None });
     surgery::prune(graph)?;
-    let missing = missing(graph).or_else(|| graph.inputs.iter().find(|input| given(&input.name)).map(|i| i.name.clone()));
+    let missing = missing(graph)
+        .or_else(|| graph.inputs.iter().find(|input| given(&input.name)).map(|i| i.name.clone()));
     match missing {
         Some(name) => Err(OnnxError::NoSuchValue { name, hint: String::new() }),
         None => Ok(()),

@@ -476,7 +476,7 @@ mod tests {
         let examples = toy::examples(150);
         let features = extractor.extract(&examples, &mut || true).unwrap();
         assert_eq!((features.len(), features.bytes()), (150, 150 * (toy::FEATURES * 4 + 8)));
-        let mut train = |trainer: &mut Trainer, examples: &dyn Examples| {
+        let train = |trainer: &mut Trainer, examples: &dyn Examples| {
             trainer.set_adapter(&start()).unwrap();
             let trained = trainer.train(local(&spec(SGD), SEED), examples, &mut || true).unwrap();
             let evaluated = trainer.evaluate(examples, &mut || true).unwrap();

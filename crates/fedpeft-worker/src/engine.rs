@@ -12,7 +12,8 @@ use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_data::ClientData;
 use fedpeft_protocol::{ClientId, Digest, Round, round::Transfer, run::TrainingSpec};
 use fedpeft_runtime::{
-    Device, Evaluated, Examples, FeatureExtractor, InMemory, LocalTraining, OrderSeed, Runtime, RuntimeError, SessionOptions, Trained, Trainer,
+    Device, Evaluated, Examples, FeatureExtractor, InMemory, LocalTraining, OrderSeed, Runtime, RuntimeError,
+    SessionOptions, Trained, Trainer,
 };
 use fedpeft_text::Tokenizer;
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
@@ -222,10 +223,11 @@ impl Thread {
     }
 
     fn work(&mut self, mut job: Job) -> Result<Done, EngineError> {
+        let most = self.feature_cache;
         let loaded = self.load(job.folder)?;
         match job.work {
             EngineWork::Train { training, seed, round, rounds, personal } => {
-                let cache = training.cache_features.then_some(self.feature_cache);
+                let cache = training.cache_features.then_some(most);
                 let mut asked = || (job.next)(0, 0) == Next::Step;
                 let own = (&job.client, Part::Own, &job.data);
                 let (trainer, examples) = loaded.prepare(own, cache, &mut asked)?;

@@ -113,7 +113,10 @@ mod tests {
         };
         for (rest, told) in [
             ("[aggregation]\nkind = 'median'", "leave out [run.aggregation]"),
-            ("[privacy]\nepsilon = 5.0\ndelta = 1e-3\nclip_norm = 1.0\nsampling = 'poisson'", "set it to \"fixed\""),
+            (
+                "[privacy]\nepsilon = 5.0\ndelta = 1e-3\nclip_norm = 1.0\nsampling = 'poisson'",
+                "set it to \"fixed\"",
+            ),
             ("norm = 2.0\n[privacy]\nepsilon = 5.0\ndelta = 1e-3\nclip_norm = 1.0", "is privacy.clip_norm"),
             ("dropout = 0.9", "secure_aggregation.dropout must lie in [0, 0.5)"),
             ("bound = 0.0", "secure_aggregation.bound must be greater than 0"),
