@@ -63,6 +63,7 @@ async fn announce(bus: &Bus, clients: &[ClientId]) -> Result<(), BusError> {
             device: "cpu".into(),
             free_memory_mib: None,
             labels: BTreeMap::new(),
+            identity: None,
         };
         let (version, worker) = (PROTOCOL_VERSION, "bench".to_owned());
         let presence = Presence { version, client, worker, capabilities };

@@ -1,6 +1,6 @@
 //! The reference: the broker taking the same bytes from somebody who knows nothing of rounds.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use async_nats::jetstream::{self, stream};
@@ -9,13 +9,16 @@ use futures::{StreamExt, TryStreamExt};
 
 use crate::{clients::AT_ONCE, figure::Spread};
 
+/// A disk that others keep busy is slow, and not broken.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Repetitions.
 const TIMES: usize = 5;
 
 /// Seconds that `count` messages of `size` bytes take to be published to a stream on disk and acknowledged, as many at
 /// once as clients publish.
 pub async fn publishing(server: &str, count: u32, size: usize) -> Result<Spread> {
-    let js = jetstream::new(async_nats::connect(server).await?);
+    let mut js = jetstream::new(async_nats::connect(server).await?);
+    js.set_timeout(PATIENCE);
     let subjects = vec!["reference.>".to_owned()];
     let config = stream::Config { name: "reference".into(), subjects, ..Default::default() };
     let stream = js.create_stream(config).await?;

@@ -32,7 +32,7 @@ use trial::{Plan, trial};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_few_faults_change_nothing() {
     let seed = number("FEDPEFT_CHAOS_SEED", 11);
-    trial(Plan { seed, kinds: schedule::SHORT.into(), rounds: 9, epochs: 25, json: None }).await;
+    trial(Plan { seed, kinds: schedule::SHORT.into(), rounds: 16, epochs: 40, json: None }).await;
 }
 
 /// The schedule that `FEDPEFT_CHAOS_SEED` and `FEDPEFT_CHAOS_FAULTS` name.

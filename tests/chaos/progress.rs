@@ -125,7 +125,10 @@ async fn follow_events(bus: Bus, run: RunId, state: watch::Sender<State>) {
             EventKind::RoundClosed { report } => {
                 advance(&state, Moment { round: report.round, step: Step::Closed });
             }
-            EventKind::Status { .. } | EventKind::Waiting { .. } | EventKind::UpdateRejected { .. } => {}
+            EventKind::Status { .. }
+            | EventKind::Waiting { .. }
+            | EventKind::UpdateRejected { .. }
+            | EventKind::SecureStageClosed { .. } => {}
         }
     }
 }

@@ -16,6 +16,7 @@ mod python;
 mod ranks;
 mod report;
 mod scaffold;
+mod secure;
 mod secured;
 mod services;
 mod simulate;

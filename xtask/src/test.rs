@@ -1,5 +1,7 @@
 //! `cargo xtask test`: what CI runs.
 
+use std::{num::NonZero, thread};
+
 use anyhow::Result;
 use clap::Args;
 
@@ -25,9 +27,12 @@ pub fn test(options: &Options) -> Result<()> {
     run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     run(&mut cargo(&["build", "--workspace", "--bins"]))?;
 
-    let nextest = answers(&mut cargo(&["nextest", "--version"]));
-    let mut arguments =
-        if nextest { vec!["nextest", "run"] } else { vec!["test", "--lib", "--bins", "--tests"] };
+    // The profile says why there are more threads than cores.
+    let threads = (2 * thread::available_parallelism().map_or(1, NonZero::get)).to_string();
+    let mut arguments = match answers(&mut cargo(&["nextest", "--version"])) {
+        true => vec!["nextest", "run", "--profile", "ci", "--test-threads", &threads],
+        false => vec!["test", "--lib", "--bins", "--tests"],
+    };
     arguments.push("--workspace");
     if options.quick {
         arguments.extend(["--exclude", END_TO_END]);

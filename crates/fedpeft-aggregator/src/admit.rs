@@ -65,6 +65,9 @@ pub(crate) async fn admit(
         Outcome::Evaluated { .. } => {
             Ok(Err(Refusal::Answer("the task was to train, the update is an evaluation".into())))
         }
+        Outcome::Secured { .. } => {
+            Ok(Err(Refusal::Answer("the task was to train, the update is masked".into())))
+        }
         Outcome::Aggregated { updates, examples, loss, seconds, sum } => {
             let reported = update.fetched.iter().any(is_adapter_upload);
             let claimed = Accepted {
@@ -184,7 +187,7 @@ fn repetition(answer: &Answer, update: &Update) -> Result<Option<Answer>, Refusa
     }
 }
 
-fn plausible_epsilon(epsilon: Option<f64>) -> Result<(), String> {
+pub(crate) fn plausible_epsilon(epsilon: Option<f64>) -> Result<(), String> {
     match epsilon {
         Some(epsilon) if !(epsilon.is_finite() && epsilon >= 0.0) => {
             Err(format!("the update claims that its training costs an epsilon of {epsilon}"))
@@ -193,7 +196,7 @@ fn plausible_epsilon(epsilon: Option<f64>) -> Result<(), String> {
     }
 }
 
-fn plausible(examples: u64, declared: u64, loss: f64, seconds: f64) -> Result<(), String> {
+pub(crate) fn plausible(examples: u64, declared: u64, loss: f64, seconds: f64) -> Result<(), String> {
     if !(1..=declared).contains(&examples) {
         return Err(format!("the update claims {examples} examples, the client declared {declared}"));
     }
@@ -207,7 +210,10 @@ fn plausible(examples: u64, declared: u64, loss: f64, seconds: f64) -> Result<()
 }
 
 /// Whether a client can have come to this with its own model: it holds back no more than it trains on.
-fn plausible_own(Personal { examples, loss, accuracy }: Personal, declared: u64) -> Result<(), String> {
+pub(crate) fn plausible_own(
+    Personal { examples, loss, accuracy }: Personal,
+    declared: u64,
+) -> Result<(), String> {
     if !(1..=declared).contains(&examples) {
         return Err(format!(
             "the update claims {examples} examples held back, the client declared {declared}"

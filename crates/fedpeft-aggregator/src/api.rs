@@ -23,6 +23,7 @@ use crate::{
     model::{self, Model, ModelError},
     privacy,
     record::given_up,
+    secure,
     spool::Spool,
 };
 
@@ -75,6 +76,8 @@ impl Api {
         let privacy = privacy.map_err(ApiError::bad_request)?;
         let version = model::resolve(&self.bus, &spec.model).await?;
         let model = Model::load(&self.bus, &version.manifest, &spec).await?;
+        secure::check(&spec, privacy.as_ref(), model.layout.values())
+            .map_err(|error| ApiError::bad_request(format!("run specification: {error}")))?;
         let initial = model.initial_adapter(&self.bus, &self.spool).await?;
         let (initial, sent) = encoding::sent((&self.bus, &self.spool), &model, &spec, 0, initial).await?;
         let adapter = initial.store(&self.bus).await?;
@@ -203,6 +206,7 @@ impl From<ModelError> for ApiError {
             | ModelError::Checkpoint { .. }
             | ModelError::Scope(_)
             | ModelError::Aggregation(_)
+            | ModelError::Features(_)
             | ModelError::Downlink(_) => Self::bad_request(error),
             ModelError::Bus(error) => error.into(),
             ModelError::Spool(_) | ModelError::BrokenOff(_) => Self::internal(error),

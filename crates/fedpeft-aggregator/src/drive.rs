@@ -22,7 +22,7 @@ use crate::{
     counted::Counted,
     events::EventLog,
     model::{self, Model},
-    phase::{Phase, broadcast, collect, commit, complete, evaluate, select},
+    phase::{Phase, broadcast, collect, commit, complete, evaluate, secure, select},
     privacy,
     record::OwnedRecord,
     spool::{Adapter, Spool, Target},
@@ -93,6 +93,10 @@ async fn rounds(shop: &Workshop, record: &mut OwnedRecord, events: &EventLog) ->
             Phase::Collect(round) => {
                 let span = span(round.open.round, "collect");
                 collect::run(&mut drive, round).instrument(span).await?
+            }
+            Phase::Secure(round) => {
+                let span = span(round.open.round, "secure");
+                secure::run(&mut drive, round).instrument(span).await?
             }
             Phase::Commit(round) => {
                 let span = span(round.open.round, "commit");
@@ -167,21 +171,33 @@ impl<'a> Drive<'a> {
         work: Work,
         deadline_ms: u64,
     ) -> Result<Task, Stop> {
+        Ok(self.task_on(self.payload().await?, (round, epoch), client, work, deadline_ms))
+    }
+
+    /// A task on an adapter of a round that was opened under this token.
+    pub fn task_on(
+        &self,
+        adapter: Payload,
+        (round, epoch): (Round, Epoch),
+        client: &ClientId,
+        work: Work,
+        deadline_ms: u64,
+    ) -> Task {
         let run = &self.record.run;
-        Ok(Task {
+        Task {
             version: PROTOCOL_VERSION,
             run: run.clone(),
             round,
             epoch,
             task: subject::task_id(run, round, client, work.name(), epoch),
             manifest: self.record.manifest,
-            adapter: self.payload().await?,
+            adapter,
             downlink: self.record.spec.downlink,
             work,
             deadline_ms,
             // A client that is told of a deadline in the past should not begin.
             lifetime_ms: deadline_ms.saturating_sub(now_ms()).max(1),
-        })
+        }
     }
 
     /// The global adapter.

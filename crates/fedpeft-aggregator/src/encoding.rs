@@ -80,7 +80,7 @@ pub(crate) async fn sent(
 }
 
 /// All of an adapter, in memory.
-fn bytes(adapter: &Adapter) -> io::Result<Bytes> {
+pub(crate) fn bytes(adapter: &Adapter) -> io::Result<Bytes> {
     if let Adapter::Held(bytes) = adapter {
         return Ok(bytes.clone());
     }

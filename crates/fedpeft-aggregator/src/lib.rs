@@ -35,6 +35,7 @@ mod privacy;
 mod record;
 mod retention;
 mod round;
+mod secure;
 mod spool;
 mod stop;
 mod supervisor;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use fedpeft_artifacts::manifest::{FileRef, Manifest, ManifestError};
 use fedpeft_bus::{Bus, BusError};
 use fedpeft_codec::{CodecError, InvalidScope, Layout, Scope};
+use fedpeft_peft::{Method, Peft};
 use fedpeft_protocol::{
     Digest, event::EventKind, model::ModelVersion, run::AggregationSpec, run::ModelRef, run::RunRecord,
     run::RunSpec,
@@ -36,6 +37,10 @@ pub(crate) enum ModelError {
     Downlink(CodecError),
     #[error("aggregation lora_product: {0}")]
     Aggregation(AccumulateError),
+    #[error(
+        "training.cache_features is for artifacts that train a head alone, those of {0} train within the backbone: leave it out"
+    )]
+    Features(String),
     #[error(transparent)]
     Scope(#[from] InvalidScope),
     #[error(transparent)]
@@ -99,6 +104,9 @@ impl Model {
         let scope = Scope::new(&parsed.adapter, &spec.training.local)?;
         if spec.aggregation == AggregationSpec::LoraProduct {
             lora::Pair::all(scope.shared()).map_err(ModelError::Aggregation)?;
+        }
+        if spec.training.cache_features && parsed.method != Peft::from(Method::Head) {
+            return Err(ModelError::Features(parsed.method.to_string()));
         }
         Ok(Self {
             layout: scope.shared().clone(),

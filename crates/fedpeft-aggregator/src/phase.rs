@@ -6,6 +6,7 @@ pub(crate) mod collect;
 pub(crate) mod commit;
 pub(crate) mod complete;
 pub(crate) mod evaluate;
+pub(crate) mod secure;
 pub(crate) mod select;
 
 use crate::round::RoundState;
@@ -18,6 +19,8 @@ pub(crate) enum Phase {
     Broadcast(Box<RoundState>),
     /// Its tasks are out; its updates come in.
     Collect(Box<RoundState>),
+    /// Its clients have trained; the stages of secure aggregation follow.
+    Secure(Box<RoundState>),
     /// It has the updates it needs.
     Commit(Box<RoundState>),
     /// It is committed, but not evaluated and announced.

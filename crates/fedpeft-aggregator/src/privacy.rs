@@ -90,8 +90,13 @@ pub(crate) async fn announce(drive: &mut Drive<'_>, round: &RoundState) -> Resul
         return Ok(());
     };
     let updates = updates(drive, round);
-    let noise = drive.secret.derive(&["fedpeft release 1", drive.record.run.as_str(), &updates]);
-    let release = Some(Digest::of(&noise[..]));
+    let release = Some(match drive.record.spec.secure_aggregation {
+        // The noise is in the masked updates.
+        Some(_) => Digest::of(&updates),
+        None => {
+            Digest::of(&drive.secret.derive(&["fedpeft release 1", drive.record.run.as_str(), &updates])[..])
+        }
+    });
     if state.release == release {
         return Ok(());
     }
@@ -186,8 +191,11 @@ fn sampling(spec: &RunSpec, privacy: &PrivacySpec) -> Sampling {
     }
 }
 
-/// Share of the population that gets a task.
+/// Share of the population that gets a task: all of it towards an aggregator that is not trusted, for it knows the sample.
 fn rate(spec: &RunSpec, privacy: &PrivacySpec) -> f64 {
+    if spec.secure_aggregation.is_some() {
+        return 1.0;
+    }
     let sampled = match privacy.sampling {
         SamplingSpec::Fixed => spec.sampled(),
         SamplingSpec::Poisson => spec.cohort,

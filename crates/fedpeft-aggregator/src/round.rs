@@ -13,10 +13,11 @@ use fedpeft_protocol::{
     round::{ClientOutcome, ClientReport, Direction, Personal, PhaseSeconds, RoundReport},
     run::{Carried, ModeSpec, OpenRound, RunRecord, RunSpec},
 };
+use fedpeft_secagg::Server;
 use fedpeft_service::now_ms;
 use fedpeft_strategy::{Accumulator, Fold, Rule};
 
-use crate::{drive::Drive, spool::Heap, stop::Stop};
+use crate::{drive::Drive, secure::Secure, spool::Heap, stop::Stop};
 
 /// A client's answer to its task. The first one counts.
 #[derive(Debug, Clone, PartialEq)]
@@ -98,6 +99,8 @@ pub(crate) struct RoundState {
     pub last_taken: Instant,
     /// Time spent adding updates.
     pub folding: Duration,
+    /// How far secure aggregation has come, where the run has it.
+    pub secure: Option<Secure>,
     rule: Rule,
     updates: Arc<Mutex<Updates>>,
 }
@@ -107,6 +110,8 @@ pub(crate) struct Updates {
     pub fold: Fold,
     /// What the clients' control variates changed by, summed, where the strategy has them.
     pub control: Option<Accumulator>,
+    /// The server of secure aggregation, where the run has that.
+    pub server: Option<Server>,
     /// Those that the fold keeps.
     pub heap: Heap,
 }
@@ -118,6 +123,8 @@ impl RoundState {
         let fold = Fold::new(rule, drive.model.layout.clone()).map_err(|e| Stop::Failed(e.to_string()))?;
         let control = drive.record.control.map(|_| Accumulator::new(drive.model.layout.clone())).transpose();
         let control = control.map_err(|error| Stop::Failed(error.to_string()))?;
+        let secure = Secure::open(drive, &open)?;
+        let server = secure.as_ref().map(|secure| Server::new(secure.session.clone()));
         let report = drive.reports.get(&report_key(&drive.record.run, open.round)).await?;
         Ok(Self {
             members: members(drive.record, &open),
@@ -133,8 +140,9 @@ impl RoundState {
             sent: started,
             last_taken: started,
             folding: Duration::ZERO,
+            secure,
             rule,
-            updates: Arc::new(Mutex::new(Updates { fold, control, heap: Heap::default() })),
+            updates: Arc::new(Mutex::new(Updates { fold, control, server, heap: Heap::default() })),
         })
     }
 
@@ -171,6 +179,11 @@ impl RoundState {
             deadline_ms: member.deadline_ms,
         });
         carried.collect()
+    }
+
+    /// Whether a stage of secure aggregation has ended.
+    pub fn has_ended_stages(&self) -> bool {
+        self.open.secure.as_ref().is_some_and(|secure| !secure.closed.is_empty())
     }
 
     /// Updates in the sum.
@@ -239,6 +252,7 @@ impl RoundState {
             payload_by_kind: self.ledger.payload_by_kind(),
             clients: clients.collect(),
             privacy: None,
+            secure: self.secure.as_ref().map(Secure::report),
             seconds: self.seconds,
             previous: before.adapter,
             adapter,

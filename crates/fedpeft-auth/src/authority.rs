@@ -1,6 +1,7 @@
 //! The authority of one federation: a folder with its keys, what it issued, and the server's configuration.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
     time::Duration,
@@ -14,7 +15,7 @@ use crate::{
     claims::{Account, Allow, Body, Limits, Operator, SigningKey, UNLIMITED, User, UserLimits, sign},
     files::{private_folder, write_private},
     keys::Keys,
-    role, server,
+    role, roster, server,
     state::{State, now},
 };
 
@@ -54,6 +55,10 @@ impl Authority {
         let lock = lock(folder)?;
         let folder = fs::canonicalize(folder).map_err(AuthError::file(folder))?;
         // Credentials of the former authority would only confuse.
+        let _ = fs::remove_file(paths::roster(&folder));
+        if paths::identities(&folder).exists() {
+            fs::remove_dir_all(paths::identities(&folder)).map_err(AuthError::file(&folder))?;
+        }
         for former in [paths::creds(&folder), paths::keys(&folder), paths::resolver(&folder)] {
             if former.exists() {
                 fs::remove_dir_all(&former).map_err(AuthError::file(&former))?;
@@ -109,6 +114,10 @@ impl Authority {
         // The list first: what it does not hold could not be revoked.
         self.save()?;
         made.write(&self.folder)?;
+        if enrolment.role == Role::Client {
+            roster::add(&self.folder, &enrolment.clients, force)?;
+            roster::write(&self.folder, &self.keys.operator)?;
+        }
         Ok((self.creds(&enrolment.name), replaced))
     }
 
@@ -118,6 +127,7 @@ impl Authority {
             return Err(AuthError::Unknown { name: name.chars().take(80).collect() });
         }
         self.save()?;
+        self.strike(name)?;
         // The file is worth nothing now, and would be in the way of new credentials.
         let path = paths::of(&self.folder, name);
         match fs::remove_file(&path) {
@@ -173,6 +183,30 @@ impl Authority {
     /// Tokens of the accounts that a change concerns, for the server.
     pub fn accounts(&self) -> Result<Vec<String>, AuthError> {
         Ok(vec![self.services_account()?.1, self.clients_account()?.1])
+    }
+
+    /// Takes the clients of `name` off the roster, unless other credentials speak for them.
+    fn strike(&self, name: &str) -> Result<(), AuthError> {
+        let now = now();
+        let held = self.state.issued.iter().filter(|one| one.is_valid(now)).flat_map(|one| &one.clients);
+        let held: BTreeSet<&ClientId> = held.collect();
+        let of_it = self.state.issued.iter().filter(|one| one.name == name).flat_map(|one| &one.clients);
+        let gone: BTreeSet<&ClientId> = of_it.filter(|client| !held.contains(client)).collect();
+        if gone.is_empty() || !paths::roster(&self.folder).exists() {
+            return Ok(());
+        }
+        gone.into_iter().try_for_each(|client| roster::remove(&self.folder, client))?;
+        roster::write(&self.folder, &self.keys.operator)
+    }
+
+    /// The public key of the operator, which signs the roster.
+    pub fn operator(&self) -> String {
+        self.keys.operator.public_key()
+    }
+
+    /// The roster of clients in secure aggregation, once a client was enrolled.
+    pub fn roster(&self) -> PathBuf {
+        paths::roster(&self.folder)
     }
 
     fn valid(&self, name: &str) -> bool {
@@ -354,8 +388,16 @@ mod paths {
         folder.join("keys")
     }
 
+    pub fn identities(folder: &Path) -> PathBuf {
+        folder.join("identities")
+    }
+
     pub fn creds(folder: &Path) -> PathBuf {
         folder.join("creds")
+    }
+
+    pub fn roster(folder: &Path) -> PathBuf {
+        folder.join("roster")
     }
 
     pub fn resolver(folder: &Path) -> PathBuf {

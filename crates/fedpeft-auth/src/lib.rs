@@ -17,6 +17,7 @@ mod error;
 mod files;
 mod keys;
 mod role;
+mod roster;
 mod server;
 mod state;
 

@@ -7,6 +7,7 @@ use fedpeft_protocol::{
     event::{Event, EventKind},
     round::RoundReport,
     run::RunRecord,
+    secure::SecureStage,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -134,6 +135,9 @@ impl Watcher for View {
                 self.note(&format!("round {round}: update of {client} refused: {reason}"));
                 self.answer();
             }
+            EventKind::SecureStageClosed { stage, clients, asked, .. } => {
+                self.bar.set_message(format!("{} ({clients} of {asked} answered)", after(*stage)));
+            }
             EventKind::RoundClosed { report } => self.row(report),
         }
     }
@@ -144,6 +148,17 @@ impl Watcher for View {
 
     fn end(&mut self, _record: &RunRecord) {
         self.finish();
+    }
+}
+
+/// What a secure round does when this stage has ended.
+fn after(stage: SecureStage) -> &'static str {
+    match stage {
+        SecureStage::Advertise => "sharing secrets",
+        SecureStage::Share => "masking updates",
+        SecureStage::Mask => "confirming who is in the sum",
+        SecureStage::Confirm => "taking the masks off the sum",
+        SecureStage::Unmask => "aggregating and evaluating",
     }
 }
 
@@ -252,6 +267,7 @@ mod tests {
                 client("b", ClientOutcome::Dropped),
             ],
             privacy: None,
+            secure: None,
             seconds: PhaseSeconds { total: 1.5, ..Default::default() },
             previous: Digest::of("p"),
             adapter: Digest::of("y"),

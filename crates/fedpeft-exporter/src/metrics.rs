@@ -92,6 +92,12 @@ const COHORT: Spec = gauge(
     &["run", "outcome"],
     "Clients of the last committed round by outcome (accepted, rejected, failed, dropped).",
 );
+const SECURE: Spec = gauge(
+    "fedpeft_secure_stage_clients",
+    &["run", "stage"],
+    "Clients that ended a stage of secure aggregation (advertise, share, mask, confirm, unmask), of the round in \
+     progress or, between rounds, of the last one; absent for stages that have not ended.",
+);
 const SECONDS: Spec = gauge(
     "fedpeft_round_seconds",
     &["run", "phase"],
@@ -110,7 +116,7 @@ const EVENTS: Spec = counter("fedpeft_exporter_events_total", &[], "Events read 
 const PENDING: Spec =
     gauge("fedpeft_exporter_events_pending", &[], "Events in the stream that are still to be read.");
 
-const ALL: [&Spec; 25] = [
+const ALL: [&Spec; 26] = [
     &RUN_INFO,
     &ROUNDS,
     &ROUND,
@@ -130,6 +136,7 @@ const ALL: [&Spec; 25] = [
     &CLIP_NORM,
     &COHORT,
     &SECONDS,
+    &SECURE,
     &ACCEPTED,
     &REJECTED,
     &PRESENT,
@@ -213,6 +220,9 @@ impl Page {
                 let labels = [id, &round.to_string(), direction.label(), kind.label()];
                 self.add(&ROUND_BYTES, &labels, *count as f64);
             }
+        }
+        for (stage, clients) in &run.secure {
+            self.add(&SECURE, &[id, stage.word()], f64::from(*clients));
         }
         if run.rounds_closed > 0 {
             for outcome in ["accepted", "rejected", "failed", "dropped"] {

@@ -7,6 +7,7 @@ use fedpeft_protocol::{
     event::EventKind,
     round::{ByteKind, BytesByKind, ClientOutcome, Direction, PhaseSeconds, RoundReport},
     run::PrivacyState,
+    secure::SecureStage,
 };
 
 use crate::{clients::Clients, ledger::Limits};
@@ -43,6 +44,8 @@ pub(crate) struct Run {
     pub privacy: Option<PrivacyState>,
     pub outcomes: BTreeMap<&'static str, u64>,
     pub seconds: PhaseSeconds,
+    /// Clients that ended each stage of secure aggregation, of the open round or, between rounds, of the last one.
+    pub secure: BTreeMap<SecureStage, u32>,
     pub accepted: u64,
     pub rejected: u64,
     /// Whole models that full fine-tuning would have sent: one to each sampled client, one from each that
@@ -69,6 +72,7 @@ impl Run {
             }
             EventKind::RoundOpened { round, .. } => {
                 self.open_round = Some(*round);
+                self.secure.clear();
                 self.forget_answers_before(*round);
             }
             EventKind::UpdateAccepted { round, client, .. } => {
@@ -84,6 +88,11 @@ impl Run {
                 self.rejected += u64::from(new);
                 if self.refused.len() > REMEMBERED {
                     self.refused.pop_first();
+                }
+            }
+            EventKind::SecureStageClosed { round, stage, clients, .. } => {
+                if *round > self.round {
+                    self.secure.insert(*stage, *clients);
                 }
             }
             EventKind::RoundClosed { report } => self.close(report, limits),

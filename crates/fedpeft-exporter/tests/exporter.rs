@@ -76,6 +76,7 @@ fn report(round: u32, accuracy: Option<f64>) -> RoundReport {
             ),
             one("b", ClientOutcome::Dropped),
         ],
+        secure: None,
         privacy: Some(PrivacyState {
             noise_multiplier: 1.0,
             clip_norm: 0.5,

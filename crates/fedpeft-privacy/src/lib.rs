@@ -26,4 +26,4 @@ mod special;
 pub use adaptive::{AdaptiveClip, AdaptiveError};
 pub use budget::{Accountant, delta, epsilon, noise_multiplier};
 pub use mechanism::{Mechanism, PrivacyError, Sampling};
-pub use noise::{NoiseError, NoiseSecret, NoiseStream};
+pub use noise::{NoiseError, NoiseSecret, NoiseStream, Scale};

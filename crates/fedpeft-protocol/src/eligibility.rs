@@ -138,6 +138,7 @@ mod tests {
                 device: "cuda:1".into(),
                 free_memory_mib: Some(2048),
                 labels: BTreeMap::from([("site".to_owned(), "eu".to_owned())]),
+                identity: None,
             },
         }
     }

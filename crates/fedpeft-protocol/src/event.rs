@@ -4,7 +4,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ClientId, Epoch, Round, RunId, round::RoundReport, run::RunStatus};
+use crate::{ClientId, Epoch, Round, RunId, round::RoundReport, run::RunStatus, secure::SecureStage};
 
 /// One event of one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -79,6 +79,17 @@ pub enum EventKind {
         /// Why.
         reason: String,
     },
+    /// A stage of secure aggregation has ended.
+    SecureStageClosed {
+        /// The round.
+        round: Round,
+        /// The stage.
+        stage: SecureStage,
+        /// Clients that answered in time.
+        clients: u32,
+        /// Clients that were asked.
+        asked: u32,
+    },
     /// A round was committed.
     RoundClosed {
         /// What happened in it. Its `loss` and `accuracy` are set where the round was evaluated.
@@ -95,6 +106,7 @@ impl EventKind {
             Self::RoundOpened { .. } => "round_opened",
             Self::UpdateAccepted { .. } => "update_accepted",
             Self::UpdateRejected { .. } => "update_rejected",
+            Self::SecureStageClosed { .. } => "secure_stage_closed",
             Self::RoundClosed { .. } => "round_closed",
         }
     }

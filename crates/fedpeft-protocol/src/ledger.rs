@@ -18,11 +18,16 @@ pub fn empty() -> Digest {
 }
 
 /// The ledger after `report`'s round, where `before` is the one before it: SHA-256 over lines of text, one field
-/// a line: `before`, round, adapter before, adapter after, and for each accepted update in the order of the
+/// a line: `before`, round, adapter before, adapter after, of a secure round the word `secure`, the session's digest and
+/// the sum of weights, and for each accepted update in the order of the
 /// report its name, client, digest, weight and staleness.
 pub fn extend(before: Digest, report: &RoundReport) -> Digest {
     use std::fmt::Write as _;
     let mut text = format!("{before}\n{}\n{}\n{}\n", report.round, report.previous, report.adapter);
+    if let Some(secure) = &report.secure {
+        // Writing to a string does not fail.
+        let _ = write!(text, "secure\n{}\n{}\n", secure.session, secure.weight);
+    }
     for (client, digest, update, weight, staleness) in accepted(report) {
         // Writing to a string does not fail.
         let _ = write!(text, "{update}\n{client}\n{digest}\n{weight}\n{staleness}\n");
@@ -205,6 +210,7 @@ mod tests {
                 payload_by_kind: BytesByKind::new(),
                 clients: vec![accepted("a"), accepted("b")],
                 privacy: None,
+                secure: None,
                 seconds: PhaseSeconds::default(),
                 previous: record.adapter,
                 adapter: Digest::of(format!("adapter {round}")),

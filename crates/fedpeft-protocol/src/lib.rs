@@ -1,7 +1,7 @@
 //! Subjects, messages and versions of the FedPEFT wire protocol.
 //!
 //! This crate knows no broker: it names things ([`subject`], [`id`]), describes them ([`run`], [`round`],
-//! [`event`], [`model`], [`pipeline`], [`presence`]) and turns them into bytes and back ([`wire`]). Every type here is
+//! [`event`], [`model`], [`pipeline`], [`presence`], [`secure`]) and turns them into bytes and back ([`wire`]). Every type here is
 //! what a stranger may send us, so every identifier is validated when it is built and every decode is
 //! bounded and typed.
 
@@ -22,6 +22,7 @@ mod privacy;
 pub mod round;
 pub mod run;
 mod schedule;
+pub mod secure;
 mod stability;
 mod strategy;
 pub mod subject;

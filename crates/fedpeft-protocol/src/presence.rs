@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ClientId, bounds};
+use crate::{ClientId, bounds, secure::IdentityKey};
 
 /// Value at key `<client>` of the client bucket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -42,4 +42,7 @@ pub struct Capabilities {
     /// What its operator says of it, for [`crate::run::Eligibility::labels`].
     #[serde(default, deserialize_with = "bounds::labels::<64, _>")]
     pub labels: BTreeMap<String, String>,
+    /// By what other clients know it in secure aggregation; none where it takes no part in that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<IdentityKey>,
 }

@@ -8,6 +8,7 @@ use crate::{
     ClientId, Digest, Epoch, Round, RunId, bounds,
     pipeline::Pipeline,
     run::{PrivacyState, RunSpec, StabilitySpec, TrainingSpec},
+    secure::{SecureReport, SecureStage, SecureTrained},
 };
 
 /// What a client should do now.
@@ -72,6 +73,19 @@ pub enum Work {
         /// Whether to evaluate the trained model on examples that the client holds back.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         personal: bool,
+        /// Parameters of a secure aggregation. The trained adapter then is not sent: the answer is the one of
+        /// [`SecureStage::Advertise`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        secure: Option<Payload>,
+    },
+    /// Take part in a stage of secure aggregation after the first.
+    Secure {
+        /// Which.
+        stage: SecureStage,
+        /// Digest of the client's answer in the stage before: who gave another one has been restarted, and is out.
+        after: Digest,
+        /// A request of `fedpeft-secagg`.
+        request: Payload,
     },
     /// Measure loss and accuracy on the client's held-out examples.
     Evaluate,
@@ -102,6 +116,7 @@ impl Work {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Train { .. } => "train",
+            Self::Secure { stage, .. } => stage.work(),
             Self::Evaluate => "evaluate",
             Self::Aggregate { .. } => "aggregate",
         }
@@ -113,7 +128,7 @@ impl Task {
     pub fn payloads(&self) -> impl Iterator<Item = &Payload> {
         let control = match &self.work {
             Work::Train { memory: Some(memory), .. } => memory.control.as_ref(),
-            Work::Train { .. } | Work::Evaluate | Work::Aggregate { .. } => None,
+            Work::Train { .. } | Work::Secure { .. } | Work::Evaluate | Work::Aggregate { .. } => None,
         };
         [Some(&self.adapter), control].into_iter().flatten()
     }
@@ -202,7 +217,8 @@ impl Update {
         let payloads = match &self.outcome {
             Outcome::Trained { adapter, control, .. } => [Some(adapter), control.as_ref()],
             Outcome::Aggregated { sum, .. } => [Some(sum), None],
-            Outcome::Evaluated { .. } | Outcome::Failed { .. } => [None, None],
+            Outcome::Secured { stage: SecureStage::Mask, message, .. } => [Some(message), None],
+            Outcome::Secured { .. } | Outcome::Evaluated { .. } | Outcome::Failed { .. } => [None, None],
         };
         payloads.into_iter().flatten()
     }
@@ -261,6 +277,17 @@ pub enum Outcome {
         /// The sum, see `Accumulator::write_partial` of `fedpeft-strategy`.
         sum: Payload,
     },
+    /// The client took part in a stage of secure aggregation.
+    Secured {
+        /// Which.
+        stage: SecureStage,
+        /// A message of `fedpeft-secagg`. That of [`SecureStage::Mask`] is as large as an adapter, and may lie in the store
+        /// of uploads.
+        message: Payload,
+        /// Of [`SecureStage::Advertise`]: how training went.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trained: Option<SecureTrained>,
+    },
     /// The client could not do it; the round need not wait.
     Failed {
         /// One line: what failed.
@@ -287,6 +314,7 @@ impl Outcome {
             Self::Trained { .. } => "trained",
             Self::Evaluated { .. } => "evaluated",
             Self::Aggregated { .. } => "aggregated",
+            Self::Secured { .. } => "secured",
             Self::Failed { .. } => "failed",
         }
     }
@@ -365,12 +393,12 @@ pub struct Transfer {
 pub enum ClientOutcome {
     /// Its update is in the sum.
     Accepted {
-        /// Digest of the encoded adapter it sent.
+        /// Digest of the encoded adapter it sent; in secure aggregation, of its masked update.
         digest: Digest,
         /// Name of the update: that of the task it answers. No name counts twice in a run.
         #[serde(default)]
         update: String,
-        /// Its weight in the sum.
+        /// Its weight in the sum; 0 where that is masked, as in secure aggregation.
         #[serde(default)]
         weight: u64,
         /// Rounds between the adapter it began with and the one it changed; 0 in synchronous rounds.
@@ -494,6 +522,9 @@ pub struct RoundReport {
     /// What the round did for privacy and what is spent after it, where the run promises any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privacy: Option<PrivacyState>,
+    /// What was secure about it, where the run has secure aggregation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secure: Option<SecureReport>,
     /// Where the time went.
     pub seconds: PhaseSeconds,
     /// Digest of the global adapter before the round.

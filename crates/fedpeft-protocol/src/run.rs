@@ -7,6 +7,7 @@ use crate::{
     ClientId, Digest, Epoch, ModelName, Round, RunId,
     pipeline::Pipeline,
     round::{RoundReport, Update},
+    secure::OpenSecure,
 };
 
 use crate::validate::{at_least_one, check, not_negative, positive};
@@ -17,6 +18,7 @@ pub use crate::{
     mode::{ModeSpec, StalenessSpec},
     privacy::{AccountantSpec, AdaptiveSpec, PrivacySpec, PrivacyState, SamplingSpec},
     schedule::{ScheduleSpec, Span, Warmup},
+    secure::{MaskGraph, SecureSpec},
     stability::{DelaySpec, StabilitySpec},
     strategy::StrategySpec,
     training::{OptimizerSpec, TrainingSpec},
@@ -36,7 +38,8 @@ pub struct RunSpec {
     /// Clients that must be present before a round starts. Default: the cohort.
     #[serde(default)]
     pub min_clients: Option<u32>,
-    /// Updates without which a round fails. Default: half of those that close it, rounded up.
+    /// Updates without which a round fails. Default: half of those that close it, rounded up; with secure aggregation, all
+    /// but the share that may drop out.
     #[serde(default)]
     pub quorum: Option<u32>,
     /// Clients sampled beyond the cohort, as a share of it: `cohort (1 + over_selection)` clients get a task,
@@ -84,6 +87,9 @@ pub struct RunSpec {
     /// Differential privacy of the clients. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privacy: Option<PrivacySpec>,
+    /// Secure aggregation: the aggregator learns the sum of the updates and no single one. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secure_aggregation: Option<SecureSpec>,
     /// When the global adapter is evaluated.
     #[serde(default)]
     pub evaluation: EvaluationSpec,
@@ -123,6 +129,7 @@ impl RunSpec {
             aggregation: AggregationSpec::default(),
             strategy: StrategySpec::default(),
             privacy: None,
+            secure_aggregation: None,
             evaluation: EvaluationSpec::default(),
             seed: 0,
         }
@@ -132,6 +139,9 @@ impl RunSpec {
     pub fn quorum(&self) -> u32 {
         if self.is_poisson() {
             return self.quorum.unwrap_or(0);
+        }
+        if let Some(secure) = &self.secure_aggregation {
+            return self.quorum.unwrap_or_else(|| secure.quorum(self.cohort));
         }
         let least = self.aggregation.least_updates();
         self.quorum.unwrap_or(self.target().div_ceil(2).max(least)).max(1)
@@ -262,6 +272,7 @@ impl RunSpec {
         })?;
         self.scaffold_population().map_or(Ok(()), |population| self.validate_scaffold(population))?;
         self.privacy.as_ref().map_or(Ok(()), |privacy| self.validate_private(privacy))?;
+        self.secure_aggregation.as_ref().map_or(Ok(()), |secure| self.validate_secure(secure))?;
         check("over_selection", !buffered || self.over_selection == 0.0, || {
             "is for synchronous rounds: buffered ones have cohort and buffer".to_owned()
         })?;
@@ -314,6 +325,67 @@ impl RunSpec {
             "is for samples of a fixed size: with privacy.sampling = \"poisson\" raise the cohort".to_owned()
         })
     }
+
+    /// Checks what goes with secure aggregation: nobody sees a single update, so nothing may need one.
+    fn validate_secure(&self, secure: &SecureSpec) -> Result<(), InvalidSpec> {
+        secure.validate()?;
+        check("cohort", self.cohort >= 2, || {
+            "is 1, and a sum of one update says all of it: secure_aggregation is for 2 clients and more"
+                .to_owned()
+        })?;
+        check("secure_aggregation", self.mode.is_synchronous(), || {
+            "is for synchronous rounds: leave out [run.mode]".to_owned()
+        })?;
+        check("secure_aggregation", self.aggregation.is_mean(), || {
+            "gives the mean of all updates and nothing else: leave out [run.aggregation]; its clients clip with \
+             secure_aggregation.norm"
+                .to_owned()
+        })?;
+        check("secure_aggregation", self.scaffold_population().is_none(), || {
+            "has no sum of control variates: use another strategy than scaffold".to_owned()
+        })?;
+        self.privacy.as_ref().map_or(Ok(()), |privacy| validate_private_sum(privacy, secure))?;
+        check("training.local", self.training.local.is_empty(), || {
+            "keeps tensors by the digest of a plain update, which secure_aggregation has not: leave it out"
+                .to_owned()
+        })?;
+        check("max_update_norm", self.max_update_norm.is_none(), || {
+            "needs single updates, which secure_aggregation hides: leave it out; secure_aggregation.norm has clients \
+             scale theirs down"
+                .to_owned()
+        })?;
+        check("keep_updates", !self.keep_updates, || {
+            "needs single updates, which secure_aggregation hides: leave it out".to_owned()
+        })?;
+        check("uplink", self.uplink.is_plain(), || {
+            "encodes single updates, which secure_aggregation packs itself: leave it out, and lower \
+             secure_aggregation.precision to send less"
+                .to_owned()
+        })?;
+        check("over_selection", self.over_selection == 0.0, || {
+            "closes a round without clients that trained; secure_aggregation has dropout instead: leave it out"
+                .to_owned()
+        })?;
+        let (quorum, cohort) = (self.quorum(), self.cohort);
+        check("quorum", 2 * quorum > cohort, || {
+            format!(
+                "is {quorum}, and secure_aggregation needs more than half of the cohort of {cohort}: raise it"
+            )
+        })
+    }
+}
+
+/// Checks what goes with sums whose noise comes from the clients.
+fn validate_private_sum(privacy: &PrivacySpec, secure: &SecureSpec) -> Result<(), InvalidSpec> {
+    check("privacy.sampling", privacy.sampling == SamplingSpec::Fixed, || {
+        "is poisson, and cohorts of secure_aggregation have a size: set it to \"fixed\"".to_owned()
+    })?;
+    check("privacy.adaptive", privacy.adaptive.is_none(), || {
+        "counts single updates, which secure_aggregation hides: leave it out".to_owned()
+    })?;
+    check("secure_aggregation.norm", secure.norm.is_none(), || {
+        "is privacy.clip_norm in private runs: leave it out".to_owned()
+    })
 }
 
 /// Artifacts in the registry: a name and a version; the newest version where none is given.
@@ -462,6 +534,9 @@ pub struct OpenRound {
     pub edges: Vec<ClientId>,
     /// When it was opened, in milliseconds since the Unix epoch.
     pub opened_ms: u64,
+    /// How far it has come, where the run has secure aggregation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secure: Option<OpenSecure>,
 }
 
 /// The newest task from upstream that an edge has begun for a run.

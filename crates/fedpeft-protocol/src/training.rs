@@ -47,6 +47,10 @@ pub struct TrainingSpec {
     /// counts. Each glob must match a tensor, and one tensor must be left to share.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub local: Vec<String>,
+    /// Clients compute what the frozen backbone makes of their examples once, and keep it in memory for all epochs and rounds:
+    /// for artifacts that train a head alone. It costs 4 bytes for each value that the head reads of an example.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub cache_features: bool,
 }
 
 /// Most globs of local tensors.
@@ -75,6 +79,7 @@ impl Default for TrainingSpec {
             dp_sgd: None,
             proximal_mu: 0.0,
             local: Vec::new(),
+            cache_features: false,
         }
     }
 }
@@ -104,6 +109,9 @@ impl TrainingSpec {
         })?;
         if let Some(dp_sgd) = &self.dp_sgd {
             dp_sgd.validate()?;
+            check("training.cache_features", !self.cache_features, || {
+                "cannot be used with dp_sgd, whose graph reads examples: leave it out".to_owned()
+            })?;
             check("training.clip_norm", self.clip_norm.is_none(), || {
                 "cannot be used with dp_sgd, which clips every example: remove it, and set dp_sgd.clip_norm"
                     .to_owned()
@@ -263,7 +271,9 @@ mod tests {
     fn defaults_are_not_written_and_what_is_written_is_read() {
         let plain = TrainingSpec::default();
         let text = serde_json::to_string(&plain).unwrap();
-        for field in ["accumulate", "schedule", "clip_norm", "dp_sgd", "proximal_mu", "local"] {
+        for field in
+            ["accumulate", "schedule", "clip_norm", "dp_sgd", "proximal_mu", "local", "cache_features"]
+        {
             assert!(!text.contains(&format!("{field:?}")), "{text}");
         }
         let full = TrainingSpec {

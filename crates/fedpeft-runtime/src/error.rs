@@ -68,6 +68,11 @@ pub enum RuntimeError {
          without training.dp_sgd"
     )]
     NoClipping,
+    /// The method trains within the backbone.
+    #[error(
+        "features cannot be cached for method {0}: it trains more than a head behind the backbone; leave out training.cache_features"
+    )]
+    NotFrozen(String),
     /// The operating system gives no random bytes.
     #[error("the operating system gives no random bytes, without which there is no noise: {0}")]
     Entropy(String),

@@ -67,6 +67,15 @@ impl From<Vec<i64>> for Column {
 }
 
 impl InMemory {
+    /// Bytes of all values.
+    pub fn bytes(&self) -> usize {
+        let bytes = |column: &Column| match column {
+            Column::F32(values) => size_of_val(&values[..]),
+            Column::I64(values) => size_of_val(&values[..]),
+        };
+        self.inputs.iter().chain([&self.labels]).map(bytes).sum()
+    }
+
     /// Examples of one input with a class each: `inputs` holds one row of equal length per label.
     pub fn new(inputs: Vec<f32>, labels: Vec<i64>) -> Option<Self> {
         Self::with_columns(labels.len(), vec![inputs.into()], labels.into())
@@ -80,6 +89,23 @@ impl InMemory {
 }
 
 impl Column {
+    /// A copy of these values.
+    pub(crate) fn of(values: &Values<'_>) -> Self {
+        match values {
+            Values::F32(values) => Self::F32(values.to_vec()),
+            Values::I64(values) => Self::I64(values.to_vec()),
+        }
+    }
+
+    /// Appends values of the same type; of another, nothing.
+    pub(crate) fn extend(&mut self, more: &Values<'_>) {
+        match (self, more) {
+            (Self::F32(values), Values::F32(more)) => values.extend_from_slice(more),
+            (Self::I64(values), Values::I64(more)) => values.extend_from_slice(more),
+            _ => {}
+        }
+    }
+
     fn len(&self) -> usize {
         match self {
             Self::F32(values) => values.len(),

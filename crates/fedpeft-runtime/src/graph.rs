@@ -67,11 +67,23 @@ pub(crate) struct Graph {
 }
 
 /// A tensor that examples are written to.
-struct Fed {
-    name: String,
-    dtype: ElementType,
+#[derive(Debug, Clone)]
+pub(crate) struct Fed {
+    pub name: String,
+    pub dtype: ElementType,
     /// Shape of one example.
-    shape: Vec<i64>,
+    pub shape: Vec<i64>,
+}
+
+/// What a batch of examples of `manifest` is written to: the model's inputs in their order, then the labels.
+pub(crate) fn feeds(manifest: &Manifest) -> Result<Vec<Fed>, RuntimeError> {
+    let signed = |shape: &[u64]| shape.iter().map(|dim| dim.cast_signed()).collect();
+    let input =
+        |input: &InputSpec| Fed { name: input.name.clone(), dtype: input.dtype, shape: signed(&input.shape) };
+    let mut fed: Vec<Fed> = manifest.inputs.iter().map(input).collect();
+    let (dtype, shape) = manifest.labels().map_err(|error| RuntimeError::Run(error.to_string()))?;
+    fed.push(Fed { name: LABELS.to_owned(), dtype, shape: signed(&shape) });
+    Ok(fed)
 }
 
 /// One batch size.
@@ -82,13 +94,13 @@ struct Bound {
 }
 
 /// A bound tensor of a batch.
-enum Buffer {
+pub(crate) enum Buffer {
     F32(Tensor<f32>),
     I64(Tensor<i64>),
 }
 
 impl Buffer {
-    fn new(fed: &Fed, batch: usize) -> Result<Self, RuntimeError> {
+    pub fn new(fed: &Fed, batch: usize) -> Result<Self, RuntimeError> {
         let (host, mut shape) = (Allocator::default(), vec![batch as i64]);
         shape.extend(&fed.shape);
         Ok(match fed.dtype {
@@ -97,14 +109,21 @@ impl Buffer {
         })
     }
 
-    fn values(&mut self) -> Values<'_> {
+    pub fn clear(&mut self) {
+        match self.values() {
+            Values::F32(values) => values.fill(0.0),
+            Values::I64(values) => values.fill(0),
+        }
+    }
+
+    pub fn values(&mut self) -> Values<'_> {
         match self {
             Self::F32(tensor) => Values::F32(tensor.extract_tensor_mut().1),
             Self::I64(tensor) => Values::I64(tensor.extract_tensor_mut().1),
         }
     }
 
-    fn bind(&self, binding: &mut IoBinding, name: &str) -> ort::Result<()> {
+    pub fn bind(&self, binding: &mut IoBinding, name: &str) -> ort::Result<()> {
         match self {
             Self::F32(tensor) => binding.bind_input(name, tensor),
             Self::I64(tensor) => binding.bind_input(name, tensor),
@@ -121,23 +140,15 @@ impl Bound {
 }
 
 impl Graph {
-    /// Wraps a session of a graph of `manifest`; `gradients` are its outputs to be kept, in layout order.
+    /// Wraps a session of a graph of `manifest` that reads `fed`; `gradients` are its outputs to be kept, in layout order.
     pub fn new(
         session: Session,
         manifest: &Manifest,
+        fed: Vec<Fed>,
         gradients: Vec<Tensor<f32>>,
         residence: Residence,
     ) -> Result<Self, RuntimeError> {
         let host = Allocator::default();
-        let signed = |shape: &[u64]| shape.iter().map(|dim| dim.cast_signed()).collect();
-        let input = |input: &InputSpec| Fed {
-            name: input.name.clone(),
-            dtype: input.dtype,
-            shape: signed(&input.shape),
-        };
-        let mut fed: Vec<Fed> = manifest.inputs.iter().map(input).collect();
-        let (dtype, shape) = manifest.labels().map_err(|error| RuntimeError::Run(error.to_string()))?;
-        fed.push(Fed { name: LABELS.to_owned(), dtype, shape: signed(&shape) });
         let reads = |name: &str| session.inputs().iter().any(|input| input.name() == name);
         let dropout = reads(DROPOUT_SEED).then(|| Tensor::new(&host, Vec::<i64>::new())).transpose()?;
         let clipping = match reads(CLIP_NORM) {

@@ -6,17 +6,22 @@ mod snapshot;
 
 use std::time::Instant;
 
-use fedpeft_artifacts::ArtifactFolder;
+use fedpeft_artifacts::{
+    ArtifactFolder,
+    manifest::{ElementType, FileRef},
+};
 use fedpeft_codec::Layout;
+use fedpeft_onnx::Model;
 use ort::{
     memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
     session::Session,
 };
 
 use crate::{
-    ChosenDevice, Examples, Runtime, RuntimeError, SessionOptions,
+    ChosenDevice, Examples, FeatureExtractor, Runtime, RuntimeError, SessionOptions,
     adapter::Adapter,
-    graph::{Graph, Measured, Residence, tensors},
+    frozen,
+    graph::{Fed, Graph, Measured, Residence, feeds, tensors},
     session,
 };
 
@@ -41,6 +46,8 @@ pub struct Trainer {
     device: ChosenDevice,
     /// Seed of dropout.
     dropout: i64,
+    /// Where the graphs begin, if not with the model's inputs.
+    begin: Option<Fed>,
 }
 
 /// Memory for tensors that stay where the sessions compute.
@@ -127,7 +134,51 @@ impl Trainer {
             options,
             device,
             dropout: 0,
+            begin: None,
         })
+    }
+
+    /// The frozen part of the model, and a trainer of the same artifacts that begins where it ends: its examples are the
+    /// features that the other makes of them. Both compute what this trainer does, features in other batches than those of
+    /// training, which may round them differently.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotFrozen`] where the method trains more than what comes after the backbone.
+    pub fn on_features(&self) -> Result<(FeatureExtractor, Self), RuntimeError> {
+        let Self { runtime, folder, options, device, .. } = self;
+        let (manifest, mut end) = (folder.manifest(), None);
+        let file = &manifest.files.training;
+        let session = session::open_edited(runtime, folder, file, *device, options, |model| {
+            end = frozen::end(model, manifest);
+            end.as_ref().map_or(Ok(()), |end| frozen::before(model, end))
+        })?;
+        let name = end.ok_or_else(|| RuntimeError::NotFrozen(manifest.method.to_string()))?;
+        let extractor = FeatureExtractor::new(session, manifest, name.clone())?;
+        let begin = Fed { name, dtype: ElementType::F32, shape: extractor.shape().to_vec() };
+        let memory = Memory::of(runtime, *device)?;
+        let mut trainer = Self::in_memory(runtime, folder.clone(), options.clone(), *device, memory)?;
+        trainer.begin = Some(begin);
+        Ok((extractor, trainer))
+    }
+
+    /// A session for a graph of the artifacts, from where this trainer begins.
+    fn open(&self, file: &FileRef) -> Result<Session, RuntimeError> {
+        let Self { runtime, folder, options, device, begin, .. } = self;
+        let Some(Fed { name, .. }) = begin else {
+            return session::open(runtime, folder, file, *device, options);
+        };
+        let after = |model: &mut Model| frozen::after(model, name, folder.manifest());
+        session::open_edited(runtime, folder, file, *device, options, after)
+    }
+
+    /// What batches are written to.
+    fn fed(&self) -> Result<Vec<Fed>, RuntimeError> {
+        let mut fed = feeds(self.folder.manifest())?;
+        if let Some(begin) = &self.begin {
+            let labels = fed.pop();
+            fed = [begin.clone()].into_iter().chain(labels).collect();
+        }
+        Ok(fed)
     }
 
     /// The device that was chosen.
@@ -236,9 +287,9 @@ impl Trainer {
                 true => manifest.files.dp_training.as_ref().ok_or(RuntimeError::NoClipping)?,
                 false => &manifest.files.training,
             };
-            let session = session::open(&self.runtime, &self.folder, file, self.device, &self.options)?;
+            let (session, fed) = (self.open(file)?, self.fed()?);
             let gradients = tensors(&manifest.adapter, &self.memory.allocator)?;
-            self.training = Some(Graph::new(session, manifest, gradients, self.memory.residence)?);
+            self.training = Some(Graph::new(session, manifest, fed, gradients, self.memory.residence)?);
         }
         Ok(())
     }
@@ -248,8 +299,8 @@ impl Trainer {
         if self.evaluation.is_none() {
             let manifest = self.folder.manifest();
             let file = &manifest.files.eval;
-            let session = session::open(&self.runtime, &self.folder, file, self.device, &self.options)?;
-            self.evaluation = Some(Graph::new(session, manifest, Vec::new(), self.memory.residence)?);
+            let (session, fed) = (self.open(file)?, self.fed()?);
+            self.evaluation = Some(Graph::new(session, manifest, fed, Vec::new(), self.memory.residence)?);
         }
         Ok(())
     }
@@ -414,6 +465,41 @@ mod tests {
             "{error}"
         );
         assert_eq!(runtime.choose(Device::Auto).unwrap(), ChosenDevice::Cpu);
+    }
+
+    /// Training and evaluation on features are what they are on examples; nothing is computed but what follows.
+    #[test]
+    fn features_take_the_place_of_examples() {
+        let (mut trainer, _folder) = trainer(Kernels::Fused);
+        let (mut extractor, mut on_features) = trainer.on_features().unwrap();
+        assert_eq!(extractor.width(), toy::FEATURES);
+        let examples = toy::examples(150);
+        let features = extractor.extract(&examples, &mut || true).unwrap();
+        assert_eq!((features.len(), features.bytes()), (150, 150 * (toy::FEATURES * 4 + 8)));
+        let train = |trainer: &mut Trainer, examples: &dyn Examples| {
+            trainer.set_adapter(&start()).unwrap();
+            let trained = trainer.train(local(&spec(SGD), SEED), examples, &mut || true).unwrap();
+            let evaluated = trainer.evaluate(examples, &mut || true).unwrap();
+            let mut values = Vec::new();
+            trainer.adapter_into(&mut values).unwrap();
+            (trained.steps, evaluated.accuracy, evaluated.loss, values)
+        };
+        let (steps, accuracy, loss, values) = train(&mut trainer, &examples);
+        let (cached_steps, cached_accuracy, cached_loss, cached) = train(&mut on_features, &features);
+        assert_eq!((steps, accuracy), (cached_steps, cached_accuracy));
+        assert!((loss - cached_loss).abs() < 1e-6, "{loss} is not {cached_loss}");
+        assert!(values.iter().zip(&cached).all(|(a, b)| (a - b).abs() < 1e-6), "{values:?} {cached:?}");
+        assert!(matches!(extractor.extract(&examples, &mut || false), Err(RuntimeError::Stopped)));
+    }
+
+    #[test]
+    fn a_method_within_the_backbone_has_no_features() {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = toy::built(directory.path());
+        let options = SessionOptions { device: Device::Cpu, threads: 1, kernels: Kernels::Fused };
+        let trainer = Trainer::new(&toy::runtime(), folder, options).unwrap();
+        let error = trainer.on_features().err().unwrap().to_string();
+        assert!(error.contains("method full") && error.contains("cache_features"), "{error}");
     }
 
     #[test]

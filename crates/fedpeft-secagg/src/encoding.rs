@@ -25,7 +25,18 @@ pub struct Encoding {
     pub max_weight: u32,
     /// Room for noise in the sum, in integers to either side. Sums beyond wrap around.
     pub headroom: u64,
+    /// Standard deviation of the discrete Gaussian noise that each client adds to each of its integers: 0 for none, or
+    /// [`LEAST_NOISE`] to [`MOST_NOISE`]. Updates then have weight 1.
+    pub noise: u64,
 }
+
+/// Noise below this is not as good in sum as noise drawn at once: see [`Encoding::private`].
+pub const LEAST_NOISE: u64 = 8;
+/// Most noise of a client.
+pub const MOST_NOISE: u64 = 1 << 24;
+/// Standard deviations of the noise in a sum that have room in a word: beyond them is a value with a probability of less
+/// than 2^-180.
+const NOISE_ROOM: f64 = 16.0;
 
 /// An update that cannot be encoded.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
@@ -35,6 +46,8 @@ pub enum EncodeError {
     NotFinite { at: usize, value: f32 },
     #[error("weight {weight}: this round takes 1 to {max}")]
     Weight { weight: u32, max: u32 },
+    #[error("updates of this round have noise of {0} integers, and none is given")]
+    Noise(u64),
 }
 
 /// How values between two integers are rounded.
@@ -74,9 +87,53 @@ impl Encoding {
         max_weight: u32,
         headroom: u64,
     ) -> Result<Self, ParamsError> {
-        let widest = Self { bits: 56, bound, norm: None, precision, max_weight, headroom };
-        widest.check(cohort)?;
-        Ok(Self { bits: widest.needed(cohort).max(8) as u8, ..widest })
+        Self { bits: 56, bound, norm: None, precision, max_weight, headroom, noise: 0 }.fitted(cohort)
+    }
+
+    fn fitted(self, cohort: usize) -> Result<Self, ParamsError> {
+        self.check(cohort)?;
+        Ok(Self { bits: self.needed(cohort).max(8) as u8, ..self })
+    }
+
+    /// The encoding of sums that are differentially private: updates of `values` values are scaled down to an L2 norm of
+    /// `norm`, all have weight 1, and each client adds its part of the noise (the distributed discrete Gaussian
+    /// mechanism of Kairouz, Liu and Steinke, ICML 2021, without their rotation). In the sum of any `honest` clients it has a
+    /// standard deviation of at least `noise_multiplier` times the norm of one update as integers, rounding
+    /// included ([`Self::sensitivity`]).
+    ///
+    /// A sum of discrete Gaussians is not one, but nearly: with parts of standard deviation `s`, all that is computed for the
+    /// Gaussian mechanism holds up to `10 sum_k exp(-2 pi^2 s^2 k / (k + 1))` per value (their proposition 14), which
+    /// at 8 is below `clients x 10^-273`.
+    ///
+    /// # Errors
+    /// [`ParamsError::Coarse`] where rounding would take more than a tenth of the noise; [`ParamsError::Noise`] where each client's part would be below [`LEAST_NOISE`] or above [`MOST_NOISE`], or nobody is
+    /// honest; otherwise those of [`Self::fit`].
+    pub fn private(
+        cohort: usize,
+        values: usize,
+        norm: f32,
+        precision: u8,
+        noise_multiplier: f64,
+        honest: usize,
+    ) -> Result<Self, ParamsError> {
+        let plain =
+            Self { bits: 56, bound: norm, norm: Some(norm), precision, max_weight: 1, headroom: 0, noise: 0 };
+        plain.check(cohort)?;
+        if (values as f64).sqrt() > f64::from(precision).exp2() / 10.0 {
+            return Err(ParamsError::Coarse { values, precision });
+        }
+        let noise = (noise_multiplier * plain.sensitivity(values) / (honest as f64).sqrt()).ceil();
+        if !(LEAST_NOISE as f64..=MOST_NOISE as f64).contains(&noise) {
+            return Err(ParamsError::Noise(noise));
+        }
+        let headroom = (NOISE_ROOM * noise * (cohort as f64).sqrt()).ceil() as u64;
+        Self { headroom, noise: noise as u64, ..plain }.fitted(cohort)
+    }
+
+    /// What [`Self::private`] was asked for, at least: standard deviation of the noise of `honest` clients together over the
+    /// norm of one update of `values` values.
+    pub fn noise_multiplier(&self, values: usize, honest: usize) -> f64 {
+        self.noise as f64 * (honest as f64).sqrt() / self.sensitivity(values)
     }
 
     /// Bits of sums of `cohort` updates.
@@ -102,8 +159,11 @@ impl Encoding {
         {
             return Err(ParamsError::Bound(bound));
         }
-        if self.max_weight == 0 {
+        if self.max_weight == 0 || (self.noise > 0 && self.max_weight > 1) {
             return Err(ParamsError::Weight);
+        }
+        if self.noise > 0 && (self.norm.is_none() || !(LEAST_NOISE..=MOST_NOISE).contains(&self.noise)) {
+            return Err(ParamsError::Noise(self.noise as f64));
         }
         let (needed, bits) = (self.needed(cohort), self.bits);
         if needed > u32::from(bits) {
@@ -134,7 +194,7 @@ impl Encoding {
     /// privacy, and accuracy only if the sum leaves the [headroom](Self::headroom).
     ///
     /// # Errors
-    /// [`EncodeError`] if a value is not finite or the weight out of range.
+    /// [`EncodeError`] if a value is not finite, the weight out of range, or noise missing that was agreed on.
     pub fn encode(
         &self,
         update: &[f32],
@@ -145,6 +205,9 @@ impl Encoding {
         let max = self.max_weight;
         if !(1..=max).contains(&weight) {
             return Err(EncodeError::Weight { weight, max });
+        }
+        if self.noise > 0 && noise.is_none() {
+            return Err(EncodeError::Noise(self.noise));
         }
         let mut squares = 0.0;
         for (at, value) in update.iter().enumerate() {
@@ -182,6 +245,7 @@ impl Encoding {
         let mut bytes = vec![self.bits, self.precision];
         bounds.iter().for_each(|bound| bytes.extend(bound.to_le_bytes()));
         bytes.extend(self.headroom.to_le_bytes());
+        bytes.extend(self.noise.to_le_bytes());
         bytes
     }
 }
@@ -254,6 +318,9 @@ mod tests {
         assert!(matches!(Encoding::fit(1000, 1.0, 50, 4096, 0), Err(ParamsError::Wraps { needed: 73, .. })));
         assert!(matches!(Encoding::fit(1000, 1.0, 255, u32::MAX, u64::MAX), Err(ParamsError::Wraps { .. })));
         assert_eq!(Encoding::fit(10, 1.0, 16, 0, 0), Err(ParamsError::Weight));
+        // 8 x 2^16, and 16 deviations of the sum of eight parts of 26,851.
+        let private = Encoding::private(8, 55_000, 0.5, 16, 1.0, 6).unwrap();
+        assert_eq!((private.noise, private.headroom, private.bits), (26_851, 1_215_138, 22));
         for bound in [0.0, -1.0, f32::NAN, f32::INFINITY] {
             assert!(matches!(Encoding::fit(10, bound, 16, 1, 0), Err(ParamsError::Bound(_))));
         }

@@ -36,7 +36,7 @@ mod tests;
 
 pub use client::{Client, MaskedUpdate, Refusal};
 pub use ed25519_dalek::SigningKey;
-pub use encoding::{EncodeError, Encoded, Encoding, Noise, Rounding, Sum};
+pub use encoding::{EncodeError, Encoded, Encoding, LEAST_NOISE, MOST_NOISE, Noise, Rounding, Sum};
 pub use graph::Graph;
 pub use keys::CryptoError;
 pub use members::{Member, Members};

@@ -148,6 +148,14 @@ impl Session {
         (2 * self.threshold()).saturating_sub(self.holders_each() + 1)
     }
 
+    /// What the noise of the smallest sum's honest members comes to, as a noise multiplier of differential privacy: 0 where
+    /// there is no noise. See [`Encoding::private`].
+    pub fn noise_multiplier(&self) -> f64 {
+        let Params { graph, threshold, quorum, values, encoding, .. } = *self.params();
+        let honest = Plan { graph, threshold, quorum }.honest(self.size());
+        encoding.noise_multiplier(values as usize, honest)
+    }
+
     /// Members that hold shares of any one member's secrets: its neighbours and itself.
     pub fn holders_each(&self) -> usize {
         self.0.topology.holders_each()

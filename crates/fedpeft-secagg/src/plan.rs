@@ -61,6 +61,18 @@ impl Plan {
         }
         Ok(complete)
     }
+
+    /// Members of a sum of `quorum` that do not collude with the server: the share of the whole cohort that may collude is
+    /// that of any member's holders ([`Session::tolerated`](crate::Session::tolerated)).
+    pub fn honest(&self, cohort: usize) -> usize {
+        let holders = match self.graph {
+            Graph::Complete => cohort,
+            Graph::Sparse { degree } => degree as usize + 1,
+        };
+        let tolerated = (2 * self.threshold as usize).saturating_sub(holders + 1);
+        let colluding = (tolerated * cohort).div_ceil(holders.max(1));
+        (self.quorum as usize).saturating_sub(colluding)
+    }
 }
 
 /// Members that fail, at most.

@@ -66,8 +66,12 @@ impl Federation {
         let update: Vec<f32> =
             (0..values).map(|at| ((at * 31 + member * 17 + 5) as f32).sin() * 1.2).collect();
         let rounding = Rounding::Stochastic(&mut self.rng);
-        let weight = 1 + member as u32 % 100;
-        let encoded = self.session.params().encoding.encode(&update, weight, rounding, None).unwrap();
+        let encoding = self.session.params().encoding;
+        let weight = 1 + member as u32 % encoding.max_weight;
+        let mut add =
+            |integers: &mut [i64]| integers.iter_mut().for_each(|value| *value += encoding.noise as i64);
+        let noise = (encoding.noise > 0).then_some(&mut add as crate::Noise<'_>);
+        let encoded = encoding.encode(&update, weight, rounding, noise).unwrap();
         self.updates[member] = encoded.words.integers().collect();
         encoded
     }

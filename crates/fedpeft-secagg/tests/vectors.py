@@ -27,7 +27,7 @@ def text(value):
 
 # Run "run", round 3, three clients, complete graph, threshold 2, quorum 2, five values; 16 bits of precision and weights up
 # to 100 make sums of 3 x 6,553,600: 25 bits and a sign.
-encoding = struct.pack("<BB", 26, 16) + struct.pack("<fII", 1.0, 0, 100) + struct.pack("<Q", 0)
+encoding = struct.pack("<BB", 26, 16) + struct.pack("<fII", 1.0, 0, 100) + struct.pack("<QQ", 0, 0)
 agreed = text(b"run") + text(u32(3))
 for member in range(3):
     agreed += text(f"client-{member:04}".encode()) + text(identity(member).public_key().public_bytes_raw())

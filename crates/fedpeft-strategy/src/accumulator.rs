@@ -176,6 +176,9 @@ pub enum AccumulateError {
     /// A partial sum where single updates are needed.
     #[error("this aggregation needs every single update, and takes no partial sums")]
     Single,
+    /// A single update where only their sum may be seen.
+    #[error("this aggregation is secure: it takes the sum of all updates, and no single one")]
+    Unseen,
     /// Two sums over different adapters.
     #[error("sums of different adapter layouts cannot be merged")]
     Layout,

@@ -5,6 +5,7 @@
 //! | mean, FedNova, FedBuff, clipped mean | its share of an exact sum | 16 bytes per value |
 //! | private | its share of an exact sum on a grid | 8 bytes per value |
 //! | products | its share of exact sums, of low-rank updates as well | 16 bytes per value, and per weight of tuned layers |
+//! | secure | nothing: their sum is made elsewhere | 4 bytes per value |
 //! | robust | all of it, in files that the caller provides | a chunk of each |
 //!
 //! None of them depends on the order in which updates come, not by a byte.
@@ -23,7 +24,7 @@ use crate::{
     clip::Scaled,
     clipped::ClippedSum,
     lora::{Pair, ProductMean},
-    mean::{EachChunk, Mean, Moved},
+    mean::{EachChunk, Mean, Moved, Shifted},
     norm::distance_spooled,
     nova::Steps,
     robust::{Gathered, RobustRule},
@@ -46,6 +47,8 @@ pub enum Rule {
     Products,
     /// What lies in the middle of all updates.
     Robust(RobustRule),
+    /// The mean of updates that nobody sees: [`Fold::set_mean`].
+    Secure,
     /// The noised sum of updates of a bounded norm, over the size that cohorts have in the mean.
     Private {
         /// L2 norm that updates are clipped to.
@@ -60,6 +63,10 @@ pub enum Rule {
 impl Rule {
     /// The rule that a run asks for. `privacy` is what its next round promises, if it promises anything.
     pub fn of_spec(spec: &RunSpec, privacy: Option<&PrivacyState>) -> Self {
+        // Clients of a sum that is private and secure clip and add noise themselves.
+        if spec.secure_aggregation.is_some() {
+            return Self::Secure;
+        }
         if let Some(&PrivacyState { clip_norm, noise_multiplier, .. }) = privacy {
             return Self::Private { clip_norm, noise_multiplier, cohort: spec.cohort };
         }
@@ -89,6 +96,7 @@ impl Rule {
         let by_examples = Weight::new(examples)?;
         match self {
             Self::Mean
+            | Self::Secure
             | Self::Clipped(_)
             | Self::Products
             | Self::Robust(RobustRule::GeometricMedian { .. } | RobustRule::Krum { .. }) => Ok(by_examples),
@@ -121,7 +129,7 @@ impl Rule {
 
     /// Whether what updates come to depends on the present global adapter.
     pub fn reads_global(&self) -> bool {
-        matches!(self, Self::Buffered(_) | Self::Nova(_) | Self::Private { .. })
+        matches!(self, Self::Buffered(_) | Self::Nova(_) | Self::Private { .. } | Self::Secure)
     }
 }
 
@@ -140,6 +148,8 @@ enum State {
     Sum(Accumulator),
     Products(Box<ProductMean>),
     Private(ClippedSum),
+    /// The mean of the updates, as differences to the global adapter, once it is known.
+    Secure(Option<Vec<f32>>),
     /// By client, in the order of their names.
     Kept {
         clients: Vec<String>,
@@ -171,6 +181,7 @@ impl Fold {
                 let pairs = Pair::all(&layout)?;
                 State::Products(Box::new(ProductMean::new(layout.clone(), pairs)?))
             }
+            Rule::Secure => State::Secure(None),
             Rule::Robust(_) => State::Kept { clients: Vec::new(), updates: Vec::new() },
             _ => State::Sum(Accumulator::new(layout.clone())?),
         };
@@ -218,6 +229,7 @@ impl Fold {
                 let length = sum.add(adapter, base)?;
                 self.unclipped += u64::from(length <= clip_norm);
             }
+            (State::Secure(_), _) => return Err(AccumulateError::Unseen.into()),
             (State::Private(_) | State::Kept { .. }, _) => check_update(adapter, &self.layout)?,
         }
         Ok(())
@@ -255,7 +267,7 @@ impl Fold {
     pub fn subtract(&mut self, base: &mut dyn Spool, weight: u64) -> Result<(), SpoolError> {
         match &mut self.state {
             State::Sum(sum) => sum.subtract_spooled(base, weight),
-            State::Products(_) | State::Private(_) | State::Kept { .. } => Ok(()),
+            State::Products(_) | State::Private(_) | State::Secure(_) | State::Kept { .. } => Ok(()),
         }
     }
 
@@ -276,6 +288,20 @@ impl Fold {
                 Ok(sum.claim()?)
             }
             _ => Err(AccumulateError::Single.into()),
+        }
+    }
+
+    /// The mean of updates that nobody saw, as the differences to the global adapter, where the rule is [`Rule::Secure`].
+    ///
+    /// # Errors
+    /// Another rule, or another number of values.
+    pub fn set_mean(&mut self, differences: Vec<f32>) -> Result<(), AccumulateError> {
+        match &mut self.state {
+            State::Secure(mean) if differences.len() == self.layout.values() => {
+                *mean = Some(differences);
+                Ok(())
+            }
+            _ => Err(AccumulateError::Layout),
         }
     }
 
@@ -311,7 +337,10 @@ impl Mean for Closed<'_> {
                 global.rewind()?;
                 sum.each_mean(*global, f64::from(cohort), *noise, each)
             }
-            (State::Private(_), _) => Err(AccumulateError::Empty.into()),
+            (State::Secure(Some(differences)), _) => {
+                Shifted { base: &mut **global, by: differences }.each(each)
+            }
+            (State::Private(_) | State::Secure(None), _) => Err(AccumulateError::Empty.into()),
             (State::Kept { updates, .. }, Rule::Robust(rule)) => {
                 rule.aggregate(&self.fold.layout, updates, each)
             }

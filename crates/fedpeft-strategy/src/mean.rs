@@ -44,3 +44,26 @@ impl Mean for Moved<'_> {
         })
     }
 }
+
+/// `base` moved by as many differences.
+pub(crate) struct Shifted<'a> {
+    pub base: &'a mut dyn Spool,
+    pub by: &'a [f32],
+}
+
+impl Mean for Shifted<'_> {
+    fn each(&mut self, each: EachChunk<'_>) -> Result<(), SpoolError> {
+        let Self { base, by } = self;
+        base.rewind()?;
+        let (mut bytes, mut moved) = (Vec::new(), Vec::new());
+        for steps in by.chunks(CHUNK_VALUES) {
+            bytes.resize(size_of_val(steps), 0);
+            base.read_exact(&mut bytes)?;
+            let values = bytes.as_chunks::<4>().0.iter().map(|value| f64::from(f32::from_le_bytes(*value)));
+            moved.clear();
+            moved.extend(values.zip(steps).map(|(value, step)| value + f64::from(*step)));
+            each(&moved)?;
+        }
+        Ok(())
+    }
+}

@@ -167,6 +167,11 @@ impl State {
                 self.happen(at, true, format!("round {round}: update of {client} refused: {reason}"));
                 self.answer(*round, client, false);
             }
+            EventKind::SecureStageClosed { round, stage, clients, asked } => {
+                let line =
+                    format!("round {round}: {} ends, {clients} of {asked} clients answered", stage.word());
+                self.happen(at, false, line);
+            }
             EventKind::RoundClosed { report } => {
                 let accuracy = report.accuracy.map_or_else(String::new, |own| format!(", accuracy {own:.4}"));
                 let line =

@@ -93,6 +93,34 @@ pub struct Args {
     #[arg(long, env = "FEDPEFT_SIMULATE_FAULTS")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     simulate_faults: bool,
+    /// Folder with <client>.identity for each hosted client, by which others know it in secure aggregation, as `fedpeft
+    /// auth enroll` makes it [default: new ones at every start]
+    #[arg(long, env = "FEDPEFT_IDENTITIES", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identities: Option<PathBuf>,
+    /// File that lists the clients that may be in a secure sum with the hosted ones, a name and an identity a line, from
+    /// the operator and not from the aggregator [default: the aggregator's word is taken]
+    #[arg(long, env = "FEDPEFT_ROSTER", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    roster: Option<PathBuf>,
+    /// Public key of the operator, which must have signed --roster [default: its signature is not checked]
+    #[arg(long, env = "FEDPEFT_OPERATOR", value_name = "KEY", requires = "roster")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operator: Option<String>,
+    /// Train only in runs with secure aggregation: no update leaves this process but under masks
+    #[arg(long, env = "FEDPEFT_REQUIRE_SECURE_AGGREGATION")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    require_secure_aggregation: bool,
+    /// Take part in secure sums only if their noise is at least so many clipping norms, even without the noise of clients
+    /// that may collude with the aggregator [default: no noise is asked for]
+    #[arg(
+        long,
+        env = "FEDPEFT_LEAST_NOISE_MULTIPLIER",
+        value_name = "Z",
+        requires = "require_secure_aggregation"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    least_noise_multiplier: Option<f64>,
     /// Device to compute on: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, env = "FEDPEFT_DEVICE", value_name = "DEVICE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,6 +129,11 @@ pub struct Args {
     #[arg(long, env = "FEDPEFT_THREADS", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     threads: Option<u16>,
+    /// Memory for what the frozen backbone made of examples, for all hosted clients together, in runs with
+    /// training.cache_features [default: 512]
+    #[arg(long, env = "FEDPEFT_FEATURE_CACHE_MIB", value_name = "MIB")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    feature_cache_mib: Option<u32>,
     /// ONNX Runtime library, version 1.22 or newer [default: looked for in the asset cache and the system]
     #[arg(long, env = "FEDPEFT_ORT_LIB", value_name = "FILE", value_hint = ValueHint::FilePath)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -192,12 +225,30 @@ pub struct Config {
     /// Whether runs may simulate faults.
     #[serde(default)]
     pub simulate_faults: bool,
+    /// Folder of identities.
+    #[serde(default)]
+    pub identities: Option<PathBuf>,
+    /// Clients that may be in a secure sum.
+    #[serde(default)]
+    pub roster: Option<PathBuf>,
+    /// Who signed that list.
+    #[serde(default)]
+    pub operator: Option<String>,
+    /// Whether plain updates are refused.
+    #[serde(default)]
+    pub require_secure_aggregation: bool,
+    /// Noise that secure sums must have.
+    #[serde(default)]
+    pub least_noise_multiplier: Option<f64>,
     /// Device.
     #[serde(default, deserialize_with = "device")]
     pub device: Device,
     /// Threads; 0 means one per core.
     #[serde(default)]
     pub threads: u16,
+    /// Memory for features.
+    #[serde(default = "feature_cache_mib")]
+    pub feature_cache_mib: u32,
     /// ONNX Runtime library.
     #[serde(default)]
     pub ort_lib: Option<PathBuf>,
@@ -213,6 +264,10 @@ impl AsRef<Common> for Config {
     fn as_ref(&self) -> &Common {
         &self.common
     }
+}
+
+fn feature_cache_mib() -> u32 {
+    512
 }
 
 fn prefix() -> String {

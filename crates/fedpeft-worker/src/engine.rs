@@ -12,7 +12,8 @@ use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_data::ClientData;
 use fedpeft_protocol::{ClientId, Digest, Round, round::Transfer, run::TrainingSpec};
 use fedpeft_runtime::{
-    Device, Evaluated, LocalTraining, OrderSeed, Runtime, RuntimeError, SessionOptions, Trained, Trainer,
+    Device, Evaluated, Examples, FeatureExtractor, InMemory, LocalTraining, OrderSeed, Runtime, RuntimeError,
+    SessionOptions, Trained, Trainer,
 };
 use fedpeft_text::Tokenizer;
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
@@ -97,6 +98,8 @@ pub(crate) struct EngineOptions {
     pub ort_lib: Option<PathBuf>,
     pub device: Device,
     pub threads: usize,
+    /// Bytes of features that are kept, at most.
+    pub feature_cache: usize,
 }
 
 /// Handle on the thread. It ends when all handles are gone.
@@ -117,12 +120,13 @@ impl Engine {
                 Ok((runtime, device)) => {
                     // The receiver waits for it below.
                     let _ = ready.send(Ok(device.to_string()));
-                    let options = SessionOptions {
+                    let session = SessionOptions {
                         device: pinned(device),
                         threads: options.threads,
                         ..Default::default()
                     };
-                    Thread { runtime, options, loaded: None }.run(queue);
+                    Thread { runtime, options: session, feature_cache: options.feature_cache, loaded: None }
+                        .run(queue);
                 }
                 Err(error) => drop(ready.send(Err(error))),
             }
@@ -177,6 +181,8 @@ impl Turn<'_> {
 struct Thread {
     runtime: Runtime,
     options: SessionOptions,
+    /// Bytes of features that are kept, at most.
+    feature_cache: usize,
     loaded: Option<Loaded>,
 }
 
@@ -187,6 +193,16 @@ struct Loaded {
     tokenizer: Option<Tokenizer>,
     /// Texts are tokens here, images only know how they are to be resized.
     examples: HashMap<(ClientId, Part), ClientExamples>,
+    /// Once a run asked for features.
+    features: Option<Features>,
+}
+
+/// What the frozen backbone made of examples, and what trains on it.
+struct Features {
+    extractor: FeatureExtractor,
+    trainer: Trainer,
+    kept: HashMap<(ClientId, Part), InMemory>,
+    bytes: usize,
 }
 
 /// Which of a client's examples.
@@ -207,10 +223,14 @@ impl Thread {
     }
 
     fn work(&mut self, mut job: Job) -> Result<Done, EngineError> {
+        let most = self.feature_cache;
         let loaded = self.load(job.folder)?;
         match job.work {
             EngineWork::Train { training, seed, round, rounds, personal } => {
-                let (trainer, examples) = loaded.prepare(&job.client, Part::Own, &job.data)?;
+                let cache = training.cache_features.then_some(most);
+                let mut asked = || (job.next)(0, 0) == Next::Step;
+                let own = (&job.client, Part::Own, &job.data);
+                let (trainer, examples) = loaded.prepare(own, cache, &mut asked)?;
                 let seed = OrderSeed { run: seed, round, client: job.client.as_str() };
                 let local =
                     LocalTraining { spec: &training, seed, rounds, correction: job.correction.as_deref() };
@@ -234,7 +254,10 @@ impl Thread {
                 // What a model does on examples has no noise: it stays here where training is private.
                 let personal = match job.held_back.filter(|_| personal && epsilon.is_none()) {
                     Some(held_back) => {
-                        let (trainer, examples) = loaded.prepare(&job.client, Part::HeldBack, &held_back)?;
+                        let mut asked = || (job.next)(result.steps, result.steps) == Next::Step;
+                        let part = (&job.client, Part::HeldBack, &held_back);
+                        let (trainer, examples) = loaded.prepare(part, cache, &mut asked)?;
+                        trainer.set_adapter(&adapter)?;
                         let mut proceed = || (job.next)(result.steps, result.steps) == Next::Step;
                         Some(trainer.evaluate(examples, &mut proceed)?)
                     }
@@ -243,7 +266,8 @@ impl Thread {
                 Ok(Done::Trained { result, adapter, personal, fetched, epsilon })
             }
             EngineWork::Evaluate => {
-                let (trainer, examples) = loaded.prepare(&job.client, Part::Own, &job.data)?;
+                let own = (&job.client, Part::Own, &job.data);
+                let (trainer, examples) = loaded.prepare(own, None, &mut || true)?;
                 trainer.set_adapter(&job.adapter)?;
                 let mut proceed = || (job.next)(0, 0) == Next::Step;
                 Ok(Done::Evaluated(trainer.evaluate(examples, &mut proceed)?))
@@ -262,7 +286,7 @@ impl Thread {
             None => {
                 let tokenizer = tokenizer(&folder).map_err(EngineError::Data)?;
                 let trainer = Trainer::new(&self.runtime, folder, self.options.clone())?;
-                Loaded { digest, trainer, tokenizer, examples: HashMap::new() }
+                Loaded { digest, trainer, tokenizer, examples: HashMap::new(), features: None }
             }
         };
         Ok(self.loaded.insert(loaded))
@@ -270,13 +294,14 @@ impl Thread {
 }
 
 impl Loaded {
-    /// The trainer and this part of the examples of `client`, who always has the same `data` there.
+    /// The trainer and this part of the examples of a client, who always has the same data there; their features, and
+    /// what trains on these, where all that are kept fit into `cache` bytes. `proceed` is asked meanwhile.
     fn prepare(
         &mut self,
-        client: &ClientId,
-        part: Part,
-        data: &ClientData,
-    ) -> Result<(&mut Trainer, &ClientExamples), EngineError> {
+        (client, part, data): (&ClientId, Part, &ClientData),
+        cache: Option<usize>,
+        proceed: &mut dyn FnMut() -> bool,
+    ) -> Result<(&mut Trainer, &dyn Examples), EngineError> {
         let examples = match self.examples.entry((client.clone(), part)) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {
@@ -285,6 +310,26 @@ impl Loaded {
                 place.insert(fitted.map_err(EngineError::Data)?)
             }
         };
-        Ok((&mut self.trainer, examples))
+        let Some(most) = cache else { return Ok((&mut self.trainer, examples)) };
+        let features = match self.features.take() {
+            Some(features) => features,
+            None => {
+                let (extractor, trainer) = self.trainer.on_features()?;
+                Features { extractor, trainer, kept: HashMap::new(), bytes: 0 }
+            }
+        };
+        let features = self.features.insert(features);
+        match features.kept.entry((client.clone(), part)) {
+            Entry::Occupied(known) => Ok((&mut features.trainer, known.into_mut())),
+            Entry::Vacant(_) if features.bytes + examples.len() * features.extractor.width() * 4 > most => {
+                tracing::warn!(%client, "features do not fit --feature-cache-mib and are computed in every epoch");
+                Ok((&mut self.trainer, examples))
+            }
+            Entry::Vacant(place) => {
+                let made = features.extractor.extract(examples, proceed)?;
+                features.bytes += made.bytes();
+                Ok((&mut features.trainer, place.insert(made)))
+            }
+        }
     }
 }

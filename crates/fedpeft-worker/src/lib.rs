@@ -20,6 +20,7 @@ mod presence;
 mod retry;
 mod roster;
 mod scaffold;
+mod secure;
 mod seen;
 mod serve;
 mod spending;

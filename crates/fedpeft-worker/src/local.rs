@@ -57,7 +57,7 @@ pub(crate) struct Sent {
 pub(crate) fn scope(task: &Task, manifest: &Manifest) -> Result<Scope, Failure> {
     let globs: &[String] = match &task.work {
         Work::Train { training, .. } => &training.local,
-        Work::Evaluate | Work::Aggregate { .. } => &[],
+        Work::Secure { .. } | Work::Evaluate | Work::Aggregate { .. } => &[],
     };
     Scope::new(&manifest.adapter, globs).map_err(Failure::new)
 }
@@ -66,7 +66,7 @@ pub(crate) fn scope(task: &Task, manifest: &Manifest) -> Result<Scope, Failure> 
 pub(crate) fn control(task: &Task) -> Option<&Payload> {
     match &task.work {
         Work::Train { memory: Some(memory), .. } => memory.control.as_ref(),
-        Work::Train { .. } | Work::Evaluate | Work::Aggregate { .. } => None,
+        Work::Train { .. } | Work::Secure { .. } | Work::Evaluate | Work::Aggregate { .. } => None,
     }
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn control(task: &Task) -> Option<&Payload> {
 fn uplink(task: &Task) -> Pipeline {
     match &task.work {
         Work::Train { uplink, .. } => *uplink,
-        Work::Evaluate | Work::Aggregate { .. } => Pipeline::default(),
+        Work::Secure { .. } | Work::Evaluate | Work::Aggregate { .. } => Pipeline::default(),
     }
 }
 

@@ -37,6 +37,7 @@ impl Hosted {
             device: device.to_owned(),
             free_memory_mib: None,
             labels: labels.clone(),
+            identity: None,
         }
     }
 }

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use fedpeft_data::Federation;
-use fedpeft_protocol::{Digest, PROTOCOL_VERSION, presence::Presence};
+use fedpeft_protocol::{
+    Digest, PROTOCOL_VERSION,
+    presence::{Capabilities, Presence},
+};
 use fedpeft_registry::Cache;
 use fedpeft_service::{CancellationToken, Context};
 use tokio::{sync::Semaphore, task::JoinSet};
@@ -16,7 +19,8 @@ use crate::{
     memory::Memory,
     metrics::Metrics,
     presence::Heartbeats,
-    roster::{Hosted, roster},
+    roster::{Hosted, Role, roster},
+    secure::{Identities, Sessions},
     state::StateFolder,
     task::{AT_ONCE, Keeping, Workshop},
 };
@@ -34,8 +38,14 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     let cache = Cache::new(config.cache()?);
     let (keeping, memory) = (keeping(&config, data)?, memory(&config)?);
     let (ort_lib, device, threads) = (config.ort_lib.clone(), config.device, usize::from(config.threads));
-    let engine = Engine::start(EngineOptions { ort_lib, device, threads }).await?;
-    let presences = presences(&config, &clients, engine.device());
+    let feature_cache = (config.feature_cache_mib as usize) << 20;
+    let engine = Engine::start(EngineOptions { ort_lib, device, threads, feature_cache }).await?;
+    let trains = clients.iter().filter(|client| client.role == Role::Trains).map(|client| &client.id);
+    let roster = config.roster.as_deref().map(|roster| (roster, config.operator.as_deref()));
+    let only_secure = config.require_secure_aggregation;
+    let identities = Identities::new(trains, config.identities.as_deref(), roster, only_secure)?
+        .with_least_noise(config.least_noise_multiplier);
+    let presences = presences(&config, &clients, engine.device(), &identities);
     tracing::info!(clients = clients.len(), device = engine.device(), worker = config.worker(), "hosting");
 
     let (abort, gone) = (CancellationToken::new(), CancellationToken::new());
@@ -47,6 +57,8 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
             keeping,
             memory,
             state: config.state()?,
+            identities,
+            secure: Sessions::default(),
             shutdown: context.shutdown.clone(),
             abort: abort.clone(),
             computing: Semaphore::new(AT_ONCE),
@@ -119,13 +131,16 @@ async fn hosted(config: &Config) -> anyhow::Result<(Vec<Hosted>, Digest)> {
     .await?
 }
 
-fn presences(config: &Config, clients: &[Hosted], device: &str) -> Vec<Presence> {
+fn presences(config: &Config, clients: &[Hosted], device: &str, identities: &Identities) -> Vec<Presence> {
     let worker = config.worker();
     let presence = |client: &Hosted| Presence {
         version: PROTOCOL_VERSION,
         client: client.id.clone(),
         worker: worker.clone(),
-        capabilities: client.capabilities(device, &config.label),
+        capabilities: Capabilities {
+            identity: identities.public(&client.id),
+            ..client.capabilities(device, &config.label)
+        },
     };
     clients.iter().map(presence).collect()
 }

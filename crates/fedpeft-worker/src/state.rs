@@ -323,6 +323,7 @@ mod tests {
                     ranks: false,
                     memory: None,
                     personal: false,
+                    secure: None,
                 },
                 deadline_ms: 0,
                 downlink: Default::default(),

@@ -17,6 +17,7 @@ use fedpeft_codec::{Codec, Pipeline};
 use fedpeft_protocol::{
     Digest, PROTOCOL_VERSION,
     round::{ByteKind, Direction, Outcome, Payload, Personal, Task, Transfer, Update, Work},
+    secure::SecureTrained,
 };
 use fedpeft_registry::Cache;
 use fedpeft_runtime::{OptimizerState, RuntimeError, Snapshot, Trained};
@@ -35,6 +36,7 @@ use crate::{
     memory::Memory,
     retry::retrying,
     roster::{Hosted, Role},
+    secure::{Identities, Sessions, ToSecure},
     spending::Spending,
     state::{self, Checkpoint, StateFolder},
 };
@@ -112,6 +114,10 @@ pub(crate) struct Workshop {
     pub memory: Option<Memory>,
     /// Folder of what must be kept: what private training has cost.
     pub state: PathBuf,
+    /// By what the clients are known in secure aggregation, and whom they accept.
+    pub identities: Identities,
+    /// Where they are in it.
+    pub secure: Sessions,
     /// Begin nothing new.
     pub shutdown: CancellationToken,
     /// Stop what is in progress.
@@ -169,6 +175,13 @@ impl Workshop {
         held: &mut Held<'a>,
         fetched: &mut Vec<Transfer>,
     ) -> Result<Outcome, Failure> {
+        if let Some(answer) = self.secured_before(assignment) {
+            return Ok(answer);
+        }
+        if let Work::Secure { stage, after, request } = &assignment.task.work {
+            return self.secured(assignment, (*stage, after, request), fetched).await;
+        }
+        self.may(assignment.task)?;
         let (done, computes) = self.computed(assignment, held.keep.as_ref(), fetched).await?;
         let (result, adapter, personal, beginning, epsilon) = match done {
             Finished::Evaluated(outcome) => return Ok(outcome),
@@ -186,11 +199,17 @@ impl Workshop {
         held._sends = Some(self.stoppable(&self.abort, self.sending.acquire()).await?.map_err(Failure::new)?);
         drop(computes);
         let Trained { examples, steps, loss, seconds, learning_rates } = result;
+        if let Work::Train { secure: Some(params), .. } = &assignment.task.work {
+            let loss = if epsilon.is_some() { 0.0 } else { loss };
+            let figures = SecureTrained { steps, loss, seconds, personal, epsilon };
+            let trained = ToSecure { adapter, beginning, weight: examples, figures };
+            return self.advertised(assignment, params, trained, fetched).await;
+        }
         let encode = self.sent(assignment, &beginning, adapter, learning_rates).instrument(span!("encode"));
         let Sent { adapter, control } = encode.await?;
         // All of it is in the message, or nothing.
         let size = adapter.len() + control.as_ref().map_or(0, Bytes::len);
-        let fits = size + ENVELOPE <= self.bus.max_payload();
+        let fits = self.fits(size);
         let adapter = self.payload(assignment, adapter, fits, fetched).await?;
         let control = match control {
             Some(control) => Some(self.payload(assignment, control, fits, fetched).await?),
@@ -380,9 +399,14 @@ impl Workshop {
         codec.decode(&bytes, None).map_err(Failure::new)
     }
 
+    /// Whether what has this size fits an update.
+    pub fn fits(&self, size: usize) -> bool {
+        size + ENVELOPE <= self.bus.max_payload()
+    }
+
     /// A trained adapter, or what has its shape: in the update or, where that is too large for a message, in the store of
     /// uploads. An upload that broke off, with its connection or with an earlier process, goes on where it stopped.
-    async fn payload(
+    pub async fn payload(
         &self,
         Assignment { client, task, deadline, .. }: &Assignment<'_>,
         bytes: Bytes,

@@ -216,6 +216,8 @@ pub(super) async fn round(
         edges: cohort.iter().filter(|client| present[*client].aggregates).cloned().collect(),
         cohort,
         opened_ms: now_ms(),
+        // Sums of sums are made in the clear.
+        secure: None,
     };
     drive.record.write(|record| record.open = Some(open.clone())).await?;
     let mut round = RoundState::new(drive, open, started).await?;

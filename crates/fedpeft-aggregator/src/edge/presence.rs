@@ -73,6 +73,7 @@ async fn look(edge: &Edge) -> Result<Presence, BusError> {
         device: "edge".into(),
         free_memory_mib: None,
         labels: BTreeMap::new(),
+        identity: None,
     };
     let (client, worker) = (edge.client.clone(), "fedpeft-aggregator".into());
     Ok(Presence { version: PROTOCOL_VERSION, client, worker, capabilities })

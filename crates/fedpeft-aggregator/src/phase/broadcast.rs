@@ -3,6 +3,7 @@
 //! | then | because |
 //! | --- | --- |
 //! | collect | the tasks are stored by the broker |
+//! | secure | it was taken over, and a stage of secure aggregation had ended |
 //!
 //! An owner that took the round over first folds what is stored, and then sends tasks only to clients that
 //! have not answered: the same tasks under the same names, which the broker and the clients recognise.
@@ -35,6 +36,9 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
             "round taken over"
         );
     }
+    if let Some(secure) = &mut round.secure {
+        secure.place_params(drive).await?;
+    }
     let sent: Vec<(ClientId, Task, Measured)> = {
         let (drive, round) = (&*drive, &*round);
         let sending: Vec<_> = round.open.cohort.iter().map(|client| send(drive, round, client)).collect();
@@ -49,6 +53,9 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     }
     round.sent = Instant::now();
     round.seconds.broadcast = started.elapsed().as_secs_f64();
+    if round.has_ended_stages() {
+        return Ok(Phase::Secure(round));
+    }
     Ok(Phase::Collect(round))
 }
 
@@ -71,7 +78,8 @@ async fn send(
     client: &ClientId,
 ) -> Result<(ClientId, Task, Measured), Stop> {
     let task = train_task(drive, round, client).await?;
-    let measured = if round.answers.contains_key(client) {
+    // Who has not answered before the first stage ended is not waited for.
+    let measured = if round.answers.contains_key(client) || round.has_ended_stages() {
         drive.bus.measure_task(&task, client)?
     } else {
         drive.bus.publish_task(&task, client).await?
@@ -97,6 +105,7 @@ async fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) ->
         ranks: spec.mixes_ranks(),
         memory,
         personal: spec.is_personal() && spec.evaluates(round.open.round),
+        secure: round.secure.as_ref().map(|secure| secure.params.clone()),
     };
     drive.task(round.open.round, round.open.epoch, client, work, round.deadline_ms(spec)).await
 }

@@ -2,6 +2,7 @@
 //!
 //! | then | because |
 //! | --- | --- |
+//! | secure | as below, where the run has secure aggregation |
 //! | commit | it has as many updates as it wants: the cohort, or the buffer |
 //! | commit | every client answered, and the accepted updates reach the quorum |
 //! | commit | so from the soft deadline on, and at the hard one, without the clients that did not answer |
@@ -19,7 +20,7 @@ use fedpeft_service::now_ms;
 use fedpeft_trace::{Instrument, span};
 use tokio::time::{self, interval_at, sleep, timeout};
 
-use super::{Phase, broadcast};
+use super::{Phase, broadcast, secure};
 use crate::{
     admit::{Refusal, admit},
     drive::Drive,
@@ -29,11 +30,11 @@ use crate::{
 };
 
 /// How often presence is looked up.
-const PRESENCE_CHECK: Duration = Duration::from_secs(3);
+pub(super) const PRESENCE_CHECK: Duration = Duration::from_secs(3);
 /// How often it is made sure that the tasks are still there.
 pub(super) const TASK_CHECK: Duration = Duration::from_secs(10);
 /// A client is absent once it was missing this often in a row: one look may fall into a gap between heartbeats.
-const MISSED_CHECKS: u32 = 2;
+pub(super) const MISSED_CHECKS: u32 = 2;
 /// Updates counted as stored may be purged before they are read; when none has come for so long, there are none.
 const SILENCE: Duration = Duration::from_secs(2);
 
@@ -93,17 +94,20 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     let waited = round.last_taken.saturating_duration_since(round.sent).as_secs_f64();
     round.seconds.train = train;
     round.seconds.collect = (waited - train).max(0.0);
-    Ok(Phase::Commit(round))
+    Ok(if round.secure.is_some() { Phase::Secure(round) } else { Phase::Commit(round) })
 }
 
 /// Folds the updates that are stored already, and no more than the last owner could have: a round that is full
 /// takes none.
 pub(crate) async fn stored(drive: &mut Drive<'_>, round: &mut RoundState) -> Result<(), Stop> {
-    while drive.updates.pending() > 0 && !round.is_full(&drive.record.spec) {
+    while drive.updates.pending() > 0 && (round.has_ended_stages() || !round.is_full(&drive.record.spec)) {
         match timeout(SILENCE, drive.updates.next()).await {
             Ok(delivery) => take(drive, round, delivery).await?,
             Err(_) => break,
         }
+    }
+    if round.has_ended_stages() {
+        secure::complete(round).await?;
     }
     Ok(())
 }
@@ -125,7 +129,11 @@ async fn absent(
 }
 
 /// Takes one update, and says in the trace of the round where it came from.
-async fn take(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelivery) -> Result<(), Stop> {
+pub(super) async fn take(
+    drive: &Drive<'_>,
+    round: &mut RoundState,
+    delivery: UpdateDelivery,
+) -> Result<(), Stop> {
     let span = span!("update", otel.kind = "consumer", fedpeft.client = %delivery.client);
     delivery.origin.link(&span);
     judge(drive, round, delivery).instrument(span).await
@@ -158,7 +166,11 @@ async fn judge(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelive
     if !uploads.is_empty() {
         round.uploads.entry(client.clone()).or_default().extend(uploads);
     }
-    let answer = match admit(drive, round, &member, delivery).await? {
+    let admitted = match round.secure.is_some() {
+        true => secure::admit(drive, round, &member, delivery).await?,
+        false => admit(drive, round, &member, delivery).await?,
+    };
+    let answer = match admitted {
         Ok(Some(answer)) => answer,
         Ok(None) => return Ok(()),
         Err(refusal) => {

@@ -115,7 +115,7 @@ pub(crate) async fn forget(
 ) -> Result<(), Stop> {
     retention::forget_uploads(drive, round).await;
     drive.bus.purge_updates(&drive.record.run, Stale::Round(round.open.round), updates).await?;
-    if !round.outstanding().is_empty() {
+    if !round.outstanding().is_empty() || round.secure.is_some() {
         drive.bus.purge_tasks(&drive.record.run, tasks).await?;
     }
     Ok(())

@@ -192,6 +192,7 @@ fn judge(drive: &Drive<'_>, task: &Task, evaluator: &ClientId, delivery: UpdateD
             }
             Outcome::Failed { reason } => refuse(format!("evaluation failed: {}", one_line(&reason))),
             Outcome::Trained { .. } => refuse("the task was to evaluate, the update is a training".into()),
+            Outcome::Secured { .. } => refuse("the task was to evaluate, the update is masked".into()),
             Outcome::Aggregated { .. } => refuse("the task was to evaluate, the update is a sum".into()),
         },
     }

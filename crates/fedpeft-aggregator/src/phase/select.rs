@@ -16,6 +16,7 @@ use fedpeft_protocol::{
     event::EventKind,
     presence::{Capabilities, Presence},
     run::{OpenRound, RunSpec, RunStatus, StabilitySpec},
+    secure::IdentityKey,
 };
 use fedpeft_service::now_ms;
 use fedpeft_strategy::{
@@ -27,7 +28,7 @@ use fedpeft_trace::Instrument;
 use tokio::time::sleep;
 
 use super::Phase;
-use crate::{drive::Drive, model, privacy, round::RoundState, stop::Stop, traced};
+use crate::{drive::Drive, model, privacy, round::RoundState, secure, stop::Stop, traced};
 
 /// Draws of availability before everybody is taken: a participation that small has no other end.
 const DRAWS: u64 = 1000;
@@ -56,6 +57,7 @@ async fn open(
         epoch: drive.record.epoch,
         examples: cohort.iter().map(|client| present[client].examples).collect(),
         edges: cohort.iter().filter(|client| present[*client].aggregates).cloned().collect(),
+        secure: secure::opened(&drive.record.spec, &cohort, present)?,
         cohort,
         opened_ms: now_ms(),
     };
@@ -126,6 +128,8 @@ pub(crate) struct Trainer {
     pub examples: u64,
     /// Whether it is an edge.
     pub aggregates: bool,
+    /// By what others know it in secure aggregation.
+    pub identity: Option<IdentityKey>,
 }
 
 /// Clients that may be sampled.
@@ -168,8 +172,8 @@ pub(crate) async fn trainers(drive: &Drive<'_>) -> Result<Trainers, Stop> {
             .is_ok()
     });
     let trainers = eligible.map(|Presence { client, capabilities, .. }| {
-        let Capabilities { examples, aggregates, .. } = capabilities;
-        (client, Trainer { examples, aggregates })
+        let Capabilities { examples, aggregates, identity, .. } = capabilities;
+        (client, Trainer { examples, aggregates, identity })
     });
     Ok(trainers.collect())
 }
@@ -177,6 +181,9 @@ pub(crate) async fn trainers(drive: &Drive<'_>) -> Result<Trainers, Stop> {
 /// Whether a round of this rule, and of clients whose updates may be merged, can use what a client offers.
 fn takes(rule: Rule, merges: bool, capabilities: &Capabilities) -> Result<(), String> {
     let Capabilities { examples, aggregates, .. } = *capabilities;
+    if rule == Rule::Secure && capabilities.identity.is_none() {
+        return Err("it has no identity for secure aggregation: upgrade its worker".into());
+    }
     match aggregates {
         true if !merges => {
             Err("it is an edge, and the run needs every single update, or encodes them".into())

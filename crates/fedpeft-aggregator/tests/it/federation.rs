@@ -75,6 +75,7 @@ pub fn capabilities(examples: u64) -> Capabilities {
         device: "cpu".into(),
         free_memory_mib: None,
         labels: BTreeMap::new(),
+        identity: None,
     }
 }
 
@@ -430,6 +431,12 @@ impl Player {
     pub async fn upload(&self, task: &Task, adapter: &[f32]) -> Stored {
         let key = UploadKey { run: &task.run, round: task.round, client: &self.id };
         self.bus.put_upload(key, encode(adapter)).await.unwrap()
+    }
+
+    /// Uploads what is not plain, for the round of `task`.
+    pub async fn put(&self, task: &Task, bytes: Vec<u8>) -> Stored {
+        let key = UploadKey { run: &task.run, round: task.round, client: &self.id };
+        self.bus.put_upload(key, bytes.into()).await.unwrap()
     }
 
     /// An honest update whose adapter is uploaded.

@@ -13,5 +13,6 @@ mod owners;
 mod pipelines;
 mod rounds;
 mod rules;
+mod secure;
 mod trouble;
 mod updates;

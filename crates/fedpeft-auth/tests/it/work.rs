@@ -54,6 +54,7 @@ pub fn presence(client: &str) -> Presence {
         device: "cpu".into(),
         free_memory_mib: None,
         labels: Default::default(),
+        identity: None,
     };
     Presence { version: PROTOCOL_VERSION, client: client_id(client), worker: "w".into(), capabilities }
 }

@@ -39,7 +39,10 @@ Examples:
   fedpeft auth enroll --role aggregator aggregator-2
   fedpeft auth enroll hospital-a --force --server tls://broker:4222       # new ones, the old ones are revoked
 
-Then: fedpeft-worker --client hospital-a --creds hospital-a.creds ...")]
+Then: fedpeft-worker --client hospital-a --creds hospital-a.creds ...
+
+For secure aggregation each client gets an identity as well, and all of them a roster that the operator's key signs:
+  fedpeft-worker ... --identities fedpeft-auth/identities --roster fedpeft-auth/roster --operator OD4Q...")]
     Enroll(Box<Enroll>),
     /// Make credentials void: their holders are thrown out and cannot come back.
     #[command(after_help = "\
@@ -281,6 +284,13 @@ fn enroll(args: Enroll) -> Result<()> {
         made.extend(authority.issued().last().cloned().map(|issued| Enrolled::new(issued, &authority)));
     }
     args.output.show(&made, |made| lines(made))?;
+    if role == Role::Client {
+        output::remark(format!(
+            "identities and roster for secure aggregation are in {}; workers check it with --operator {}",
+            authority.folder().display(),
+            authority.operator()
+        ));
+    }
     if changed { announce(&authority, args.server) } else { Ok(()) }
 }
 

@@ -11,6 +11,7 @@ mod model;
 mod overrides;
 mod privacy;
 mod rounds;
+mod secure;
 mod strategy;
 pub mod task;
 mod training;
@@ -128,6 +129,7 @@ impl Document {
         // Flags find them in one place.
         document.make_part_of_run("aggregation")?;
         document.make_part_of_run("privacy")?;
+        document.make_part_of_run("secure_aggregation")?;
         Ok(document)
     }
 
@@ -182,7 +184,8 @@ impl Document {
     }
 
     fn refuse_unknown_sections(&self) -> Result<()> {
-        const KNOWN: [&str; 7] = ["run", "aggregation", "privacy", "stability", "model", "data", "simulate"];
+        const KNOWN: [&str; 8] =
+            ["run", "aggregation", "privacy", "secure_aggregation", "stability", "model", "data", "simulate"];
         match self.table.keys().find(|key| !KNOWN.contains(&key.as_str())) {
             None => Ok(()),
             Some(key) => bail!(

@@ -12,6 +12,7 @@ use super::{
     method::MethodArgs,
     privacy::PrivacyOverrides,
     rounds::{RoundOverrides, StabilityOverrides},
+    secure::SecureOverrides,
     strategy::StrategyOverrides,
     task::TaskArgs,
     training::TrainingOverrides,
@@ -160,6 +161,8 @@ pub struct RunOverrides {
     #[command(flatten)]
     privacy: PrivacyOverrides,
     #[command(flatten)]
+    secure: SecureOverrides,
+    #[command(flatten)]
     closing: RoundOverrides,
     #[command(flatten)]
     stability: StabilityOverrides,
@@ -179,6 +182,7 @@ impl RunOverrides {
         self.strategy.apply(document)?;
         self.aggregation.apply(document)?;
         self.privacy.apply(document)?;
+        self.secure.apply(document)?;
         self.closing.apply(document)?;
         self.stability.apply(document)?;
         let given = document.get("model.method").cloned().map(Value::try_into).transpose();

@@ -23,6 +23,9 @@ pub struct TrainingOverrides {
     /// Micro-batches that a batch is computed in: less memory, the same steps.
     #[arg(long, value_name = "K")]
     accumulate: Option<u32>,
+    /// Compute what the frozen backbone makes of examples once, for artifacts that train a head alone.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    cache_features: Option<bool>,
     /// Learning rate.
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     lr: Option<f64>,
@@ -132,6 +135,9 @@ impl TrainingOverrides {
         set(document, "run.training.local_epochs", self.local_epochs)?;
         set(document, "run.training.batch_size", self.batch_size)?;
         set(document, "run.training.accumulate", self.accumulate)?;
+        if let Some(cache) = self.cache_features {
+            document.set("run.training.cache_features", cache)?;
+        }
         for (key, value) in [
             ("learning_rate", self.lr),
             ("clip_norm", self.clip_norm),
@@ -239,7 +245,9 @@ mod tests {
     #[test]
     fn flags_win_over_the_file() {
         let flags = ["--optimizer=sgd", "--momentum=0.9", "--nesterov", "--lr=0.5", "--accumulate=4"];
+        let flags = [&flags[..], &["--cache-features"]].concat();
         let got = training("training = { learning_rate = 1.0 }", &flags).unwrap();
+        assert!(got.cache_features);
         let sgd = OptimizerSpec::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.0 };
         assert_eq!((got.optimizer, got.learning_rate, got.accumulate), (sgd, 0.5, 4));
         let got = training(SGD, &["--nesterov=true", "--clip-norm=1", "--proximal-mu=0.01"]).unwrap();

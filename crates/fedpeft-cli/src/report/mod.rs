@@ -152,6 +152,9 @@ impl Report {
         if let Some(spent) = self.privacy_spent() {
             text += &format!("{spent}\n");
         }
+        if let Some(secured) = self.secured() {
+            text += &format!("{secured}\n");
+        }
         if let Some(cost) = self.update_cost() {
             text += &format!("an update takes {cost}\n");
         }
@@ -165,6 +168,23 @@ impl Report {
         Some(format!(
             "epsilon {:.3} of {} spent at delta {}, noise multiplier {:.3}, last clipping norm {:.4}",
             spent.epsilon, budget["epsilon"], budget["delta"], spent.noise_multiplier, spent.clip_norm
+        ))
+    }
+
+    /// How secure the sums were, and what that took, where the run has secure aggregation.
+    fn secured(&self) -> Option<String> {
+        let rounds = || self.rounds.iter().filter_map(|round| Some((round, round.secure.as_ref()?)));
+        let (_, last) = rounds().next_back()?;
+        let sums = rounds().filter_map(|(_, secure)| secure.stages.get(2));
+        let (least, count) = (sums.min()?, rounds().count());
+        let seconds: f64 = rounds().map(|(round, secure)| secure.extra_seconds(&round.seconds)).sum();
+        Some(format!(
+            "secure aggregation: sums of {least} updates and more, {} of {} shares to recover a secret, {} bits per value, \
+             {:.2} s of exchanges per round",
+            last.threshold,
+            last.neighbours + 1,
+            last.bits,
+            seconds / count as f64
         ))
     }
 

@@ -1,6 +1,7 @@
 //! Parameters with which a round would be impossible or unsafe.
 
 use super::{MAX_COHORT, MAX_NAME, MAX_VALUES};
+use crate::encoding::{LEAST_NOISE, MOST_NOISE};
 
 /// Parameters with which a round would be impossible or unsafe.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -34,8 +35,18 @@ pub enum ParamsError {
     Values(u32),
     #[error("{bits} bits per value: take 8 to 56")]
     Bits { bits: u8 },
-    #[error("largest weight 0: take at least 1")]
+    #[error("largest weight: take at least 1, and 1 with noise")]
     Weight,
+    #[error(
+        "noise of {0} integers from each client: parts are {LEAST_NOISE} to {MOST_NOISE} integers, of updates with a norm; \
+         choose another precision"
+    )]
+    Noise(f64),
+    #[error(
+        "{precision} bits are too coarse for {values} values with noise: rounding would take more than a tenth of it; raise \
+         the precision"
+    )]
+    Coarse { values: usize, precision: u8 },
     #[error("bound {0} on an update's values: take a positive number")]
     Bound(f32),
     #[error(

@@ -21,6 +21,26 @@ fn cohorts() -> impl Strategy<Value = (usize, Vec<Option<Stage>>)> {
     (3usize..=30).prop_flat_map(|size| (Just(size), leavers(size, (size - 1) / 2)))
 }
 
+/// Of each member noise that the test can tell from the update: what is masked is the noised integer.
+#[test]
+fn a_private_sum_has_everybodys_noise() {
+    let plan = complete(6, 4);
+    let encoding = Encoding::private(6, 40, 1.0, 10, 2.0, plan.honest(6)).unwrap();
+    let session = Session::new(Params::new("run", 3, cohort(6), plan, 40, encoding)).unwrap();
+    assert!((2.0..2.01).contains(&session.noise_multiplier()), "{}", session.noise_multiplier());
+    let mut federation = Federation::new(session, 5);
+    federation.run(Stage::Unmask, |member| (member == 2).then_some(Stage::Unmask)).unwrap();
+    let sum = federation.sum().unwrap();
+    assert_eq!(sum, federation.expected());
+    // Values of at most a sixth of 2^10 integers each, and six times the noise of one.
+    let noise = i64::try_from(encoding.noise).unwrap();
+    assert!(sum[..40].iter().all(|value| (value - 6 * noise).abs() <= 6 << 10), "{sum:?}");
+    assert_eq!(sum[40], 6);
+    let update = [0.1; 40];
+    let bare = encoding.encode(&update, 1, Rounding::Nearest, None).err().unwrap();
+    assert!(bare.to_string().contains("none is given"), "{bare}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 

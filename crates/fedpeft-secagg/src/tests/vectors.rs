@@ -97,11 +97,11 @@ fn what_we_compose_is_what_another_program_composes() {
     assert_eq!(hex::encode(survivors_text(&session, &sharers, &survivors)), SURVIVORS);
 }
 
-const SESSION: &str = "bbea8a7a57b9f306dafd3453484cb95e340f4df5a0503acce041031a83f6fc8d";
-const MASK_PUBLIC: &str = "f31ab2fc409d95b7ce8ab246f7336004a59423ae1d58907244c9c536a5399b1a";
-const SELF_MASK: &str = "6bd1b94841608f1d70d2aee91d491032cac7235bf84bd3d11237aec4cb62809d";
-const COMMITMENT: &str = "cc7fe4ad38517e1f66276cf59ccad992c24e0e6c1d609890196259675d954a42";
-const PAIR_MASK: &str = "fa9650b95ccd12acadfd0106bc8fd951ee2dde2bb6deb7bb5064d5b33c0b6131";
-const SEALED: &str = "d7969b8f7c7c6e73c54680677d28efba2c5146996a216ee79894462245aab3686604a4c8ea61a96ea799acbfa95f95740bf9eba8dec65b5d2651f002a51be52d8dd513ec4ee6e90f4948591c051e4f19";
-const KEYS_SIGNATURE: &str = "f8b437038a5b87810cbdbf2293fb534c13991791d919965b80e8416f00fb1165ea1f13bc277db43ca99f5b3b883f619e4d72ae08b9b638820a383a74f5dd5e0a";
-const SURVIVORS: &str = "a6b77fe7d9a7a161ec2f9fb030e2bafcd97b593fa11ec92b11a979ed43276dd5";
+const SESSION: &str = "babfc49fe4f52ed65e40a0935d0fdc08dc62bd1b65c3d7a7f7d676becdeafc2c";
+const MASK_PUBLIC: &str = "63abaa371e10770a89bf3bda283651e8bcad1ad53743011495661df34aa33312";
+const SELF_MASK: &str = "f373af8407d720c7337ec602eb9031ef011b51633a6f06bf2233aeb01db5c672";
+const COMMITMENT: &str = "cfe3758c041de18ef9fd6d7097f7e290f10216f1872c2734ef09d3d5667ff3ef";
+const PAIR_MASK: &str = "16874f13df3109dd606c4b88a144c831b3f2f6b2c30c7b3a1d344528a3869b24";
+const SEALED: &str = "e5c92df53d9a074a6fa6eb1ceedd31ee21db516f0a46662db358791712f4485f85d1d3d0f0ed671bda1623bbebce6f5b8ee2b16efddfd8f259c1194129979f0115ef2cef59ead055b6952ed19ce85d98";
+const KEYS_SIGNATURE: &str = "74dca840354a7b30faa13025c1a8efcd895d9403b914d2f9fcbb94628639262d1caa43c851fd06b13bd8ee6c6dc437cbfab49b4707f00d8c92d5bb252b6a6202";
+const SURVIVORS: &str = "8fbbcc7b1c596e78a6bd77e0fc8f1fb9d2fa15d52f12babd8192ca41477d26a8";

@@ -143,7 +143,7 @@ fn parameters_travel_and_are_checked() {
 fn everything_agreed_on_is_in_the_sessions_name() {
     let good = session(6, complete(6, 4), 9).params().clone();
     type Change = fn(&mut Params);
-    let changes: [Change; 14] = [
+    let changes: [Change; 15] = [
         |_| {},
         |params| params.run.push('x'),
         |params| params.round += 1,
@@ -158,6 +158,7 @@ fn everything_agreed_on_is_in_the_sessions_name() {
         |params| params.encoding.bound = 2.0,
         |params| params.encoding.norm = Some(1.0),
         |params| params.encoding.headroom = 1,
+        |params| params.encoding = Encoding::private(6, 9, 1.0, 8, 1.0, 3).unwrap(),
     ];
     let ids: std::collections::HashSet<_> = changes
         .iter()

@@ -29,6 +29,7 @@ fn private(epsilon: Option<f64>) -> Work {
         personal: false,
         uplink: Default::default(),
         ranks: false,
+        secure: None,
     }
 }
 

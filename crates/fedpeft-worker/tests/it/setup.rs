@@ -92,6 +92,11 @@ pub struct Setup {
 impl Setup {
     /// Images and a model of them; everything but workers.
     pub async fn new() -> Self {
+        Self::of(Method::Bias).await
+    }
+
+    /// Likewise, of this method.
+    pub async fn of(method: Method) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("toy.onnx");
         export(&model);
@@ -100,7 +105,7 @@ impl Setup {
         let options = BuildOptions {
             inputs: vec![InputOptions { name: None, dtype: ElementType::F32, shape, source }],
             dp_sgd: true,
-            ..BuildOptions::image_classification(model, "features", PIXELS, CLASSES as u32, Method::Bias)
+            ..BuildOptions::image_classification(model, "features", PIXELS, CLASSES as u32, method)
         };
         let data = data(folder.path());
         Self::publish(folder, &options, data).await
@@ -236,6 +241,7 @@ pub fn train() -> Work {
         ranks: false,
         memory: None,
         personal: false,
+        secure: None,
     }
 }
 

@@ -75,6 +75,7 @@ async fn a_client_with_texts_learns_their_classes() {
         ranks: false,
         memory: None,
         personal: false,
+        secure: None,
     };
     setup.send(&setup.task(1, "client-000", work), "client-000").await;
     let outcome = next(&mut updates).await.update.unwrap().outcome;
