@@ -25,6 +25,7 @@ use crate::{
     record::given_up,
     secure,
     spool::Spool,
+    traced,
 };
 
 /// Largest cohort: its report must fit a message.
@@ -145,6 +146,7 @@ impl Api {
                 ended => Err(format!("run {run} is {}: only active runs can be cancelled", ended.word())),
             })
             .await?;
+        traced::fail(&before, "the run was cancelled");
         // Purged after the record says so: the owner opens no round any more.
         self.bus.purge_tasks(&run, tasks).await?;
         for round in given_up(&before) {
