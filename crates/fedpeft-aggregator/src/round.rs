@@ -219,6 +219,11 @@ impl RoundState {
         self.rule
     }
 
+    /// Runs `work` on the updates here and now: what takes a millisecond takes longer on the way to another thread.
+    pub fn with_updates_now<T>(&self, work: impl FnOnce(&mut Updates) -> T) -> T {
+        work(&mut self.updates.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Runs `work` on the updates, on a thread that may be busy for a while.
     pub async fn with_updates<T: Send + 'static>(
         &self,

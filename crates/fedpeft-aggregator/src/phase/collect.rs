@@ -112,11 +112,13 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
 /// Folds the updates that are stored already, and no more than the last owner could have: a round that is full
 /// takes none.
 pub(crate) async fn stored(drive: &mut Drive<'_>, round: &mut RoundState) -> Result<(), Stop> {
-    while drive.updates.pending() > 0 && (round.has_ended_stages() || !round.is_full(&drive.record.spec)) {
+    let wanted = round.wants(&drive.record.spec);
+    let mut accepted = round.accepted().count();
+    while drive.updates.pending() > 0
+        && (round.has_ended_stages() || wanted.is_none_or(|wanted| accepted < wanted))
+    {
         match timeout(SILENCE, drive.updates.next()).await {
-            Ok(delivery) => {
-                take(drive, round, delivery).await?;
-            }
+            Ok(delivery) => accepted += take(drive, round, delivery).await?,
             Err(_) => break,
         }
     }
