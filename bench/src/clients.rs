@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use bytes::Bytes;
-use fedpeft_bus::{Bus, BusConfig, BusError};
+use fedpeft_bus::{Bus, BusError, Tasks};
 use fedpeft_protocol::{
     ClientId, PROTOCOL_VERSION,
     presence::{Capabilities, Presence},
@@ -12,6 +12,8 @@ use fedpeft_protocol::{
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::{sync::Semaphore, task::JoinSet};
+
+use crate::world::connect;
 
 /// Clients that share one connection, as those of one worker do.
 const PER_CONNECTION: u32 = 250;
@@ -23,7 +25,7 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// A crowd of clients. They leave when it is dropped.
 pub struct Crowd {
-    _tasks: JoinSet<Result<(), BusError>>,
+    tasks: JoinSet<Result<(), BusError>>,
 }
 
 impl Crowd {
@@ -33,13 +35,17 @@ impl Crowd {
         let names: Vec<ClientId> =
             (0..count).map(|number| ClientId::new(format!("c{number:05}"))).collect::<Result<_, _>>()?;
         for share in names.chunks(PER_CONNECTION as usize) {
-            let config = BusConfig { server: server.into(), name: "bench".into(), ..Default::default() };
-            let bus = Bus::connect(&config).await?;
-            announce(&bus, share).await?;
-            for client in share {
-                let serving = serve(bus.clone(), client.clone(), adapter.clone(), publishing.clone());
+            let bus = connect(server).await?;
+            let opening = share.iter().cloned().map(|client| {
+                let bus = bus.clone();
+                async move { Ok::<_, BusError>((bus.tasks(&client).await?, client)) }
+            });
+            let opening = stream::iter(opening.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
+            for (inbox, client) in opening.try_collect::<Vec<_>>().await? {
+                let serving = serve(bus.clone(), inbox, client, adapter.clone(), publishing.clone());
                 tasks.spawn(serving);
             }
+            announce(&bus, share).await?;
             let (bus, share) = (bus.clone(), share.to_vec());
             tasks.spawn(async move {
                 loop {
@@ -48,7 +54,17 @@ impl Crowd {
                 }
             });
         }
-        Ok(Self { _tasks: tasks })
+        Ok(Self { tasks })
+    }
+
+    /// Returns when a client has failed, and why.
+    pub async fn failure(&mut self) -> anyhow::Error {
+        match self.tasks.join_next().await {
+            Some(Ok(Err(error))) => error.into(),
+            Some(Err(error)) => error.into(),
+            Some(Ok(Ok(()))) => anyhow!("a client has left"),
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -75,11 +91,11 @@ async fn announce(bus: &Bus, clients: &[ClientId]) -> Result<(), BusError> {
 
 async fn serve(
     bus: Bus,
+    mut tasks: Tasks,
     client: ClientId,
     adapter: Bytes,
     publishing: Arc<Semaphore>,
 ) -> Result<(), BusError> {
-    let mut tasks = bus.tasks(&client).await?;
     loop {
         let delivery = tasks.next().await?;
         if let Ok(task) = &delivery.result {

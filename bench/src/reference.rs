@@ -11,12 +11,9 @@ use crate::{clients::AT_ONCE, figure::Spread};
 
 /// A disk that others keep busy is slow, and not broken.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Repetitions.
-const TIMES: usize = 5;
-
 /// Seconds that `count` messages of `size` bytes take to be published to a stream on disk and acknowledged, as many at
-/// once as clients publish.
-pub async fn publishing(server: &str, count: u32, size: usize) -> Result<Spread> {
+/// once as clients publish; so often.
+pub async fn publishing(server: &str, count: u32, size: usize, times: usize) -> Result<Spread> {
     let mut js = jetstream::new(async_nats::connect(server).await?);
     js.set_timeout(PATIENCE);
     let subjects = vec!["reference.>".to_owned()];
@@ -24,7 +21,7 @@ pub async fn publishing(server: &str, count: u32, size: usize) -> Result<Spread>
     let stream = js.create_stream(config).await?;
     let body = Bytes::from(vec![7u8; size]);
     let mut seconds = Vec::new();
-    for _ in 0..TIMES {
+    for _ in 0..times {
         let started = Instant::now();
         let publishing = (0..count).map(|number| {
             let (js, body) = (js.clone(), body.clone());

@@ -2,31 +2,31 @@
 
 use std::{fmt, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use fedpeft_bus::BusError;
 use fedpeft_protocol::{
     ModelName, RunId,
-    api::{CreateRun, RunRequest},
-    run::{EvaluationSpec, ModelRef, RunRecord, RunSpec, RunStatus, RunView},
+    api::CreateRun,
+    round::{PhaseSeconds, RoundReport},
+    run::{EvaluationSpec, ModelRef, RunRecord, RunSpec, RunStatus},
 };
-use serde::Serialize;
 use tokio::time::sleep;
 
 use crate::{
     clients::Crowd,
-    figure::Spread,
+    figure::{Figure, Section, Spread},
     reference,
     world::{self, MODEL, World},
 };
 
-/// Largest sample of a round.
-const LARGEST: u32 = 2048;
-const POLL: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(200);
+
+/// Every so many looks, one for a run that failed.
+const SELDOM: u32 = 50;
 
 /// Whose updates the synthetic ones are like, on a ViT-S with ten classes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Size {
     /// Every bias, and the head.
     Bias,
@@ -35,7 +35,7 @@ pub enum Size {
 }
 
 impl Size {
-    fn values(self) -> u64 {
+    pub fn values(self) -> u64 {
         match self {
             Self::Bias => 55_306,
             Self::Lora => 151_306,
@@ -43,75 +43,59 @@ impl Size {
     }
 }
 
-/// What rounds of one kind took.
-#[derive(Debug, Serialize)]
-pub struct Row {
-    size: Size,
-    clients: u32,
-    /// Clients in each round.
-    cohort: u32,
-    update_bytes: u64,
-    /// Seconds of a round.
-    round_seconds: Spread,
-    /// Seconds that raw JetStream publishing of its updates takes.
-    publish_seconds: Spread,
-    /// The one over the other.
-    ratio: Spread,
-    aggregator_peak_bytes: u64,
-    broker_peak_bytes: u64,
-}
-
-impl Row {
-    pub const HEAD: &str = "update      clients  cohort  s per round                s to publish the same      ratio                      aggregator MiB  broker MiB";
-}
-
-impl fmt::Display for Row {
+impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        write!(
-            f,
-            "{:<10}  {:>7}  {:>6}  {:<25}  {:<25}  {:<25}  {:>14.0}  {:>10.0}",
-            format!("{:?}", self.size).to_lowercase(),
-            self.clients,
-            self.cohort,
-            self.round_seconds,
-            self.publish_seconds,
-            self.ratio,
-            mib(self.aggregator_peak_bytes),
-            mib(self.broker_peak_bytes),
-        )
+        f.pad(match self {
+            Self::Bias => "bias",
+            Self::Lora => "LoRA",
+        })
     }
 }
 
-/// Measures `rounds` rounds among `clients` clients; the first, in which everything is new, is left out.
-pub async fn measure(size: Size, clients: u32, rounds: u32) -> Result<Row> {
+/// How often a round of so many clients is measured, and raw publishing of as many updates.
+fn times(clients: u32, quick: bool) -> (u32, usize) {
+    match (clients, quick) {
+        (..=100, false) => (8, 5),
+        (..=1000, false) => (5, 4),
+        (_, false) => (3, 2),
+        (..=100, true) => (3, 2),
+        (_, true) => (2, 1),
+    }
+}
+
+/// Measures rounds of `clients` clients; the first, in which everything is new, is left out.
+pub async fn measure(size: Size, clients: u32, quick: bool) -> Result<Vec<Figure>> {
+    let (rounds, repetitions) = times(clients, quick);
     let world = World::start(size.values()).await?;
     let adapter = world::adapter(size.values());
-    let (cohort, update_bytes) = (clients.min(LARGEST), adapter.len() as u64);
-    let publish_seconds = reference::publishing(&world.url(), cohort, adapter.len()).await?;
-    let crowd = Crowd::join(&world.url(), clients, adapter).await?;
-    let view = run(&world, cohort, rounds).await?;
+    let url = world.broker.url();
+    let publishing = reference::publishing(&url, clients, adapter.len(), repetitions).await?;
+    let mut crowd = Crowd::join(&url, clients, adapter).await.context("the clients cannot join")?;
+    let reports = tokio::select! {
+        reports = run(&world, clients, rounds + 1) => reports?,
+        failure = crowd.failure() => return Err(failure),
+    };
     drop(crowd);
-    let (aggregator_peak_bytes, broker_peak_bytes) = world.peaks();
-    let seconds = view.rounds.iter().skip(1).map(|report| report.seconds.total).collect();
-    let round_seconds = Spread::of(seconds);
-    let ratio = round_seconds.over(publish_seconds);
-    Ok(Row {
-        size,
-        clients,
-        cohort,
-        update_bytes,
-        round_seconds,
-        publish_seconds,
-        ratio,
-        aggregator_peak_bytes,
-        broker_peak_bytes,
-    })
+    let (aggregator, broker) = world.peaks();
+    let figure = |what: &str| Figure::new(Section::Rounds, size.to_string(), what).at(f64::from(clients));
+    let of = |phase: fn(&PhaseSeconds) -> f64| {
+        Spread::of(reports.iter().skip(1).map(|report| phase(&report.seconds)).collect())
+    };
+    let mib = |bytes: u64| Spread::one(bytes as f64 / f64::from(1 << 20));
+    Ok(vec![
+        figure("round").is(of(|seconds| seconds.total), "s").beside("raw publishing", publishing),
+        figure("select").is(of(|seconds| seconds.select), "s"),
+        figure("broadcast").is(of(|seconds| seconds.broadcast), "s"),
+        figure("collect").is(of(|seconds| seconds.collect), "s"),
+        figure("aggregate").is(of(|seconds| seconds.aggregate), "s"),
+        figure("aggregator").is(mib(aggregator), "MiB"),
+        figure("broker").is(mib(broker), "MiB"),
+    ])
 }
 
 /// A run to its end.
-async fn run(world: &World, cohort: u32, rounds: u32) -> Result<RunView> {
-    let run = RunId::new("bench")?;
+async fn run(world: &World, cohort: u32, rounds: u32) -> Result<Vec<RoundReport>> {
+    let (run, bus) = (RunId::new("bench")?, &world.broker.bus);
     let model = ModelRef { name: ModelName::new(MODEL)?, version: None };
     let spec = RunSpec {
         round_deadline_seconds: 600.0,
@@ -121,20 +105,31 @@ async fn run(world: &World, cohort: u32, rounds: u32) -> Result<RunView> {
     };
     loop {
         let create = CreateRun { run: Some(run.clone()), spec: spec.clone() };
-        match world.bus.request::<_, RunRecord>("runs.create", &create).await {
+        match bus.request::<_, RunRecord>("runs.create", &create).await {
             Ok(_) => break,
             // The aggregator is still starting.
             Err(BusError::NoService { .. }) => sleep(POLL).await,
             Err(error) => return Err(error.into()),
         }
     }
-    loop {
+    let (records, reports) = (bus.runs().await?, bus.round_reports().await?);
+    for look in 1.. {
         sleep(POLL).await;
-        let view: RunView = world.bus.request("runs.get", &RunRequest { run: run.clone() }).await?;
-        match &view.record.status {
-            RunStatus::Completed => return Ok(view),
-            status if status.is_final() => bail!("the run ended as {status:?}"),
+        // A look at the record of an open round takes its cohort: that there are reports is told by less.
+        let is_last = reports.keys(run.as_str()).await?.len() >= rounds as usize;
+        if !is_last && look % SELDOM != 0 {
+            continue;
+        }
+        match records.get(run.as_str()).await?.map(|(record, _)| record.status) {
+            Some(RunStatus::Completed) => break,
+            Some(status) if status.is_final() => bail!("the run ended as {status:?}"),
             _ => {}
         }
     }
+    let mut reports = reports.list_as(run.as_str(), |entry| entry.value).await?;
+    reports.sort_by_key(|report| report.round);
+    if let Some(report) = reports.iter().find(|report| report.clients.len() != cohort as usize) {
+        bail!("round {} had {} of {cohort} clients", report.round, report.clients.len());
+    }
+    Ok(reports)
 }

@@ -22,17 +22,15 @@ use tokio::process::{Child, Command};
 /// Name of the model.
 pub const MODEL: &str = "bench";
 
-/// What the clients meet.
-pub struct World {
+/// A broker with our streams.
+pub struct Broker {
     pub bus: Bus,
-    aggregator: Child,
     server: LocalServer,
     _store: TempDir,
 }
 
-impl World {
-    /// Starts it, with a model whose adapter has `values` values.
-    pub async fn start(values: u64) -> Result<Self> {
+impl Broker {
+    pub async fn start() -> Result<Self> {
         let store = tempfile::tempdir()?;
         let options = ServerOptions {
             binary: assets().nats_server()?,
@@ -41,28 +39,60 @@ impl World {
             config: None,
         };
         let server = LocalServer::start(options).await?;
-        let config = BusConfig { server: server.url(), name: "bench".into(), ..Default::default() };
-        let bus = Bus::connect(&config).await?;
+        let bus = connect(&server.url()).await?;
         bus.ensure_topology().await?;
-        publish(&bus, values).await?;
-        let aggregator = Command::new(locate_binary("fedpeft-aggregator")?)
-            .args(["--server", &server.url(), "--log", "error"])
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .context("cannot start fedpeft-aggregator")?;
-        Ok(Self { bus, aggregator, server, _store: store })
+        Ok(Self { bus, server, _store: store })
     }
 
-    /// Address of the broker.
+    /// Its address.
     pub fn url(&self) -> String {
         self.server.url()
     }
 
+    /// Another connection.
+    pub async fn connect(&self) -> Result<Bus> {
+        connect(&self.url()).await
+    }
+
+    /// Most memory that it was ever resident with, in bytes.
+    pub fn peak(&self) -> u64 {
+        peak(self.server.pid())
+    }
+}
+
+/// A connection.
+pub async fn connect(server: &str) -> Result<Bus> {
+    let config = BusConfig { server: server.into(), name: "bench".into(), ..Default::default() };
+    Ok(Bus::connect(&config).await?)
+}
+
+fn peak(pid: Option<u32>) -> u64 {
+    memory(pid).map_or(0, |memory| memory.peak)
+}
+
+/// What the clients meet.
+pub struct World {
+    pub broker: Broker,
+    aggregator: Child,
+}
+
+impl World {
+    /// Starts it, with a model whose adapter has `values` values.
+    pub async fn start(values: u64) -> Result<Self> {
+        let broker = Broker::start().await?;
+        publish(&broker.bus, values).await?;
+        let aggregator = Command::new(locate_binary("fedpeft-aggregator")?)
+            .args(["--server", &broker.url(), "--log", "error"])
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .context("cannot start fedpeft-aggregator")?;
+        Ok(Self { broker, aggregator })
+    }
+
     /// Most memory that aggregator and broker were ever resident with, in bytes.
     pub fn peaks(&self) -> (u64, u64) {
-        let peak = |pid: Option<u32>| memory(pid).map_or(0, |memory| memory.peak);
-        (peak(self.aggregator.id()), peak(self.server.pid()))
+        (peak(self.aggregator.id()), self.broker.peak())
     }
 }
 

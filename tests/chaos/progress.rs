@@ -128,7 +128,8 @@ async fn follow_events(bus: Bus, run: RunId, state: watch::Sender<State>) {
             EventKind::Status { .. }
             | EventKind::Waiting { .. }
             | EventKind::UpdateRejected { .. }
-            | EventKind::SecureStageClosed { .. } => {}
+            | EventKind::SecureStageClosed { .. }
+            | EventKind::RoundClients { .. } => {}
         }
     }
 }

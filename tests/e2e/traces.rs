@@ -154,6 +154,20 @@ async fn a_round_is_one_trace_across_processes_and_owners() {
     signal(worker.pid(), Signal::CONT);
     succeed(on(&nats, &["run", "watch", "traced"]));
     let view = json_of(on(&nats, &["run", "get", "traced", "--json"]));
+
+    // A round that nobody ends but who cancels its run.
+    signal(worker.pid(), Signal::STOP);
+    succeed(on(&nats, &["run", "submit", data.to_str().unwrap(), "--name", "cancelled"]));
+    let of_cancelled = |name: &str| {
+        let mut found = collector.named(name).into_iter();
+        found.find(|received| received.attribute("fedpeft.run") == "cancelled")
+    };
+    until(|| of_cancelled("broadcast"));
+    succeed(on(&nats, &["run", "cancel", "cancelled"]));
+    signal(worker.pid(), Signal::CONT);
+    let root = until(|| of_cancelled("round"));
+    assert!(root.span.status.is_some_and(|status| status.message == "the run was cancelled"));
+    assert!(root.span.parent_span_id.is_empty());
     stop(worker);
     stop(second);
     stop(registry);

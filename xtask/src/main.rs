@@ -48,14 +48,16 @@ Examples:
   cargo xtask chaos
   cargo xtask chaos --seed 7 --faults 100 --json chaos.json")]
     Chaos(chaos::Options),
-    /// Measure whole rounds of 10 to 10,000 lightweight clients, each beside raw publishing of the same bytes.
+    /// Measure training steps, artifacts, pipelines, sums, messages, rounds of 10 to 10,000 clients, memory, start-up.
     ///
-    /// Real protocol, real nats-server, real aggregator; the clients train nothing. Every figure is a median with its
-    /// spread, and a ratio to a reference that was measured on the same broker in the same run.
+    /// Every figure is a median with its spread, and beside it a reference that was measured in the same run: the forward
+    /// pass, memcpy, a file's copy, plain NATS. docs/performance.md is made of them.
     #[command(after_help = "\
 Examples:
-  cargo xtask bench
-  cargo xtask bench --clients 10,100 --sizes bias --json bench.json")]
+  cargo xtask bench --json bench.json --write              # all of it, and the page
+  cargo xtask bench --only rounds --clients 10,100 --sizes bias
+  cargo xtask bench --quick --debug                        # to try the bench itself
+  cargo xtask bench --from bench.json --write              # the page from figures that were kept")]
     Bench(bench::Options),
     /// Build the overlays of k8s/ and validate them against the schemas of two Kubernetes versions.
     ///

@@ -286,6 +286,9 @@ async fn add(
         true => drive.global(&member.adapter).await?,
         false => Adapter::none(),
     };
+    // It came in a message, is hashed and added.
+    let is_light =
+        matches!(adapter, Adapter::Held(_)) && decoded.is_none() && control.is_none() && !rule.keeps();
     let (kept, started) = (spec.keep_updates.then(|| adapter.clone()), Instant::now());
     let (spool, name) = (drive.spool.clone(), client.to_string());
     let checked_and_added = move |updates: &mut Updates| -> Result<Result<(), String>, SpoolError> {
@@ -331,7 +334,11 @@ async fn add(
         }
         Ok(Ok(()))
     };
-    let added = round.with_updates(checked_and_added).await?.map_err(|error| drive.broken(error))?;
+    let added = match is_light {
+        true => round.with_updates_now(checked_and_added),
+        false => round.with_updates(checked_and_added).await?,
+    };
+    let added = added.map_err(|error| drive.broken(error))?;
     round.folding += started.elapsed();
     if let (Ok(()), Some(adapter)) = (&added, kept) {
         drive.store(&adapter).await?;

@@ -8,12 +8,14 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use fedpeft_bus::{ApiError, Bus, BusError, Service, Stale};
+use fedpeft_bus::{ApiError, Bus, BusError, Entry, Service, Stale};
 use fedpeft_protocol::{
     Digest, PROTOCOL_VERSION, RunId,
     api::{CreateRun, Empty, RunList, RunRequest},
     ledger,
+    round::RoundReport,
     run::{RunRecord, RunSpec, RunStatus, RunView},
+    wire::Format,
 };
 use fedpeft_service::now_ms;
 use tokio::{sync::Notify, task::spawn_blocking};
@@ -25,10 +27,15 @@ use crate::{
     record::given_up,
     secure,
     spool::Spool,
+    traced,
 };
 
-/// Largest cohort: its report must fit a message.
-pub(crate) const MAX_COHORT: u32 = 2048;
+/// Largest cohort: what is known of it is held in memory, about a kilobyte for each client.
+pub(crate) const MAX_COHORT: u32 = 10_000;
+/// Clients of an open round that a reply names.
+const MAX_NAMED: usize = 512;
+/// Clients whose outcomes are held to see whether they fit a reply, all rounds together.
+const MAX_TOLD: usize = 4096;
 /// Longest deadline: thirty days.
 const MAX_DEADLINE_SECONDS: f64 = 30.0 * 24.0 * 3600.0;
 /// The owner of a run writes a few times per round; losing to it so often in a row means something else.
@@ -122,17 +129,31 @@ impl Api {
     async fn get(self, RunRequest { run }: RunRequest) -> Result<RunView, ApiError> {
         let found = self.bus.runs().await?.get(run.as_str()).await?;
         let (record, _) = found.ok_or_else(|| unknown(&run))?;
-        let reports = self.bus.round_reports().await?.list(run.as_str()).await?;
-        let mut rounds: Vec<_> = reports.into_iter().map(|entry| entry.value).collect();
+        let (reports, mut told) = (self.bus.round_reports().await?, 0);
+        let shortened = |entry: Entry<RoundReport>| {
+            let mut report = entry.value;
+            told += report.clients.len();
+            if told > MAX_TOLD {
+                report.clients = Vec::new();
+            }
+            report
+        };
+        let mut rounds = reports.list_as(run.as_str(), shortened).await?;
         // A report beyond the record's round is that of a commit which did not come to its end.
         rounds.retain(|report| report.round <= record.round);
         rounds.sort_by_key(|report| report.round);
-        Ok(RunView { record, rounds })
+        let mut view = RunView { record: shortened_record(record), rounds };
+        // A reply tells of all clients or of none. JSON takes a little more.
+        let size = Format::MessagePack.encode(&view).map_err(ApiError::internal)?.len();
+        if told > MAX_TOLD || size + size / 4 > self.bus.max_payload() {
+            view.rounds.iter_mut().for_each(|report| report.clients.clear());
+        }
+        Ok(view)
     }
 
     async fn list(self, Empty {}: Empty) -> Result<RunList, ApiError> {
         let entries = self.bus.runs().await?.list_top().await?;
-        let mut runs: Vec<_> = entries.into_iter().map(|entry| entry.value).collect();
+        let mut runs: Vec<_> = entries.into_iter().map(|entry| shortened_record(entry.value)).collect();
         runs.sort_by(|a, b| b.created_ms.cmp(&a.created_ms).then_with(|| a.run.cmp(&b.run)));
         Ok(RunList { runs })
     }
@@ -145,6 +166,7 @@ impl Api {
                 ended => Err(format!("run {run} is {}: only active runs can be cancelled", ended.word())),
             })
             .await?;
+        traced::fail(&before, "the run was cancelled");
         // Purged after the record says so: the owner opens no round any more.
         self.bus.purge_tasks(&run, tasks).await?;
         for round in given_up(&before) {
@@ -191,6 +213,20 @@ impl Api {
         events::publish_one(&self.bus, &record.run, model::status_event(&record, model.as_ref())).await;
         Ok(record)
     }
+}
+
+/// The record as it fits a reply: of a large open round, without the clients.
+fn shortened_record(mut record: RunRecord) -> RunRecord {
+    if let Some(open) = record.open.as_mut().filter(|open| open.cohort.len() > MAX_NAMED) {
+        open.cohort = Vec::new();
+        open.examples = Vec::new();
+        open.edges = Vec::new();
+        open.secure = None;
+    }
+    if record.carried.len() > MAX_NAMED {
+        record.carried = Vec::new();
+    }
+    record
 }
 
 /// The record without a round in progress.

@@ -1,9 +1,12 @@
 //! One run in the hands of its owner: from where it stands to its end.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
-use fedpeft_bus::{Bus, BusError, Measured, Records, Stale, Updates};
+use fedpeft_bus::{Bus, BusError, Mark, Measured, Records, Stale, StoredTask, Updates};
 use fedpeft_privacy::NoiseSecret;
 use fedpeft_protocol::{
     ClientId, Digest, Epoch, PROTOCOL_VERSION, Round, RunId,
@@ -16,6 +19,7 @@ use fedpeft_protocol::{
 use fedpeft_service::now_ms;
 use fedpeft_strategy::{Rule, SpoolError, Strategy, of_spec};
 use fedpeft_trace::Instrument;
+use futures::{TryStreamExt, stream::FuturesUnordered};
 use tokio::sync::OnceCell;
 
 use crate::{
@@ -29,6 +33,9 @@ use crate::{
     stop::Stop,
     takeover, traced,
 };
+
+/// Requests on their way at once, where there is one for each client.
+pub(crate) const IN_FLIGHT: usize = 16;
 
 /// What all runs of this process share.
 #[derive(Clone)]
@@ -250,29 +257,42 @@ impl<'a> Drive<'a> {
         &self,
         tasks: Vec<(ClientId, Task)>,
     ) -> Result<Vec<(ClientId, Task, Measured)>, Stop> {
-        let stored = match self.bus.stored_tasks(&self.record.run).await {
-            // There is a next time.
-            Err(error) if error.is_transient() => {
-                tracing::debug!(run = %self.record.run, %error, "tasks not listed");
-                return Ok(vec![]);
-            }
-            stored => stored?,
-        };
-        let is_gone = |(client, task): &(ClientId, Task)| {
-            !stored.get(client).is_some_and(|stored| stored.is(task, client))
-        };
-        let gone: Vec<_> = tasks.into_iter().filter(is_gone).collect();
-        if !gone.is_empty() {
-            // A former owner would replace the tasks of its successor.
-            self.record.confirm().await?;
-        }
+        let Some(stored) = self.stored_tasks().await? else { return Ok(vec![]) };
         let mut sent = Vec::new();
-        for (client, task) in gone {
-            tracing::warn!(run = %self.record.run, round = task.round, %client, "task replaced, sending it again");
-            let measured = self.bus.publish_task_again(&task, &client, stored.get(&client)).await?;
-            sent.push((client, task, measured));
+        for (client, task) in tasks {
+            if let Some(measured) = self.restore_one(&stored, &client, &task).await? {
+                sent.push((client, task, measured));
+            }
         }
         Ok(sent)
+    }
+
+    /// The tasks that are stored; none, if the broker does not say now: there is a next time.
+    pub async fn stored_tasks(&self) -> Result<Option<BTreeMap<ClientId, StoredTask>>, Stop> {
+        match self.bus.stored_tasks(&self.record.run).await {
+            Err(error) if error.is_transient() => {
+                tracing::debug!(run = %self.record.run, %error, "tasks not listed");
+                Ok(None)
+            }
+            stored => Ok(Some(stored?)),
+        }
+    }
+
+    /// Sends a task again, as [`Self::restore`] does, where it is not among these.
+    pub async fn restore_one(
+        &self,
+        stored: &BTreeMap<ClientId, StoredTask>,
+        client: &ClientId,
+        task: &Task,
+    ) -> Result<Option<Measured>, Stop> {
+        let found = stored.get(client);
+        if found.is_some_and(|found| found.is(task, client)) {
+            return Ok(None);
+        }
+        // A former owner would replace the tasks of its successor.
+        self.record.confirm().await?;
+        tracing::warn!(run = %self.record.run, round = task.round, %client, "task replaced, sending it again");
+        Ok(Some(self.bus.publish_task_again(task, client, found).await?))
     }
 
     /// Present clients that speak our protocol, sorted by name.
@@ -346,6 +366,24 @@ impl<'a> Drive<'a> {
             (_, true) => format!("round {round} is closed, the update came too late"),
             (Some(open), false) => format!("round {round} is not open, round {} is", open.round),
             (None, false) => format!("round {round} is not open"),
+        }
+    }
+
+    /// Forgets the updates of clients for rounds that were stored before `mark`.
+    pub async fn forget_all(&self, updates: Vec<(Round, &ClientId)>, mark: Mark) -> Result<(), Stop> {
+        let (mut updates, mut forgetting) = (updates.into_iter(), FuturesUnordered::new());
+        loop {
+            while forgetting.len() < IN_FLIGHT
+                && let Some((round, client)) = updates.next()
+            {
+                let run = &self.record.run;
+                forgetting.push(async move {
+                    self.bus.purge_updates(run, Stale::Client(round, client), mark).await
+                });
+            }
+            if forgetting.try_next().await?.is_none() {
+                return Ok(());
+            }
         }
     }
 

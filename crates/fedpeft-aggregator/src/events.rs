@@ -12,6 +12,8 @@ use tokio::{sync::mpsc, task::JoinHandle};
 /// Events that may wait for the broker; what comes beyond is lost to onlookers, which is better than holding
 /// up the run.
 const BACKLOG: usize = 4096;
+/// Events on their way at once.
+const IN_FLIGHT: usize = 64;
 
 /// Publishes the events of one run.
 pub(crate) struct EventLog {
@@ -28,8 +30,9 @@ impl EventLog {
         let bus = bus.clone();
         // Detached: when the log is dropped, the publisher finishes what was handed to it.
         let publisher = tokio::spawn(async move {
-            while let Some(event) = receiver.recv().await {
-                publish(&bus, &event).await;
+            let mut events = Vec::with_capacity(IN_FLIGHT);
+            while receiver.recv_many(&mut events, IN_FLIGHT).await > 0 {
+                publish(&bus, events.drain(..)).await;
             }
         });
         Self { run: run.clone(), epoch, sender, publisher }
@@ -52,15 +55,15 @@ impl EventLog {
 
 /// Publishes one event of a run that nobody drives.
 pub(crate) async fn publish_one(bus: &Bus, run: &RunId, kind: EventKind) {
-    publish(bus, &event(run, 0, kind)).await;
+    publish(bus, [event(run, 0, kind)]).await;
 }
 
 fn event(run: &RunId, epoch: Epoch, kind: EventKind) -> Event {
     Event { version: PROTOCOL_VERSION, run: run.clone(), at_ms: now_ms(), epoch, kind }
 }
 
-async fn publish(bus: &Bus, event: &Event) {
-    if let Err(error) = bus.publish_event(event).await {
-        tracing::warn!(run = %event.run, %error, "event lost");
+async fn publish(bus: &Bus, events: impl IntoIterator<Item = Event>) {
+    if let Err(error) = bus.publish_events(events).await {
+        tracing::warn!(%error, "event lost");
     }
 }

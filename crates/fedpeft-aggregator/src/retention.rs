@@ -6,13 +6,20 @@
 //! for them again. A round that is given up may be opened again; its uploads stay, and are found by the clients that
 //! train the same again. What nobody asks for goes after the age limit of the bucket.
 
+use std::collections::BTreeSet;
+
 use fedpeft_bus::{BusError, UpdateDelivery, UploadKey};
 use fedpeft_protocol::{
     ClientId, Digest, Round,
     round::{Payload, Update},
 };
 
-use crate::{drive::Drive, round::RoundState};
+use futures::{StreamExt, stream::FuturesUnordered};
+
+use crate::{
+    drive::{Drive, IN_FLIGHT},
+    round::RoundState,
+};
 
 /// Digests of what an update uploaded.
 pub(crate) fn uploads_of(delivery: &UpdateDelivery) -> Vec<Digest> {
@@ -26,12 +33,27 @@ pub(crate) fn uploads_of(delivery: &UpdateDelivery) -> Vec<Digest> {
 
 /// Forgets what the members of a committed round uploaded, accepted or refused; those that go on training come later.
 pub(crate) async fn forget_uploads(drive: &Drive<'_>, round: &RoundState) {
-    let goes_on = |client: &ClientId| drive.record.carried.iter().any(|carried| carried.client == *client);
-    for (client, digests) in round.uploads.iter().filter(|(client, _)| !goes_on(client)) {
-        if let Some(member) = round.members.get(client) {
-            for digest in digests {
-                forget_upload(drive, member.round, client, digest).await;
-            }
+    let carried: BTreeSet<_> = drive.record.carried.iter().map(|carried| &carried.client).collect();
+    let goes_on = |client: &ClientId| carried.contains(client);
+    let gone = round.uploads.iter().filter(|(client, _)| !goes_on(client));
+    let uploads = gone.flat_map(|(client, digests)| {
+        let member = round.members.get(client);
+        digests.iter().filter_map(move |digest| Some((member?.round, client.clone(), *digest)))
+    });
+    forget_uploads_of(drive, uploads.collect()).await;
+}
+
+/// Forgets uploads, several at once.
+pub(crate) async fn forget_uploads_of(drive: &Drive<'_>, uploads: Vec<(Round, ClientId, Digest)>) {
+    let (mut uploads, mut forgetting) = (uploads.into_iter(), FuturesUnordered::new());
+    loop {
+        while forgetting.len() < IN_FLIGHT
+            && let Some((round, client, digest)) = uploads.next()
+        {
+            forgetting.push(async move { forget_upload(drive, round, &client, &digest).await });
+        }
+        if forgetting.next().await.is_none() {
+            return;
         }
     }
 }

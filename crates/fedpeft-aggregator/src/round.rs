@@ -151,6 +151,12 @@ impl RoundState {
         deadline_ms(&self.open, spec)
     }
 
+    /// How many clients have not answered.
+    pub fn waits_for(&self) -> usize {
+        // Only members answer.
+        self.members.len() - self.answers.len()
+    }
+
     /// Clients that have not answered.
     pub fn outstanding(&self) -> BTreeSet<ClientId> {
         self.members.keys().filter(|client| !self.answers.contains_key(client)).cloned().collect()
@@ -158,8 +164,17 @@ impl RoundState {
 
     /// Whether the round has the updates that close it.
     pub fn is_full(&self, spec: &RunSpec) -> bool {
-        // A sample of any size is full when all of it has answered.
-        !spec.is_poisson() && self.accepted().count() >= spec.target() as usize
+        self.wants(spec).is_some_and(|wanted| self.accepted().count() >= wanted)
+    }
+
+    /// Updates that close the round; a sample of any size is full when all of it has answered.
+    pub fn wants(&self, spec: &RunSpec) -> Option<usize> {
+        (!spec.is_poisson()).then_some(spec.target() as usize)
+    }
+
+    /// Whether no update has been taken for a while.
+    pub fn is_quiet(&self) -> bool {
+        self.last_taken.elapsed() >= QUIET
     }
 
     /// Clients whose updates still count in the next round.
@@ -204,6 +219,11 @@ impl RoundState {
         self.rule
     }
 
+    /// Runs `work` on the updates here and now: what takes a millisecond takes longer on the way to another thread.
+    pub fn with_updates_now<T>(&self, work: impl FnOnce(&mut Updates) -> T) -> T {
+        work(&mut self.updates.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Runs `work` on the updates, on a thread that may be busy for a while.
     pub async fn with_updates<T: Send + 'static>(
         &self,
@@ -236,8 +256,9 @@ impl RoundState {
         // Why those that have not answered are not waited for.
         let left_out =
             if self.is_full(&before.spec) { ClientOutcome::Surplus } else { ClientOutcome::Dropped };
+        let carried: BTreeSet<_> = carried.iter().map(|carried| &carried.client).collect();
         let clients = self.members.keys().map(|client| {
-            let goes_on = carried.iter().any(|carried| carried.client == *client);
+            let goes_on = carried.contains(client);
             self.client_report(client, if goes_on { ClientOutcome::Training } else { left_out.clone() })
         });
         let (loss, accuracy) = self.personal();
@@ -321,6 +342,7 @@ impl RoundState {
 }
 
 fn members(record: &RunRecord, open: &OpenRound) -> BTreeMap<ClientId, Member> {
+    let edges: BTreeSet<_> = open.edges.iter().collect();
     let sampled = open.cohort.iter().enumerate().map(|(at, client)| {
         let member = Member {
             round: open.round,
@@ -328,7 +350,7 @@ fn members(record: &RunRecord, open: &OpenRound) -> BTreeMap<ClientId, Member> {
             examples: open.examples.get(at).copied().unwrap_or(0),
             adapter: record.adapter,
             deadline_ms: deadline_ms(open, &record.spec),
-            aggregates: open.edges.contains(client),
+            aggregates: edges.contains(client),
         };
         (client.clone(), member)
     });
@@ -346,6 +368,8 @@ fn deadline_ms(open: &OpenRound, spec: &RunSpec) -> u64 {
     open.opened_ms.saturating_add((spec.round_deadline_seconds * 1000.0) as u64)
 }
 
+/// Without an update for so long, it is worth a look at who is there.
+const QUIET: Duration = Duration::from_secs(2);
 /// How many refused messages of one client are told of in one round.
 const TOLD: u32 = 16;
 /// Names of senders that are kept apart.

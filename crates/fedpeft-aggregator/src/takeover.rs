@@ -5,7 +5,6 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use fedpeft_bus::Stale;
 use fedpeft_protocol::{Round, event::EventKind, round::ClientOutcome};
 use tokio::time::timeout;
 
@@ -47,17 +46,18 @@ pub(crate) async fn forget_counted(drive: &Drive<'_>) -> Result<(), Stop> {
     let Some((report, _)) = drive.reports.get(&report_key(run, round)).await? else { return Ok(()) };
     let mark = drive.bus.update_mark().await?;
     drive.record.confirm().await?;
-    for client in &report.clients {
-        if let ClientOutcome::Accepted { staleness, digest, .. } = client.outcome {
-            let began = round.saturating_sub(staleness);
-            if !drive.fits_a_message() {
-                retention::forget_upload(drive, began, &client.client, &digest).await;
-            }
-            let stale = Stale::Client(began, &client.client);
-            drive.bus.purge_updates(run, stale, mark).await?;
+    let accepted = report.clients.iter().filter_map(|client| match client.outcome {
+        ClientOutcome::Accepted { staleness, digest, .. } => {
+            Some((round.saturating_sub(staleness), &client.client, digest))
         }
+        _ => None,
+    });
+    let accepted: Vec<_> = accepted.collect();
+    if !drive.fits_a_message() {
+        let uploads = accepted.iter().map(|(began, client, digest)| (*began, (*client).clone(), *digest));
+        retention::forget_uploads_of(drive, uploads.collect()).await;
     }
-    Ok(())
+    drive.forget_all(accepted.into_iter().map(|(began, client, _)| (began, client)).collect(), mark).await
 }
 
 /// Whether [`EventKind::RoundClosed`] was published for `round`.

@@ -1,8 +1,13 @@
 //! Events: what happened, for whoever looks.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, mem, time::Duration};
 
-use fedpeft_protocol::{RunId, event::Event, subject, wire};
+use fedpeft_protocol::{
+    Epoch, Round, RunId,
+    event::{Event, EventKind},
+    round::ClientReport,
+    subject, wire,
+};
 
 use crate::{
     Bus, BusError,
@@ -12,15 +17,67 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_secs(15);
 const BATCH: usize = 200;
+/// Bytes that a client takes in a report at most, its name and a reason of some length in it.
+const PER_CLIENT: usize = 1200;
+/// Clients in one event, whatever the broker takes.
+const CLIENTS: usize = 512;
+/// Clients that a reader keeps until the event comes that they belong to.
+const KEPT: usize = 100_000;
 
 impl Bus {
     /// Publishes an event of its run.
     pub async fn publish_event(&self, event: &Event) -> Result<(), BusError> {
-        let what = format!("event {} of run {}", event.kind.name(), event.run);
-        let (headers, body) = publish::encode(&what, event)?;
-        let subject = subject::event(&event.run, event.kind.name());
-        self.publish_durably(&what, subject, headers, body, PATIENCE).await?;
-        Ok(())
+        self.publish_events([event.clone()]).await
+    }
+
+    /// Publishes events in this order, without waiting for the broker between them. One that is sent again because it
+    /// was not stored comes later. The first error, once all were tried.
+    pub async fn publish_events(&self, events: impl IntoIterator<Item = Event>) -> Result<(), BusError> {
+        let mut sent = Vec::new();
+        let mut failed = Ok(());
+        for event in events.into_iter().flat_map(|event| self.parts(event)) {
+            let what = format!("event {} of run {}", event.kind.name(), event.run);
+            let subject = subject::event(&event.run, event.kind.name());
+            let encoded = publish::encode(&what, &event).and_then(|(headers, body)| {
+                self.check_size(&what, publish::size(&headers, &body)).map(|()| (headers, body))
+            });
+            match encoded {
+                Ok((headers, body)) => {
+                    let publishing =
+                        self.js.publish_with_headers(subject.clone(), headers.clone(), body.clone()).await;
+                    sent.push((what, subject, headers, body, publishing));
+                }
+                Err(error) => failed = failed.and(Err(error)),
+            }
+        }
+        for (what, subject, headers, body, publishing) in sent {
+            let is_stored = match publishing {
+                Ok(acknowledged) => acknowledged.await.is_ok(),
+                Err(_) => false,
+            };
+            if !is_stored {
+                let again = self.publish_durably(&what, subject, headers, body, PATIENCE).await;
+                failed = failed.and(again.map(drop));
+            }
+        }
+        failed
+    }
+
+    /// The events that tell of this one: several, where a report has more clients than fit a message.
+    fn parts(&self, mut event: Event) -> Vec<Event> {
+        let most = (self.max_payload() / 2 / PER_CLIENT).clamp(1, CLIENTS);
+        let mut parts = Vec::new();
+        if let EventKind::RoundClosed { report } = &mut event.kind
+            && report.clients.len() > most
+        {
+            let (round, clients) = (report.round, mem::take(&mut report.clients));
+            parts.extend(clients.chunks(most).map(|some| {
+                let kind = EventKind::RoundClients { round, clients: some.to_vec() };
+                Event { kind, run: event.run.clone(), ..event }
+            }));
+        }
+        parts.push(event);
+        parts
     }
 
     /// Events of one run or of all, from the first one stored or from now on.
@@ -29,15 +86,25 @@ impl Bus {
         let from = if from_start { follow::From::First } else { follow::From::Now };
         let follow = Follow::start(self, subject::EVENT_STREAM, filter, from, BATCH).await?;
         let pending = follow.stored();
-        Ok(Events { follow, sequence: 0, pending })
+        Ok(Events { follow, sequence: 0, pending, clients: BTreeMap::new() })
     }
 }
 
-/// Events in the order in which the broker stored them.
+/// Events in the order in which the broker stored them. [`EventKind::RoundClients`] are not among them: their clients
+/// are in the report of the [`EventKind::RoundClosed`] that comes after them.
 pub struct Events {
     follow: Follow,
     sequence: u64,
     pending: u64,
+    clients: BTreeMap<RunId, Told>,
+}
+
+/// Clients of a round that was not closed yet.
+#[derive(Default)]
+struct Told {
+    round: Round,
+    epoch: Epoch,
+    clients: Vec<ClientReport>,
 }
 
 impl Events {
@@ -56,12 +123,44 @@ impl Events {
                     let subject = &message.subject;
                     tracing::warn!(%subject, sequence = next.sequence, "event of another subject skipped");
                 }
-                Ok(event) => return Ok(event),
+                Ok(event) => {
+                    if let Some(event) = self.joined(event) {
+                        return Ok(event);
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(%error, subject = %message.subject, sequence = next.sequence, "event skipped");
                 }
             }
         }
+    }
+
+    /// The event with the clients that were told of before it; none, if it is such clients.
+    fn joined(&mut self, mut event: Event) -> Option<Event> {
+        match &mut event.kind {
+            EventKind::RoundClients { round, clients } => {
+                if self.clients.values().map(|told| told.clients.len()).sum::<usize>() > KEPT {
+                    self.clients.clear();
+                }
+                let told = self.clients.entry(event.run).or_default();
+                if (told.round, told.epoch) != (*round, event.epoch) {
+                    *told = Told { round: *round, epoch: event.epoch, clients: Vec::new() };
+                }
+                told.clients.append(clients);
+                return None;
+            }
+            EventKind::RoundClosed { report } => {
+                let told = self.clients.remove(&event.run);
+                let of_this = |told: &Told| (told.round, told.epoch) == (report.round, event.epoch);
+                if let Some(told) = told.filter(of_this)
+                    && report.clients.is_empty()
+                {
+                    report.clients = told.clients;
+                }
+            }
+            _ => {}
+        }
+        Some(event)
     }
 
     /// Place in the stream of the event last returned: it grows from event to event.

@@ -50,6 +50,15 @@ impl Ledger {
         self.add(client, direction, kind, Measured { payload, total: size });
     }
 
+    /// Counts what another ledger has counted.
+    pub fn extend(&mut self, other: Self) {
+        for (client, kinds) in other.0 {
+            for ((direction, kind), measured) in kinds {
+                self.add(&client, direction, kind, measured);
+            }
+        }
+    }
+
     fn add(&mut self, client: &ClientId, direction: Direction, kind: ByteKind, measured: Measured) {
         if measured.total == 0 {
             return;

@@ -17,6 +17,7 @@ mod identity;
 mod ledger;
 mod measure;
 mod newest;
+mod overflow;
 mod publish;
 mod purge;
 mod records;

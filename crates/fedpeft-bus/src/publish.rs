@@ -42,6 +42,11 @@ pub(crate) fn decode<T: DeserializeOwned>(
     wire::Format::from_content_type(header(subject::CONTENT_TYPE))?.decode(body)
 }
 
+/// Bytes that the broker's limit counts.
+pub(crate) fn size(headers: &HeaderMap, body: &Bytes) -> usize {
+    header_bytes(headers) + body.len()
+}
+
 impl Bus {
     /// Publishes to a stream and waits until the broker has stored it, for as long as `patience`.
     pub(crate) async fn publish_durably(
@@ -52,7 +57,7 @@ impl Bus {
         body: Bytes,
         patience: Duration,
     ) -> Result<Measured, BusError> {
-        self.check_size(what, header_bytes(&headers) + body.len())?;
+        self.check_size(what, size(&headers, &body))?;
         let measured = Measured::of(&subject, Some(&headers), body.len());
         let give_up = Instant::now() + patience;
         let mut backoff = Backoff::default();

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     Backoff, Bus, BusError,
     follow::{self, Follow},
+    overflow::Overflow,
 };
 
 /// Place of a value in its bucket's history; a compare-and-set names the one it replaces.
@@ -73,7 +74,9 @@ impl Bus {
     async fn records<T>(&self, bucket: &'static str) -> Result<Records<T>, BusError> {
         let store = self.js.get_key_value(bucket).await;
         let store = store.map_err(|error| BusError::broker(format!("opening bucket {bucket}"), error))?;
-        Ok(Records { bus: self.clone(), bucket, store, value: PhantomData })
+        // Clients write no runs: nobody is led by a stranger to a blob.
+        let overflow = (bucket == subject::RUN_BUCKET).then(Overflow::default);
+        Ok(Records { bus: self.clone(), bucket, store, overflow, value: PhantomData })
     }
 }
 
@@ -82,12 +85,16 @@ pub struct Records<T> {
     bus: Bus,
     bucket: &'static str,
     store: kv::Store,
+    /// Where records go that are too large, in buckets that have such.
+    overflow: Option<Overflow>,
     value: PhantomData<fn() -> T>,
 }
 
 impl<T> Clone for Records<T> {
     fn clone(&self) -> Self {
-        Self { bus: self.bus.clone(), bucket: self.bucket, store: self.store.clone(), value: PhantomData }
+        let Self { bus, bucket, store, overflow, .. } = self;
+        let (bus, store, overflow) = (bus.clone(), store.clone(), overflow.clone());
+        Self { bus, bucket, store, overflow, value: PhantomData }
     }
 }
 
@@ -105,10 +112,20 @@ fn pauses() -> Backoff {
 impl<T: Serialize + DeserializeOwned> Records<T> {
     /// The value at `key` and its revision.
     pub async fn get(&self, key: &str) -> Result<Option<(T, Revision)>, BusError> {
-        match self.stored(key).await? {
-            Some((body, revision)) => Ok(Some((self.decode(key, &body)?, revision))),
-            None => Ok(None),
+        let mut backoff = pauses();
+        for attempt in 1.. {
+            let Some((stored, revision)) = self.stored(key).await? else { break };
+            self.note(key, &stored, revision);
+            match self.unpacked(key, stored).await {
+                Ok(body) => return Ok(Some((self.decode(key, &body)?, revision))),
+                // It was replaced, and its blob forgotten, since its place was read.
+                Err(BusError::NoBlob { .. }) if attempt < ATTEMPTS => {
+                    tokio::time::sleep(backoff.pause()).await;
+                }
+                Err(error) => return Err(error),
+            }
         }
+        Ok(None)
     }
 
     /// Writes a value where there is none; [`BusError::Conflict`] where there is one.
@@ -123,7 +140,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
 
     /// Writes a value whatever was there.
     pub async fn put(&self, key: &str, value: &T) -> Result<Revision, BusError> {
-        let body = self.encode(key, value)?;
+        let body = self.packed(key, value).await?;
         self.repeat(key, || async {
             self.store.put(key, body.clone()).await.map_err(|error| self.broker("writing", key, error))
         })
@@ -147,14 +164,23 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
 
     /// The records that [`Self::keys`] names, in that order. Unreadable ones are left out with a warning.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Entry<T>>, BusError> {
+        self.list_as(prefix, |entry| entry).await
+    }
+
+    /// What `each` makes of the records of [`Self::list`]: of large ones, one is held at a time.
+    pub async fn list_as<R>(
+        &self,
+        prefix: &str,
+        each: impl FnMut(Entry<T>) -> R,
+    ) -> Result<Vec<R>, BusError> {
         let fetched = self.fetch(prefix, false).await?;
-        Ok(self.readable_all(fetched))
+        self.readable_all(fetched, each).await
     }
 
     /// The records whose key is a single token: of the run bucket, the runs without their rounds.
     pub async fn list_top(&self) -> Result<Vec<Entry<T>>, BusError> {
         let fetched = self.repeat("*", || self.fetch_once(format!("{}*", self.store.prefix), false)).await?;
-        Ok(self.readable_all(fetched))
+        self.readable_all(fetched, |entry| entry).await
     }
 
     /// Records as they are and as they change: first every present one that [`Self::keys`] would name, then
@@ -164,7 +190,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         let follow =
             Follow::start(&self.bus, self.store.stream_name.clone(), filter, follow::From::LastOfEach, BATCH)
                 .await?;
-        Ok(Watch { records: self.clone(), follow })
+        Ok(Watch { records: self.clone(), follow, found: None })
     }
 
     async fn stored(&self, key: &str) -> Result<Option<(Bytes, Revision)>, BusError> {
@@ -189,10 +215,31 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         expected: Option<Revision>,
     ) -> Result<Revision, BusError> {
         check_key(key)?;
-        let body = self.encode(key, value)?;
+        let body = self.packed(key, value).await?;
+        let stored = self.compare_and_store(key, &body, expected).await;
+        if let (Some(overflow), Err(BusError::Conflict { .. })) = (&self.overflow, &stored)
+            // What is there may be the same.
+            && self.stored(key).await?.is_none_or(|(found, _)| found != body)
+        {
+            overflow.unused(&self.bus, key, &body).await;
+        }
+        let revision = stored?;
+        if let (Some(overflow), Some(before)) = (&self.overflow, expected) {
+            overflow.replaced(&self.bus, key, before, &body).await;
+        }
+        self.note(key, &body, revision);
+        Ok(revision)
+    }
+
+    async fn compare_and_store(
+        &self,
+        key: &str,
+        body: &Bytes,
+        expected: Option<Revision>,
+    ) -> Result<Revision, BusError> {
         let (mut unanswered, mut backoff) = (None, pauses());
         for _ in 0..ATTEMPTS {
-            let error = match self.write_at(key, &body, expected).await {
+            let error = match self.write_at(key, body, expected).await {
                 Ok(revision) => return Ok(revision),
                 Err(error) => error,
             };
@@ -201,7 +248,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
             }
             match self.stored(key).await? {
                 Some((found, revision)) if Some(revision) != expected => {
-                    return if found == body { Ok(revision) } else { Err(self.conflict(key)) };
+                    return if found == *body { Ok(revision) } else { Err(self.conflict(key)) };
                 }
                 _ if error.is_conflict() => return Err(error),
                 _ => unanswered = Some(error),
@@ -255,17 +302,36 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         Ok(found)
     }
 
-    fn readable_all(&self, fetched: Vec<(String, Bytes, Revision)>) -> Vec<Entry<T>> {
-        let readable = |(key, body, revision): (String, Bytes, Revision)| self.readable(key, &body, revision);
-        fetched.into_iter().filter_map(readable).collect()
+    async fn readable_all<R>(
+        &self,
+        fetched: Vec<(String, Bytes, Revision)>,
+        mut each: impl FnMut(Entry<T>) -> R,
+    ) -> Result<Vec<R>, BusError> {
+        let mut readable = Vec::with_capacity(fetched.len());
+        for (key, stored, revision) in fetched {
+            readable.extend(self.readable(key, stored, revision).await?.map(&mut each));
+        }
+        Ok(readable)
     }
 
-    fn readable(&self, key: String, body: &[u8], revision: Revision) -> Option<Entry<T>> {
-        match self.decode(&key, body) {
-            Ok(value) => Some(Entry { key, value, revision }),
+    /// The record that was stored at `key`, or the newer one there; none, if it cannot be read.
+    async fn readable(
+        &self,
+        key: String,
+        stored: Bytes,
+        revision: Revision,
+    ) -> Result<Option<Entry<T>>, BusError> {
+        let decoded = match self.unpacked(&key, stored).await {
+            Ok(body) => self.decode(&key, &body).map(|value| Some((value, revision))),
+            Err(BusError::NoBlob { .. }) => self.get(&key).await,
+            Err(error) => Err(error),
+        };
+        match decoded {
+            Ok(found) => Ok(found.map(|(value, revision)| Entry { key, value, revision })),
+            Err(error) if error.is_transient() => Err(error),
             Err(error) => {
                 tracing::warn!(%error, "record skipped");
-                None
+                Ok(None)
             }
         }
     }
@@ -278,14 +344,32 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         Ok(format!("{}{prefix}.>", self.store.prefix))
     }
 
-    fn encode(&self, key: &str, value: &T) -> Result<Bytes, BusError> {
+    /// What is stored for a value.
+    async fn packed(&self, key: &str, value: &T) -> Result<Bytes, BusError> {
         let what = format!("record {key} of {}", self.bucket);
-        match Format::MessagePack.encode(value) {
-            Ok(body) => {
-                self.bus.check_size(&what, body.len())?;
-                Ok(body.into())
-            }
-            Err(error) => Err(BusError::wire(what, error)),
+        let body = match Format::MessagePack.encode(value) {
+            Ok(body) => Bytes::from(body),
+            Err(error) => return Err(BusError::wire(what, error)),
+        };
+        let packed = match &self.overflow {
+            Some(overflow) => overflow.packed(&self.bus, &what, key, body).await?,
+            None => body,
+        };
+        self.bus.check_size(&what, packed.len())?;
+        Ok(packed)
+    }
+
+    /// The encoded value for which `stored` stands.
+    async fn unpacked(&self, key: &str, stored: Bytes) -> Result<Bytes, BusError> {
+        match &self.overflow {
+            Some(overflow) => overflow.unpacked(&self.bus, key, stored).await,
+            None => Ok(stored),
+        }
+    }
+
+    fn note(&self, key: &str, stored: &[u8], revision: Revision) {
+        if let Some(overflow) = &self.overflow {
+            overflow.note(key, stored, revision);
         }
     }
 
@@ -330,21 +414,30 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
 pub struct Watch<T> {
     records: Records<T>,
     follow: Follow,
+    /// A record whose blob is being fetched.
+    found: Option<(String, Bytes, Revision)>,
 }
 
 impl<T: Serialize + DeserializeOwned> Watch<T> {
     /// The next change. Unreadable records are skipped with a warning. Waits for ever; safe to cancel.
     pub async fn next(&mut self) -> Change<T> {
         loop {
+            if let Some((key, stored, revision)) = self.found.clone() {
+                let readable = self.records.readable(key, stored, revision).await;
+                self.found = None;
+                match readable {
+                    Ok(Some(entry)) => return Change::Put(entry),
+                    Ok(None) => {}
+                    Err(error) => tracing::warn!(%error, "record skipped"),
+                }
+            }
             let next = self.follow.next().await;
             let message = &next.message;
             let Some(key) = message.subject.strip_prefix(&self.records.store.prefix) else { continue };
             if !is_put(message) {
                 return Change::Deleted(key.to_owned());
             }
-            if let Some(entry) = self.records.readable(key.to_owned(), &message.payload, next.sequence) {
-                return Change::Put(entry);
-            }
+            self.found = Some((key.to_owned(), message.payload.clone(), next.sequence));
         }
     }
 }

@@ -139,6 +139,8 @@ impl Watcher for View {
                 self.bar.set_message(format!("{} ({clients} of {asked} answered)", after(*stage)));
             }
             EventKind::RoundClosed { report } => self.row(report),
+            // The bus joins it to what follows.
+            EventKind::RoundClients { .. } => {}
         }
     }
 

@@ -26,13 +26,13 @@ mod trial;
 
 pub use error::ExperimentError;
 pub use estimate::{Estimate, Shape, calibration};
-pub use fedpeft_page::{Figure, Table};
+pub use fedpeft_page::{Figure, Table, inject};
 pub use figures::figures;
 pub use folder::{Folder, Place, Status};
 pub use grid::{Axis, Grid, Value};
 pub use html::page;
 pub use machine::Machine;
-pub use markdown::{inject, section};
+pub use markdown::section;
 pub use outcome::{Outcome, RoundPoint};
 pub use run::{Event, Launch, run};
 pub use spread::Spread;

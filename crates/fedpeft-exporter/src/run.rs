@@ -96,6 +96,8 @@ impl Run {
                 }
             }
             EventKind::RoundClosed { report } => self.close(report, limits),
+            // The bus joins it to what follows.
+            EventKind::RoundClients { .. } => {}
         }
     }
 

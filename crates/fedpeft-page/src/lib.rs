@@ -5,12 +5,14 @@
 
 mod axis;
 mod chart;
+mod markdown;
 mod numbers;
 mod page;
 mod table;
 
 pub use axis::{XAxis, YAxis};
 pub use chart::{Chart, Figure, Line, Marks, Point};
+pub use markdown::inject;
 pub use numbers::{bytes, grouped, percent};
 pub use page::{Page, escape};
 pub use table::Table;

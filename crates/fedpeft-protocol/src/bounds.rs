@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, de::Error};
 /// Nesting allowed in a message; ours need 8.
 pub(crate) const MAX_DEPTH: usize = 32;
 /// Values allowed in a message: keys, elements, lists and maps each count. The largest of ours, the report of a
-/// round of 2,048 clients, has some forty thousand.
+/// round of 10,000 clients, has some four hundred thousand.
 const MAX_VALUES: u64 = 1 << 20;
 
 /// Walks over a MessagePack message. Bytes that end early or follow the message are left to its decoder.

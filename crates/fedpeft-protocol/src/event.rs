@@ -4,7 +4,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ClientId, Epoch, Round, RunId, round::RoundReport, run::RunStatus, secure::SecureStage};
+use crate::{
+    ClientId, Epoch, Round, RunId,
+    round::{ClientReport, RoundReport},
+    run::RunStatus,
+    secure::SecureStage,
+};
 
 /// One event of one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -90,9 +95,17 @@ pub enum EventKind {
         /// Clients that were asked.
         asked: u32,
     },
+    /// Clients of a committed round whose report does not fit a message: [`Self::RoundClosed`] follows, without them.
+    RoundClients {
+        /// The round.
+        round: Round,
+        /// Some of its clients, in the order of the report.
+        clients: Vec<ClientReport>,
+    },
     /// A round was committed.
     RoundClosed {
-        /// What happened in it. Its `loss` and `accuracy` are set where the round was evaluated.
+        /// What happened in it. Its `loss` and `accuracy` are set where the round was evaluated. Its clients are here, or
+        /// in the [`Self::RoundClients`] before it.
         report: RoundReport,
     },
 }
@@ -107,6 +120,7 @@ impl EventKind {
             Self::UpdateAccepted { .. } => "update_accepted",
             Self::UpdateRejected { .. } => "update_rejected",
             Self::SecureStageClosed { .. } => "secure_stage_closed",
+            Self::RoundClients { .. } => "round_clients",
             Self::RoundClosed { .. } => "round_closed",
         }
     }

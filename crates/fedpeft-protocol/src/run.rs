@@ -592,7 +592,7 @@ pub struct Carried {
 pub struct RunView {
     /// The durable state.
     pub record: RunRecord,
-    /// Reports of the committed rounds, in order.
+    /// Reports of the committed rounds, in order; without their clients, where a reply with them would not fit a message.
     pub rounds: Vec<RoundReport>,
 }
 

@@ -32,6 +32,8 @@ struct Settings {
     json: bool,
     /// Only rows whose names hold this, and the forward pass.
     only: Option<String>,
+    /// Only steps, no whole rounds of one step.
+    steps: bool,
 }
 
 impl Settings {
@@ -47,6 +49,7 @@ impl Settings {
             device: text("--device").map_or(Ok(Device::Cpu), |text| text.parse())?,
             json: args.iter().any(|arg| arg == "--json"),
             only: text("--only").cloned(),
+            steps: args.iter().any(|arg| arg == "--steps"),
         })
     }
 
@@ -108,6 +111,12 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
         ("bias", "bias", Kernels::Fused, Timed::Gradients),
         ("bias, portable operators", "bias", Kernels::Portable, Timed::Gradients),
         ("bias and AdamW step", "bias", Kernels::Fused, Timed::Step),
+        ("layernorm", "layernorm", Kernels::Fused, Timed::Gradients),
+        ("lora", "lora", Kernels::Fused, Timed::Gradients),
+        ("ia3", "ia3", Kernels::Fused, Timed::Gradients),
+        ("adapter", "adapter", Kernels::Fused, Timed::Gradients),
+        ("prompt", "prompt", Kernels::Fused, Timed::Gradients),
+        ("prefix", "prefix", Kernels::Fused, Timed::Gradients),
         ("full", "full", Kernels::Fused, Timed::Gradients),
         ("full and AdamW step", "full", Kernels::Fused, Timed::Step),
         ("bias, one step", "bias", Kernels::Fused, Timed::Round { private: false }),
@@ -117,7 +126,10 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
         ("full, one step", "full", Kernels::Fused, Timed::Round { private: false }),
         ("full, one step of DP-SGD", "full", Kernels::Fused, Timed::Round { private: true }),
     ];
-    for (name, method, kernels, timed) in rows.into_iter().filter(|row| settings.wants(row.0)) {
+    let wanted = rows.into_iter().filter(|(name, _, _, timed)| {
+        settings.wants(name) && !(settings.steps && matches!(timed, Timed::Round { .. }))
+    });
+    for (name, method, kernels, timed) in wanted {
         let path = folder.join(method);
         if !path.exists() {
             let options = BuildOptions::image_classification(
@@ -127,7 +139,7 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
                 10,
                 method.parse::<Peft>()?,
             );
-            build(&BuildOptions { dp_sgd: true, ..options }, &path)?;
+            build(&BuildOptions { dp_sgd: !settings.steps, ..options }, &path)?;
         }
         let artifacts = ArtifactFolder::open(&path)?;
         let start = artifacts.initial_adapter()?;
@@ -191,8 +203,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         let [low, ratio, high] = [0.25, 0.5, 0.75].map(|share| quantile(&ratios, share));
         let name = subject.name;
         if json {
+            let [ms_low, ms_high] =
+                [0.25, 0.75].map(|share| quantile(&subject.seconds, share) * 1e3 / batch as f64);
             println!(
-                r#"{{"name":"{name}","size":{size},"batch":{batch},"threads":{threads},"device":"{device}","ms_per_image":{per_image:.4},"ratio":{ratio:.4},"low":{low:.4},"high":{high:.4}}}"#
+                r#"{{"name":"{name}","size":{size},"batch":{batch},"threads":{threads},"device":"{device}","rounds":{rounds},"ms_per_image":{per_image:.4},"ms_low":{ms_low:.4},"ms_high":{ms_high:.4},"ratio":{ratio:.4},"low":{low:.4},"high":{high:.4}}}"#
             );
         } else {
             print!("{name:<26} {per_image:>12.2} {ratio:>10.2} {low:>7.2}-{high:.2}");

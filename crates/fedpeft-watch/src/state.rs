@@ -179,6 +179,8 @@ impl State {
                 self.happen(at, false, line);
                 self.report(report);
             }
+            // The bus joins it to what follows.
+            EventKind::RoundClients { .. } => {}
         }
     }
 

@@ -1,6 +1,9 @@
 //! The local side of an upstream task: its run record, what its clients need, and its round.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use fedpeft_bus::Stale;
 use fedpeft_protocol::{
@@ -230,7 +233,7 @@ async fn clients(drive: &Drive<'_>, edge: &Edge, most: u64, until: Instant) -> R
     loop {
         let mut present = select::trainers(drive).await?;
         let mut weight = 0u64;
-        let late: Vec<ClientId> = present
+        let late: BTreeSet<ClientId> = present
             .iter()
             .filter(|(_, trainer)| {
                 let with = weight.saturating_add(trainer.examples);

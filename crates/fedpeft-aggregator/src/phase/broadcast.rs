@@ -8,21 +8,22 @@
 //! An owner that took the round over first folds what is stored, and then sends tasks only to clients that
 //! have not answered: the same tasks under the same names, which the broker and the clients recognise.
 
-use std::time::Instant;
+use std::{mem, time::Instant};
 
-use fedpeft_bus::Measured;
+use fedpeft_bus::{Ledger, Measured};
 use fedpeft_protocol::{
     ClientId,
     event::EventKind,
     round::{Direction, MemoryTask, Task, Work},
 };
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{TryStreamExt, stream::FuturesUnordered};
 
 use super::{Phase, collect};
-use crate::{drive::Drive, round::RoundState, stop::Stop};
-
-/// Tasks on their way at once.
-const IN_FLIGHT: usize = 16;
+use crate::{
+    drive::{Drive, IN_FLIGHT},
+    round::RoundState,
+    stop::Stop,
+};
 
 pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Result<Phase, Stop> {
     let started = Instant::now();
@@ -39,14 +40,20 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     if let Some(secure) = &mut round.secure {
         secure.place_params(drive).await?;
     }
-    let sent: Vec<(ClientId, Task, Measured)> = {
-        let (drive, round) = (&*drive, &*round);
-        let sending: Vec<_> = round.open.cohort.iter().map(|client| send(drive, round, client)).collect();
-        stream::iter(sending).buffer_unordered(IN_FLIGHT).try_collect().await?
-    };
-    for (client, task, measured) in sent {
-        round.ledger.message(&client, Direction::Down, measured, task.payloads());
+    // What a task was is forgotten once it is sent: a cohort may be large.
+    let mut ledger = mem::take(&mut round.ledger);
+    let (mut cohort, mut sending) = (round.open.cohort.iter(), FuturesUnordered::new());
+    loop {
+        while sending.len() < IN_FLIGHT
+            && let Some(client) = cohort.next()
+        {
+            sending.push(send(drive, &round, client));
+        }
+        let Some((client, task, measured)) = sending.try_next().await? else { break };
+        ledger.message(client, Direction::Down, measured, task.payloads());
     }
+    drop(sending);
+    round.ledger = ledger;
     let opened = EventKind::RoundOpened { round: round.open.round, cohort: round.open.cohort.clone() };
     if !round.taken_over {
         drive.events.emit(opened);
@@ -61,22 +68,24 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
 
 /// Sends tasks again that were replaced and whose clients have not answered.
 pub(crate) async fn again(drive: &Drive<'_>, round: &mut RoundState) -> Result<(), Stop> {
-    let mut tasks = Vec::new();
+    let Some(stored) = drive.stored_tasks().await? else { return Ok(()) };
+    let mut ledger = Ledger::default();
     for client in round.open.cohort.iter().filter(|client| !round.answers.contains_key(client)) {
-        tasks.push((client.clone(), train_task(drive, round, client).await?));
+        let task = train_task(drive, round, client).await?;
+        if let Some(measured) = drive.restore_one(&stored, client, &task).await? {
+            ledger.message(client, Direction::Down, measured, task.payloads());
+        }
     }
-    for (client, task, measured) in drive.restore(tasks).await? {
-        round.ledger.message(&client, Direction::Down, measured, task.payloads());
-    }
+    round.ledger.extend(ledger);
     Ok(())
 }
 
 /// Sends a client its task; measures it only, where the client has answered.
-async fn send(
+async fn send<'a>(
     drive: &Drive<'_>,
     round: &RoundState,
-    client: &ClientId,
-) -> Result<(ClientId, Task, Measured), Stop> {
+    client: &'a ClientId,
+) -> Result<(&'a ClientId, Task, Measured), Stop> {
     let task = train_task(drive, round, client).await?;
     // Who has not answered before the first stage ended is not waited for.
     let measured = if round.answers.contains_key(client) || round.has_ended_stages() {
@@ -84,7 +93,7 @@ async fn send(
     } else {
         drive.bus.publish_task(&task, client).await?
     };
-    Ok((client.clone(), task, measured))
+    Ok((client, task, measured))
 }
 
 async fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Result<Task, Stop> {

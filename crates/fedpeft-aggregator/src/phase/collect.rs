@@ -10,7 +10,7 @@
 //! | failed | the quorum was not reached, or cannot be reached any more |
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -33,6 +33,8 @@ use crate::{
 pub(super) const PRESENCE_CHECK: Duration = Duration::from_secs(3);
 /// How often it is made sure that the tasks are still there.
 pub(super) const TASK_CHECK: Duration = Duration::from_secs(10);
+/// How often in a row that is put off while updates come.
+const PUT_OFF: u32 = 5;
 /// A client is absent once it was missing this often in a row: one look may fall into a gap between heartbeats.
 pub(super) const MISSED_CHECKS: u32 = 2;
 /// Updates counted as stored may be purged before they are read; when none has come for so long, there are none.
@@ -51,31 +53,41 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     let mut is_late = false;
     let mut presence_check = interval_at(time::Instant::now() + PRESENCE_CHECK, PRESENCE_CHECK);
     let mut task_check = interval_at(time::Instant::now() + TASK_CHECK, TASK_CHECK);
-    let mut missed = BTreeMap::new();
+    let (mut missed, mut put_off) = (BTreeMap::new(), 0);
+    let mut accepted = round.accepted().count();
     let ended_by = loop {
-        let (outstanding, accepted) = (round.outstanding(), round.accepted().count());
-        if round.is_full(&spec) {
+        let outstanding = round.waits_for();
+        if round.wants(&spec).is_some_and(|wanted| accepted >= wanted) {
             break "with all the updates it wants";
         }
-        if outstanding.is_empty() {
+        if outstanding == 0 {
             break "after all answers";
         }
         if is_late && accepted >= quorum {
             break "at its soft deadline";
         }
-        if accepted + outstanding.len() < quorum {
+        if accepted + outstanding < quorum {
             break "with no hope of more";
         }
         tokio::select! {
             biased;
-            delivery = drive.updates.next() => take(drive, &mut round, delivery).await?,
+            delivery = drive.updates.next() => accepted += take(drive, &mut round, delivery).await?,
             _ = presence_check.tick() => {
-                let all_absent = absent(drive, &round, &mut missed).await? == outstanding.len();
-                if all_absent && accepted >= quorum {
+                // Of ten thousand clients a look takes a while, and while updates come somebody is there.
+                if round.is_quiet()
+                    && absent(drive, &round, &mut missed).await? == outstanding
+                    && accepted >= quorum
+                {
                     break "after the rest had left";
                 }
             }
-            _ = task_check.tick() => broadcast::again(drive, &mut round).await?,
+            _ = task_check.tick() => {
+                let put_it_off = !round.is_quiet() && put_off < PUT_OFF;
+                put_off = if put_it_off { put_off + 1 } else { 0 };
+                if !put_it_off {
+                    broadcast::again(drive, &mut round).await?;
+                }
+            }
             () = &mut hard => break "at its deadline",
             () = &mut soft, if !is_late => is_late = true,
         }
@@ -100,9 +112,13 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
 /// Folds the updates that are stored already, and no more than the last owner could have: a round that is full
 /// takes none.
 pub(crate) async fn stored(drive: &mut Drive<'_>, round: &mut RoundState) -> Result<(), Stop> {
-    while drive.updates.pending() > 0 && (round.has_ended_stages() || !round.is_full(&drive.record.spec)) {
+    let wanted = round.wants(&drive.record.spec);
+    let mut accepted = round.accepted().count();
+    while drive.updates.pending() > 0
+        && (round.has_ended_stages() || wanted.is_none_or(|wanted| accepted < wanted))
+    {
         match timeout(SILENCE, drive.updates.next()).await {
-            Ok(delivery) => take(drive, round, delivery).await?,
+            Ok(delivery) => accepted += take(drive, round, delivery).await?,
             Err(_) => break,
         }
     }
@@ -118,9 +134,9 @@ async fn absent(
     round: &RoundState,
     missed: &mut BTreeMap<ClientId, u32>,
 ) -> Result<usize, Stop> {
-    let present = drive.present().await?;
+    let present: BTreeSet<_> = drive.present().await?.into_iter().map(|presence| presence.client).collect();
     for client in round.outstanding() {
-        let is_present = present.iter().any(|presence| presence.client == client);
+        let is_present = present.contains(&client);
         let count = missed.entry(client).or_default();
         *count = if is_present { 0 } else { *count + 1 };
     }
@@ -128,23 +144,23 @@ async fn absent(
     Ok(missed.values().filter(|count| **count >= MISSED_CHECKS).count())
 }
 
-/// Takes one update, and says in the trace of the round where it came from.
+/// Takes one update, and says in the trace of the round where it came from; returns how many were accepted.
 pub(super) async fn take(
     drive: &Drive<'_>,
     round: &mut RoundState,
     delivery: UpdateDelivery,
-) -> Result<(), Stop> {
+) -> Result<usize, Stop> {
     let span = span!("update", otel.kind = "consumer", fedpeft.client = %delivery.client);
     delivery.origin.link(&span);
-    judge(drive, round, delivery).instrument(span).await
+    Ok(usize::from(judge(drive, round, delivery).instrument(span).await?))
 }
 
-/// An update is an answer, a refusal, or a repetition to ignore.
-async fn judge(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelivery) -> Result<(), Stop> {
+/// An update is an answer, a refusal, or a repetition to ignore; says whether it was accepted.
+async fn judge(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelivery) -> Result<bool, Stop> {
     let (number, client) = (delivery.round, delivery.client.clone());
     let size = delivery.measured.total;
     if delivery.update.as_ref().is_ok_and(|update| drive.evaluations.contains(&update.task)) {
-        return Ok(());
+        return Ok(false);
     }
     let Some(member) = round.members.get(&client).filter(|member| member.round == number).cloned() else {
         let reason = if number == round.open.round {
@@ -160,7 +176,8 @@ async fn judge(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelive
                 retention::forget_upload(drive, number, &client, &upload).await;
             }
         }
-        return drive.forget(number, &client).await;
+        drive.forget(number, &client).await?;
+        return Ok(false);
     };
     let uploads = retention::uploads_of(&delivery);
     if !uploads.is_empty() {
@@ -172,7 +189,7 @@ async fn judge(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelive
     };
     let answer = match admitted {
         Ok(Some(answer)) => answer,
-        Ok(None) => return Ok(()),
+        Ok(None) => return Ok(false),
         Err(refusal) => {
             let is_flood = round.refusals.is_flood(&client);
             let (reason, ends) = match refusal {
@@ -187,7 +204,7 @@ async fn judge(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelive
                 drive.refuse(number, &client, reason.clone());
             }
             if !ends {
-                return Ok(());
+                return Ok(false);
             }
             Answer::Rejected(reason)
         }
@@ -203,6 +220,7 @@ async fn judge(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelive
         });
     }
     round.last_taken = Instant::now();
+    let is_accepted = matches!(answer, Answer::Accepted(_));
     round.answers.insert(client, answer);
-    Ok(())
+    Ok(is_accepted)
 }

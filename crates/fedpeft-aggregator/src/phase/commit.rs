@@ -88,10 +88,12 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         forget(drive, &round, (tasks, updates)).await?;
     } else {
         retention::forget_uploads(drive, &round).await;
-        for (client, member) in round.members.iter().filter(|(client, _)| round.answers.contains_key(client))
-        {
-            drive.bus.purge_updates(&drive.record.run, Stale::Client(member.round, client), updates).await?;
-        }
+        let answered: Vec<_> = round
+            .answers
+            .keys()
+            .filter_map(|client| Some((round.members.get(client)?.round, client)))
+            .collect();
+        drive.forget_all(answered, updates).await?;
     }
     // Written with the report once it is evaluated.
     report.seconds.aggregate = (round.folding + started.elapsed()).as_secs_f64();

@@ -7,7 +7,7 @@
 //! | stays, for ever | too few clients are present; `waiting` events say so |
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -89,9 +89,9 @@ pub(crate) fn sampled(drive: &Drive<'_>, present: &Trainers, round: Round) -> Ve
             |client: &ClientId| fedpeft_stability::is_available(stability, seed, round, client);
         return drawn.into_iter().filter(is_available).collect();
     }
-    let training = |client: &ClientId| carried.iter().any(|carried| carried.client == *client);
+    let training: BTreeSet<_> = carried.iter().map(|carried| &carried.client).collect();
     let busy = carried.iter().filter(|carried| present.contains_key(&carried.client)).count();
-    let free: Vec<&ClientId> = present.keys().filter(|client| !training(client)).collect();
+    let free: Vec<&ClientId> = present.keys().filter(|client| !training.contains(client)).collect();
     let wanted = (spec.sampled() as usize).saturating_sub(busy);
     // An edge simulates the faults of its clients, and none of its own.
     let (edges, free): (Vec<_>, Vec<_>) = free.into_iter().partition(|client| present[*client].aggregates);

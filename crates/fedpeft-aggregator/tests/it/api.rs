@@ -28,7 +28,7 @@ async fn mistakes_are_refused_in_one_line() {
     };
     for (wanted, code, expected) in [
         (change(&|s| s.rounds = 0), 400, "rounds must be at least 1"),
-        (change(&|s| s.cohort = 5000), 400, "at most 2048"),
+        (change(&|s| s.cohort = 10_001), 400, "at most 10000"),
         (change(&|s| s.quorum = Some(2)), 400, "quorum is 2"),
         (change(&|s| s.round_deadline_seconds = f64::MAX), 400, "round_deadline_seconds"),
         (change(&|s| s.model.name = ModelName::new("absent").unwrap()), 404, "model absent is not published"),

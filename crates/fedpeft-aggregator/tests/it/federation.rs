@@ -96,9 +96,20 @@ impl Federation {
         federation
     }
 
+    /// As [`Self::start`], with a broker that takes small messages only.
+    pub async fn start_small(values: u64, max_payload: &str) -> Self {
+        let nats = NatsServer::start_with_config(&format!("max_payload: {max_payload}")).await;
+        let federation = Self::on(nats, values).await;
+        federation.publish_model().await;
+        federation
+    }
+
     /// A broker without a model, for an edge.
     pub async fn bare(values: u64) -> Self {
-        let nats = NatsServer::start().await;
+        Self::on(NatsServer::start().await, values).await
+    }
+
+    async fn on(nats: NatsServer, values: u64) -> Self {
         let bus = nats.bus().await;
         let spec = |name: &str, shape: Vec<u64>| TensorSpec { name: name.into(), shape };
         let layout =
@@ -301,6 +312,19 @@ impl Federation {
     /// The adapter of a blob.
     pub async fn adapter(&self, digest: &Digest) -> Bytes {
         self.bus.get_blob(digest, self.layout.bytes()).await.unwrap().0
+    }
+
+    /// Sizes of all blobs.
+    pub async fn blobs(&self) -> Vec<usize> {
+        let client = async_nats::connect(self.nats.url()).await.unwrap();
+        let store = async_nats::jetstream::new(client).get_object_store("fedpeft-blobs").await.unwrap();
+        let blobs = store.list().await.unwrap();
+        futures::TryStreamExt::try_collect::<Vec<_>>(blobs)
+            .await
+            .unwrap()
+            .iter()
+            .map(|blob| blob.size)
+            .collect()
     }
 
     /// Messages in the object store of uploads.

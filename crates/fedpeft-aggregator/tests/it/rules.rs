@@ -49,7 +49,7 @@ async fn with_a_liar(aggregation: AggregationSpec) -> (Vec<Vec<f32>>, RunView) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_median_does_not_heed_a_liar() {
-    let (globals, _) = with_a_liar(AggregationSpec::Median).await;
+    let (globals, _) = Box::pin(with_a_liar(AggregationSpec::Median)).await;
     let federation = Federation::start(20).await;
     for (before, after) in globals.iter().zip(&globals[1..]) {
         let mut trained = Vec::new();
@@ -70,7 +70,7 @@ async fn a_median_does_not_heed_a_liar() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn krum_takes_one_of_those_that_agree() {
-    let (globals, view) = with_a_liar(AggregationSpec::Krum { byzantine: 1, keep: 1 }).await;
+    let (globals, view) = Box::pin(with_a_liar(AggregationSpec::Krum { byzantine: 1, keep: 1 })).await;
     let federation = Federation::start(20).await;
     let mut honest = Vec::new();
     for name in ["a", "b", "c", "d"] {
@@ -105,7 +105,7 @@ async fn fednova_weighs_steps_alike() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clipped_updates_go_no_further_than_the_norm() {
-    let (globals, _) = with_a_liar(AggregationSpec::ClippedMean { norm: 0.5 }).await;
+    let (globals, _) = Box::pin(with_a_liar(AggregationSpec::ClippedMean { norm: 0.5 })).await;
     for (before, after) in globals.iter().zip(&globals[1..]) {
         let moved = before.iter().zip(after).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
         assert!(moved > 0.05 && moved <= 0.5 + 1e-6, "{moved}");

@@ -1,8 +1,9 @@
 use std::time::Duration;
 
 use fedpeft_bus::{Bus, BusConfig, BusError, Change, Lease, Records};
-use fedpeft_protocol::{Digest, ModelName, PROTOCOL_VERSION, model::ModelVersion};
+use fedpeft_protocol::{Digest, ModelName, PROTOCOL_VERSION, model::ModelVersion, round::RoundReport};
 use fedpeft_testkit::{NatsServer, Proxy, Way};
+use futures::TryStreamExt;
 
 fn lease(owner: &str) -> Lease {
     Lease { owner: owner.into() }
@@ -143,4 +144,55 @@ async fn reading_waits_for_a_broker_that_comes_back() {
     assert!(reading.await.unwrap().unwrap().is_some());
     writing.await.unwrap().unwrap();
     assert_eq!(records.get("run").await.unwrap().unwrap().0, lease("b"));
+}
+
+/// A report that is too large for a message of this broker, and another of the same key.
+fn report(clients: usize, seconds: f64) -> RoundReport {
+    let client = |number: usize| {
+        serde_json::json!({
+            "client": format!("c{number:05}"), "outcome": "dropped", "examples": 0, "bytes_up": 0, "bytes_down": 300,
+            "loss": null, "train_seconds": 0.0,
+        })
+    };
+    let adapter = Digest::of("adapter").to_string();
+    serde_json::from_value(serde_json::json!({
+        "round": 1, "loss": null, "accuracy": null, "train_loss": 0.5, "bytes_up": 1, "bytes_down": 2,
+        "bytes_by_kind": {}, "clients": (0..clients).map(client).collect::<Vec<_>>(),
+        "seconds": {"select": 0.0, "broadcast": 0.0, "train": 0.0, "collect": 0.0, "aggregate": 0.0, "evaluate": 0.0,
+            "total": seconds},
+        "adapter": adapter,
+    }))
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_do_not_fit_a_message_lie_in_blobs() {
+    let server = NatsServer::start_with_config("max_payload: 192KB").await;
+    let bus = server.bus().await;
+    let reports = bus.round_reports().await.unwrap();
+    let blobs = async || {
+        let client = async_nats::connect(server.url()).await.unwrap();
+        let store = async_nats::jetstream::new(client).get_object_store("fedpeft-blobs").await.unwrap();
+        store.list().await.unwrap().try_collect::<Vec<_>>().await.unwrap().len()
+    };
+    let mut watch = reports.watch("r").await.unwrap();
+    let (large, larger, small) = (report(3000, 1.0), report(4000, 2.0), report(3, 3.0));
+    let first = reports.create("r.1", &large).await.unwrap();
+    assert!(reports.create("r.1", &larger).await.unwrap_err().is_conflict());
+    assert_eq!(reports.get("r.1").await.unwrap(), Some((large.clone(), first)));
+    assert!(matches!(watch.next().await, Change::Put(entry) if entry.value == large));
+    reports.create("r.2", &small).await.unwrap();
+    let listed = reports.list("r").await.unwrap();
+    assert_eq!(listed.iter().map(|entry| entry.value.clients.len()).collect::<Vec<_>>(), [3000, 3]);
+    // Another handle knows what it has read.
+    let other = bus.round_reports().await.unwrap();
+    let (_, found) = other.get("r.1").await.unwrap().unwrap();
+    let before = blobs().await;
+    let second = other.update("r.1", &larger, found).await.unwrap();
+    assert_eq!(blobs().await, before, "one came, one went");
+    assert!(reports.update("r.1", &small, first).await.unwrap_err().is_conflict());
+    assert_eq!(reports.get("r.1").await.unwrap(), Some((larger, second)));
+    let third = reports.update("r.1", &small, second).await.unwrap();
+    assert_eq!(reports.get("r.1").await.unwrap(), Some((small, third)));
+    assert_eq!(blobs().await, before - 1);
 }

@@ -28,7 +28,9 @@ pub(super) async fn run(drive: &mut Drive<'_>, round: &mut RoundState) -> Result
         }
         tokio::select! {
             biased;
-            delivery = drive.updates.next() => take(drive, round, delivery).await?,
+            delivery = drive.updates.next() => {
+                take(drive, round, delivery).await?;
+            }
             _ = presence_check.tick() => {
                 let present = drive.present().await?;
                 missed.retain(|client: &ClientId, _| outstanding.contains(client));
