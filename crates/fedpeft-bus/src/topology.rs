@@ -44,7 +44,7 @@ impl Bus {
         for config in streams() {
             let name = config.name.clone();
             if self.absent(&name).await? {
-                self.create(config).await?;
+                Box::pin(self.create(config)).await?;
             }
         }
         const UNLIMITED: i32 = -1;
@@ -62,15 +62,15 @@ impl Bus {
         }
         let config = blobs();
         if self.absent(&config.name).await? {
-            self.create(config).await?;
+            Box::pin(self.create(config)).await?;
         }
         let config = uploads();
         if self.absent(&config.name).await? {
-            let mut created = self.js.create_stream(config.clone()).await;
+            let mut created = Box::pin(self.js.create_stream(config.clone())).await;
             if created.is_err() {
                 // A broker with less room than that limits the store by itself.
                 let config = stream::Config { max_bytes: 0, max_consumers: 0, ..config.clone() };
-                created = self.js.create_stream(config).await;
+                created = Box::pin(self.js.create_stream(config)).await;
             }
             self.settle(&config.name, created).await?;
         }
@@ -80,7 +80,7 @@ impl Bus {
     /// Creates a stream; in an account that may not have so many readers, with as many as it may have.
     async fn create(&self, config: stream::Config) -> Result<(), BusError> {
         let name = config.name.clone();
-        let mut created = self.js.create_stream(config.clone()).await;
+        let mut created = Box::pin(self.js.create_stream(config.clone())).await;
         if created.is_err() && config.max_consumers != 0 {
             created = self.js.create_stream(stream::Config { max_consumers: 0, ..config }).await;
         }
