@@ -31,6 +31,8 @@ pub struct Crowd {
 impl Crowd {
     /// `count` clients that answer every task with `adapter`. All are present, and listen.
     pub async fn join(server: &str, count: u32, adapter: Bytes) -> Result<Self> {
+        // Its digest is computed once.
+        let adapter = Payload::inline(adapter);
         let (mut tasks, publishing) = (JoinSet::new(), Arc::new(Semaphore::new(AT_ONCE)));
         let names: Vec<ClientId> =
             (0..count).map(|number| ClientId::new(format!("c{number:05}"))).collect::<Result<_, _>>()?;
@@ -93,7 +95,7 @@ async fn serve(
     bus: Bus,
     mut tasks: Tasks,
     client: ClientId,
-    adapter: Bytes,
+    adapter: Payload,
     publishing: Arc<Semaphore>,
 ) -> Result<(), BusError> {
     loop {
@@ -104,7 +106,7 @@ async fn serve(
                 steps: 1,
                 loss: 1.0,
                 seconds: 0.0,
-                adapter: Payload::inline(adapter.clone()),
+                adapter: adapter.clone(),
                 personal: None,
                 control: None,
                 epsilon: None,

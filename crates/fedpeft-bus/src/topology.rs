@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::{
     context::{AccountErrorKind, GetStreamErrorKind},
-    kv, object_store, stream,
+    kv, stream,
 };
 use fedpeft_protocol::subject;
 
@@ -24,6 +24,9 @@ const ABANDONED: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Most bytes of client uploads at once: the updates of a hundred clients that fine-tune all of a ViT-B.
 const UPLOADS: i64 = 32 << 30;
 const EVENTS_KEPT: i64 = 1_000_000;
+/// Most readers of a stream at once: one for each client in the stream of tasks. nats-server 2.15 allows a thousand where a
+/// stream does not say.
+const READERS: i32 = 100_000;
 /// Largest record of a client or a lease: what a client says of itself is some hundred bytes.
 const SMALL_RECORD: i32 = 32 << 10;
 /// Most updates of one client for one round. It answers once, again if its connection broke; whoever floods the
@@ -41,7 +44,7 @@ impl Bus {
         for config in streams() {
             let name = config.name.clone();
             if self.absent(&name).await? {
-                self.settle(&name, self.js.create_stream(config).await).await?;
+                Box::pin(self.create(config)).await?;
             }
         }
         const UNLIMITED: i32 = -1;
@@ -57,21 +60,31 @@ impl Bus {
                 self.settle(&name, self.js.create_key_value(config).await).await?;
             }
         }
-        let name = format!("OBJ_{}", subject::BLOB_BUCKET);
-        if self.absent(&name).await? {
-            let config = object_store::Config { bucket: subject::BLOB_BUCKET.into(), ..Default::default() };
-            self.settle(&name, self.js.create_object_store(config).await).await?;
+        let config = blobs();
+        if self.absent(&config.name).await? {
+            Box::pin(self.create(config)).await?;
         }
         let config = uploads();
         if self.absent(&config.name).await? {
-            let mut created = self.js.create_stream(config.clone()).await;
+            let mut created = Box::pin(self.js.create_stream(config.clone())).await;
             if created.is_err() {
                 // A broker with less room than that limits the store by itself.
-                created = self.js.create_stream(stream::Config { max_bytes: 0, ..config.clone() }).await;
+                let config = stream::Config { max_bytes: 0, max_consumers: 0, ..config.clone() };
+                created = Box::pin(self.js.create_stream(config)).await;
             }
             self.settle(&config.name, created).await?;
         }
         Ok(())
+    }
+
+    /// Creates a stream; in an account that may not have so many readers, with as many as it may have.
+    async fn create(&self, config: stream::Config) -> Result<(), BusError> {
+        let name = config.name.clone();
+        let mut created = Box::pin(self.js.create_stream(config.clone())).await;
+        if created.is_err() && config.max_consumers != 0 {
+            created = self.js.create_stream(stream::Config { max_consumers: 0, ..config }).await;
+        }
+        self.settle(&name, created).await
     }
 
     async fn require_topology(&self, client: bool) -> Result<(), BusError> {
@@ -140,6 +153,21 @@ fn presence() -> stream::Config {
     }
 }
 
+/// The object store of blobs, as every NATS object store is, but for more readers.
+fn blobs() -> stream::Config {
+    let bucket = subject::BLOB_BUCKET;
+    stream::Config {
+        name: format!("OBJ_{bucket}"),
+        subjects: vec![format!("$O.{bucket}.C.>"), format!("$O.{bucket}.M.>")],
+        description: Some("FedPEFT: models, artifacts, adapters".into()),
+        max_consumers: READERS,
+        discard: stream::DiscardPolicy::New,
+        allow_rollup: true,
+        allow_direct: true,
+        ..Default::default()
+    }
+}
+
 /// The object store of uploads. Clients write it themselves: it takes no rollups either.
 fn uploads() -> stream::Config {
     let bucket = subject::UPLOAD_BUCKET;
@@ -149,6 +177,7 @@ fn uploads() -> stream::Config {
         description: Some("FedPEFT: what clients upload".into()),
         max_age: ABANDONED,
         max_bytes: UPLOADS,
+        max_consumers: READERS,
         discard: stream::DiscardPolicy::New,
         allow_direct: true,
         ..Default::default()
@@ -168,6 +197,7 @@ fn streams() -> [stream::Config; 4] {
             // A newer task of one run replaces the older one: no client works on the past.
             max_messages_per_subject: 1,
             max_age: ABANDONED,
+            max_consumers: READERS,
             ..base(subject::TASK_STREAM, subject::TASK_SUBJECTS, "FedPEFT: tasks waiting for clients")
         },
         stream::Config {

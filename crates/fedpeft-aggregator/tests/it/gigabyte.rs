@@ -127,7 +127,7 @@ async fn rounds_of_a_gigabyte_per_update_in_bounded_memory() {
 
     let started = Instant::now();
     let deadline = RunSpec { round_deadline_seconds: 3600.0, ..spec(ROUNDS, 2) };
-    created(&federation.nats, deadline).await;
+    Box::pin(created(&federation.nats, deadline)).await;
     let records = federation.bus.runs().await.unwrap();
     let view = loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
