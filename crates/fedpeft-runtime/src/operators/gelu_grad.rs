@@ -50,7 +50,7 @@ fn compute(context: &ComputeContext) -> ort::Result<()> {
     let (_, dx) = dx.try_extract_tensor_mut::<f32>()?;
     if dx.as_ptr() == given {
         return for_rows(context, dx, 1, |start, dx| {
-            kernels::gelu_grad_in_place(&x[start..start + dx.len()], dx)
+            kernels::gelu_grad_in_place(&x[start..start + dx.len()], dx);
         });
     }
     let dy = Input::get(context, 0)?;
