@@ -1,11 +1,14 @@
 //! Making a session from a graph of the artifact folder.
 
+use std::{collections::HashSet, path::PathBuf};
+
 use fedpeft_artifacts::{ArtifactFolder, manifest::FileRef};
-use fedpeft_onnx::{Model, OnnxError};
+use fedpeft_onnx::{Data, Graph, Model, OnnxError};
 use ort::session::{Session, builder::GraphOptimizationLevel};
 
 use crate::{
-    ChosenDevice, Device, Runtime, RuntimeError, error::one_line, operators, operators::DOMAIN, products,
+    ChosenDevice, Device, Runtime, RuntimeError, error::one_line, fuse, leaves, operators, operators::DOMAIN,
+    products,
 };
 
 /// Which kernels compute gradients on the processor.
@@ -18,6 +21,17 @@ pub enum Kernels {
     Portable,
 }
 
+/// How frozen weights are held on the processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Weights {
+    /// Once for each session, at most. Where products read them in both directions, they stay where the backbone's file is
+    /// mapped, which all sessions and processes of a machine share; where in one alone, they are packed.
+    #[default]
+    Once,
+    /// Packed: copied into the order in which products read them, one copy for each direction. Fastest.
+    Packed,
+}
+
 /// How sessions are made.
 #[derive(Debug, Clone)]
 pub struct SessionOptions {
@@ -27,11 +41,16 @@ pub struct SessionOptions {
     pub threads: usize,
     /// Kernels for gradients.
     pub kernels: Kernels,
+    /// How frozen weights are held.
+    pub weights: Weights,
+    /// Where ONNX Runtime writes how long each operator took, when a session ends: the path without its ending.
+    pub profile: Option<PathBuf>,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { device: Device::Auto, threads: 0, kernels: Kernels::Fused }
+        let (kernels, weights) = (Kernels::default(), Weights::default());
+        Self { device: Device::Auto, threads: 0, kernels, weights, profile: None }
     }
 }
 
@@ -60,8 +79,11 @@ pub(crate) fn open_edited(
     let mut model = Model::load_graph(folder.file(file)).map_err(|error| fail(error.to_string()))?;
     standard_operators(&model).map_err(fail)?;
     edit(&mut model).map_err(|error| fail(error.to_string()))?;
-    let fused =
-        device == ChosenDevice::Cpu && options.kernels == Kernels::Fused && operators::take_over(&mut model);
+    let mut fused = false;
+    if device == ChosenDevice::Cpu && options.kernels == Kernels::Fused {
+        fused = fuse::fuse(&mut model).map_err(|error| fail(error.to_string()))?;
+        fused |= operators::take_over(&mut model);
+    }
     if device != ChosenDevice::Cpu {
         products::from_sums(&mut model);
     }
@@ -69,8 +91,21 @@ pub(crate) fn open_edited(
     let Some(path) = path.to_str() else {
         return Err(fail("the path of its folder is not UTF-8; move it".to_owned()));
     };
-    commit(runtime, &model.to_bytes(), path, fused, device, options.threads)
+    leaves::last_first(&mut model.graph);
+    let packed =
+        device != ChosenDevice::Cpu || options.weights == Weights::Packed || reads_once(&model.graph);
+    commit(runtime, &model.to_bytes(), path, (fused, packed), device, options)
         .map_err(|error| fail(one_line(error)))
+}
+
+/// Whether no matrix of the backbone's file is read by two nodes.
+fn reads_once(graph: &Graph) -> bool {
+    let is_stored = |name: &&String| {
+        let tensor = graph.initializers.get(*name);
+        tensor.is_some_and(|tensor| tensor.shape.len() > 1 && matches!(tensor.data, Data::External { .. }))
+    };
+    let mut read = HashSet::new();
+    graph.nodes.iter().flat_map(|node| &node.inputs).filter(is_stored).all(|name| read.insert(name))
 }
 
 /// Artifacts hold standard operators and ours. Others are of some provider, and may be more than arithmetic on the
@@ -94,24 +129,28 @@ pub(crate) fn commit(
     runtime: &Runtime,
     model: &[u8],
     folder: &str,
-    fused: bool,
+    (fused, packed): (bool, bool),
     device: ChosenDevice,
-    threads: usize,
+    options: &SessionOptions,
 ) -> ort::Result<Session> {
     let mut builder = Session::builder(&runtime.environment)?
         .with_optimization_level(GraphOptimizationLevel::All)?
-        .with_intra_threads(threads)?
+        .with_intra_threads(options.threads)?
         .with_inter_threads(1)?
         .with_parallel_execution(false)?
         // A plan of memory per batch size beside the arena costs a quarter more memory and, on the
         // processor, saves no time.
         .with_memory_pattern(device != ChosenDevice::Cpu)?
+        .with_prepacking(packed)?
         .with_deterministic_compute(true)?
         // Threads wait actively between the operators of a step (a sixth of a `full` step on two threads), but
         // not between steps: an idle worker takes no processor time.
         .with_intra_op_spinning(true)?
         .with_config_entry("session.force_spinning_stop", "1")?
         .with_config_entry("session.model_external_initializers_file_folder_path", folder)?;
+    if let Some(path) = &options.profile {
+        builder = builder.with_profiling(path)?;
+    }
     if fused {
         builder = builder.with_operators(operators::domain()?)?;
     }
@@ -120,7 +159,7 @@ pub(crate) fn commit(
 
 #[cfg(test)]
 mod tests {
-    use fedpeft_onnx::{Data, Node};
+    use fedpeft_onnx::Node;
 
     use super::*;
     use crate::toy;

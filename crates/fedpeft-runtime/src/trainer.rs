@@ -327,7 +327,7 @@ mod tests {
     fn trainer(kernels: Kernels) -> (Trainer, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         toy::write(folder.path());
-        let options = SessionOptions { device: Device::Cpu, threads: 2, kernels };
+        let options = SessionOptions { device: Device::Cpu, threads: 2, kernels, ..Default::default() };
         let artifacts = ArtifactFolder::open(folder.path()).unwrap();
         (Trainer::new(&toy::runtime(), artifacts, options).unwrap(), folder)
     }
@@ -496,7 +496,8 @@ mod tests {
     fn a_method_within_the_backbone_has_no_features() {
         let directory = tempfile::tempdir().unwrap();
         let folder = toy::built(directory.path());
-        let options = SessionOptions { device: Device::Cpu, threads: 1, kernels: Kernels::Fused };
+        let options =
+            SessionOptions { device: Device::Cpu, threads: 1, kernels: Kernels::Fused, ..Default::default() };
         let trainer = Trainer::new(&toy::runtime(), folder, options).unwrap();
         let error = trainer.on_features().err().unwrap().to_string();
         assert!(error.contains("method full") && error.contains("cache_features"), "{error}");
@@ -533,7 +534,12 @@ mod tests {
         for optimizer in [plain, SGD, adamw] {
             let spec = TrainingSpec { learning_rate: 0.01, optimizer, ..Default::default() };
             let adapters = [Residence::Host, Residence::Device].map(|residence| {
-                let options = SessionOptions { device: Device::Cpu, threads: 1, kernels: Kernels::Fused };
+                let options = SessionOptions {
+                    device: Device::Cpu,
+                    threads: 1,
+                    kernels: Kernels::Fused,
+                    ..Default::default()
+                };
                 let memory = Memory { allocator: Allocator::default(), residence, _owner: None };
                 let mut trainer = Trainer::in_memory(&runtime, folder.clone(), options, cpu, memory).unwrap();
                 trainer.set_adapter(&folder.initial_adapter().unwrap()).unwrap();

@@ -35,7 +35,7 @@ fn trainer(folder: &ArtifactFolder, kernels: Kernels) -> Trainer {
 }
 
 fn trainer_on(device: Device, folder: &ArtifactFolder, kernels: Kernels) -> Trainer {
-    let options = SessionOptions { device, threads: 1, kernels };
+    let options = SessionOptions { device, threads: 1, kernels, ..Default::default() };
     let mut trainer = Trainer::new(&Runtime::load(None).unwrap(), folder.clone(), options).unwrap();
     trainer.set_adapter(&folder.initial_adapter().unwrap()).unwrap();
     trainer

@@ -64,7 +64,7 @@ fn gradients(folder: &ArtifactFolder, kernels: Kernels) -> Vec<f32> {
 fn gradients_on(device: Device, folder: &ArtifactFolder, kernels: Kernels) -> Vec<f32> {
     const RATE: f32 = 1024.0;
     let runtime = Runtime::load(Some(&fedpeft_testkit::assets().ort_lib().unwrap())).unwrap();
-    let options = SessionOptions { device, threads: 2, kernels };
+    let options = SessionOptions { device, threads: 2, kernels, ..Default::default() };
     let mut trainer = Trainer::new(&runtime, folder.clone(), options).unwrap();
     let before = start(folder);
     trainer.set_adapter(&before).unwrap();
@@ -136,7 +136,8 @@ fn clipped_sums_are_those_of_a_loop_over_the_examples() {
     for method in [Method::Bias, Method::Lora(Lora::default()), Method::Full] {
         let dir = tempfile::tempdir().unwrap();
         let folder = artifacts(method.clone(), &dir.path().join("artifacts"));
-        let options = SessionOptions { device: Device::Cpu, threads: 2, kernels: Kernels::Fused };
+        let options =
+            SessionOptions { device: Device::Cpu, threads: 2, kernels: Kernels::Fused, ..Default::default() };
         let mut trainer = Trainer::new(&runtime, folder.clone(), options).unwrap();
         let before = start(&folder);
         let moved = |trainer: &Trainer| -> Vec<f64> {
