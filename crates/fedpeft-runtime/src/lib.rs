@@ -5,6 +5,7 @@
 //! optimizer steps run on the fused [`kernels`]. This crate knows no network.
 
 mod adapter;
+mod buffer;
 mod check;
 mod device;
 mod error;
@@ -13,7 +14,10 @@ mod features;
 mod frozen;
 mod graph;
 pub mod kernels;
+mod largest;
 mod library;
+mod measured;
+mod memory;
 mod operators;
 mod optimizer;
 mod order;
@@ -21,6 +25,7 @@ mod private;
 mod products;
 mod schedule;
 mod session;
+mod source;
 #[cfg(test)]
 mod toy;
 mod trainer;
@@ -35,5 +40,5 @@ pub use operators::DOMAIN as OPERATOR_DOMAIN;
 pub use optimizer::Optimizer;
 pub use order::OrderSeed;
 pub use schedule::Schedule;
-pub use session::{Kernels, SessionOptions};
+pub use session::{Kernels, SessionOptions, Shapes};
 pub use trainer::{Evaluated, LocalTraining, OptimizerState, Snapshot, Standing, Stepped, Trained, Trainer};

@@ -5,7 +5,8 @@ use fedpeft_onnx::{Model, OnnxError};
 use ort::session::{Session, builder::GraphOptimizationLevel};
 
 use crate::{
-    ChosenDevice, Device, Runtime, RuntimeError, error::one_line, operators, operators::DOMAIN, products,
+    ChosenDevice, Device, Runtime, RuntimeError, error::one_line, largest, operators, operators::DOMAIN,
+    products,
 };
 
 /// Which kernels compute gradients on the processor.
@@ -18,6 +19,32 @@ pub enum Kernels {
     Portable,
 }
 
+/// What sessions know of the size of batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum Shapes {
+    /// What is fastest on the device: recorded on a GPU, any size on the processor.
+    #[default]
+    Auto,
+    /// One session takes batches of any size.
+    Any,
+    /// Batches of the usual size have a session of their own, which is made for their shapes; all others share one.
+    Fixed,
+    /// As fixed, and a GPU replays the launches of the first step in all others of that size, as a CUDA graph.
+    Recorded,
+}
+
+impl Shapes {
+    /// What is meant on this device.
+    pub(crate) fn on(self, device: ChosenDevice) -> Self {
+        match (self, device) {
+            (Self::Auto, ChosenDevice::Cpu) => Self::Any,
+            (Self::Auto, ChosenDevice::Cuda(_)) => Self::Recorded,
+            (Self::Recorded, ChosenDevice::Cpu) => Self::Fixed,
+            (shapes, _) => shapes,
+        }
+    }
+}
+
 /// How sessions are made.
 #[derive(Debug, Clone)]
 pub struct SessionOptions {
@@ -27,33 +54,25 @@ pub struct SessionOptions {
     pub threads: usize,
     /// Kernels for gradients.
     pub kernels: Kernels,
+    /// What they know of the size of batches.
+    pub shapes: Shapes,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { device: Device::Auto, threads: 0, kernels: Kernels::Fused }
+        Self { device: Device::Auto, threads: 0, kernels: Kernels::Fused, shapes: Shapes::Auto }
     }
 }
 
-/// A session for one graph of the folder. Frozen weights stay in the folder's backbone file, which ONNX
-/// Runtime maps.
-pub(crate) fn open(
-    runtime: &Runtime,
-    folder: &ArtifactFolder,
-    file: &FileRef,
-    device: ChosenDevice,
-    options: &SessionOptions,
-) -> Result<Session, RuntimeError> {
-    open_edited(runtime, folder, file, device, options, |_| Ok(()))
-}
-
-/// A session for one graph of the folder as `edit` leaves it.
+/// A session for one graph of the folder as `edit` leaves it, which records the launches of a run where that is asked for.
+/// Frozen weights stay in the folder's backbone file, which ONNX Runtime maps.
 pub(crate) fn open_edited(
     runtime: &Runtime,
     folder: &ArtifactFolder,
     file: &FileRef,
     device: ChosenDevice,
     options: &SessionOptions,
+    recorded: bool,
     edit: impl FnOnce(&mut Model) -> Result<(), OnnxError>,
 ) -> Result<Session, RuntimeError> {
     let fail = |reason: String| RuntimeError::Graph { graph: file.name.clone(), device, reason };
@@ -64,12 +83,13 @@ pub(crate) fn open_edited(
         device == ChosenDevice::Cpu && options.kernels == Kernels::Fused && operators::take_over(&mut model);
     if device != ChosenDevice::Cpu {
         products::from_sums(&mut model);
+        largest::from_arg_max(&mut model.graph);
     }
     let path = std::path::absolute(folder.path()).map_err(|error| fail(error.to_string()))?;
     let Some(path) = path.to_str() else {
         return Err(fail("the path of its folder is not UTF-8; move it".to_owned()));
     };
-    commit(runtime, &model.to_bytes(), path, fused, device, options.threads)
+    commit(runtime, &model.to_bytes(), path, fused, recorded, device, options.threads)
         .map_err(|error| fail(one_line(error)))
 }
 
@@ -95,6 +115,7 @@ pub(crate) fn commit(
     model: &[u8],
     folder: &str,
     fused: bool,
+    recorded: bool,
     device: ChosenDevice,
     threads: usize,
 ) -> ort::Result<Session> {
@@ -115,7 +136,7 @@ pub(crate) fn commit(
     if fused {
         builder = builder.with_operators(operators::domain()?)?;
     }
-    device.add_to(builder)?.commit_from_memory(model)
+    device.add_to(builder, recorded)?.commit_from_memory(model)
 }
 
 #[cfg(test)]
@@ -136,7 +157,9 @@ mod tests {
         let runtime = toy::runtime();
         let error = |model: &Model| {
             model.save(&path).unwrap();
-            let opened = open(&runtime, &artifacts, &file, ChosenDevice::Cpu, &SessionOptions::default());
+            let options = SessionOptions::default();
+            let opened =
+                open_edited(&runtime, &artifacts, &file, ChosenDevice::Cpu, &options, false, |_| Ok(()));
             opened.err().map(|error| error.to_string())
         };
         assert_eq!(error(&good), None);

@@ -136,7 +136,8 @@ fn ready(case: &Case, own_head: bool, folder: &Path) -> (Trainer, InMemory, std:
         Given::Tokens { mask, .. } => mask.len(),
         Given::Ids { ids, .. } => ids.len(),
     };
-    let options = SessionOptions { device: Device::Cpu, threads: 1, kernels: Kernels::Fused };
+    let options =
+        SessionOptions { device: Device::Cpu, threads: 1, kernels: Kernels::Fused, ..Default::default() };
     let mut trainer = Trainer::new(&runtime(), artifacts, options).unwrap();
     trainer.set_adapter(&adapter).unwrap();
     (trainer, InMemory::with_columns(count, columns, labels).unwrap(), range)

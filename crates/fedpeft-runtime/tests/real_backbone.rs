@@ -64,7 +64,7 @@ fn gradients(folder: &ArtifactFolder, kernels: Kernels) -> Vec<f32> {
 fn gradients_on(device: Device, folder: &ArtifactFolder, kernels: Kernels) -> Vec<f32> {
     const RATE: f32 = 1024.0;
     let runtime = Runtime::load(Some(&fedpeft_testkit::assets().ort_lib().unwrap())).unwrap();
-    let options = SessionOptions { device, threads: 2, kernels };
+    let options = SessionOptions { device, threads: 2, kernels, ..Default::default() };
     let mut trainer = Trainer::new(&runtime, folder.clone(), options).unwrap();
     let before = start(folder);
     trainer.set_adapter(&before).unwrap();
@@ -125,9 +125,19 @@ fn kernels_bodies_and_reference_agree() {
     }
 }
 
-/// A step of DP-SGD, with noise that no `f32` holds, is that of a loop over the examples, each a batch of its own.
 #[test]
 fn clipped_sums_are_those_of_a_loop_over_the_examples() {
+    clipped_sums_are_those_of_a_loop(Device::Cpu);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU, and an ONNX Runtime library with CUDA in FEDPEFT_ORT_LIB"]
+fn clipped_sums_on_cuda_are_those_of_a_loop_over_the_examples() {
+    clipped_sums_are_those_of_a_loop(Device::Cuda(0));
+}
+
+/// A step of DP-SGD, with noise that no `f32` holds, is that of a loop over the examples, each a batch of its own.
+fn clipped_sums_are_those_of_a_loop(device: Device) {
     const RATE: f64 = 1024.0;
     let runtime = Runtime::load(Some(&fedpeft_testkit::assets().ort_lib().unwrap())).unwrap();
     let optimizer = OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
@@ -136,7 +146,7 @@ fn clipped_sums_are_those_of_a_loop_over_the_examples() {
     for method in [Method::Bias, Method::Lora(Lora::default()), Method::Full] {
         let dir = tempfile::tempdir().unwrap();
         let folder = artifacts(method.clone(), &dir.path().join("artifacts"));
-        let options = SessionOptions { device: Device::Cpu, threads: 2, kernels: Kernels::Fused };
+        let options = SessionOptions { device, threads: 2, kernels: Kernels::Fused, ..Default::default() };
         let mut trainer = Trainer::new(&runtime, folder.clone(), options).unwrap();
         let before = start(&folder);
         let moved = |trainer: &Trainer| -> Vec<f64> {

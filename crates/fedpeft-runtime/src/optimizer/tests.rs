@@ -10,10 +10,7 @@ use serde::Deserialize;
 
 use super::{Bound, Form, GraphOptimizer, HostOptimizer, Optimizer, Sessions, transforms};
 use crate::{
-    ChosenDevice, Runtime, Schedule,
-    adapter::Adapter,
-    graph::{Residence, tensors},
-    session, toy,
+    ChosenDevice, Runtime, Schedule, adapter::Adapter, graph::tensors, memory::Residence, session, toy,
 };
 
 #[derive(Deserialize)]
@@ -54,7 +51,7 @@ fn sessions(runtime: &Runtime, layout: &Layout, training: &TrainingSpec) -> Sess
         OptimizerSpec::Adamw { .. } => optimizer::adamw(layout).unwrap(),
     };
     let open = |model: fedpeft_onnx::Model| {
-        session::commit(runtime, &model.to_bytes(), ".", false, ChosenDevice::Cpu, 1).unwrap()
+        session::commit(runtime, &model.to_bytes(), ".", false, false, ChosenDevice::Cpu, 1).unwrap()
     };
     let (mut step, mut accumulation) = (model.clone(), model);
     gradient::keep(&mut step, transforms(training, false)).unwrap();
