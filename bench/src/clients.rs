@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Result, anyhow};
 use bytes::Bytes;
-use fedpeft_bus::{Bus, BusError, Tasks};
+use fedpeft_bus::{Bus, BusError, RecentBlobs, Tasks};
 use fedpeft_protocol::{
     ClientId, PROTOCOL_VERSION,
     presence::{Capabilities, Presence},
@@ -37,14 +37,15 @@ impl Crowd {
         let names: Vec<ClientId> =
             (0..count).map(|number| ClientId::new(format!("c{number:05}"))).collect::<Result<_, _>>()?;
         for share in names.chunks(PER_CONNECTION as usize) {
-            let bus = connect(server).await?;
+            let (bus, recent) = (connect(server).await?, Arc::new(RecentBlobs::default()));
             let opening = share.iter().cloned().map(|client| {
                 let bus = bus.clone();
                 async move { Ok::<_, BusError>((bus.tasks(&client).await?, client)) }
             });
             let opening = stream::iter(opening.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
             for (inbox, client) in opening.try_collect::<Vec<_>>().await? {
-                let serving = serve(bus.clone(), inbox, client, adapter.clone(), publishing.clone());
+                let answer = (adapter.clone(), publishing.clone());
+                let serving = serve((bus.clone(), recent.clone()), inbox, client, answer);
                 tasks.spawn(serving);
             }
             announce(&bus, share).await?;
@@ -92,15 +93,17 @@ async fn announce(bus: &Bus, clients: &[ClientId]) -> Result<(), BusError> {
 }
 
 async fn serve(
-    bus: Bus,
+    (bus, recent): (Bus, Arc<RecentBlobs>),
     mut tasks: Tasks,
     client: ClientId,
-    adapter: Payload,
-    publishing: Arc<Semaphore>,
+    (adapter, publishing): (Payload, Arc<Semaphore>),
 ) -> Result<(), BusError> {
     loop {
         let delivery = tasks.next().await?;
         if let Ok(task) = &delivery.result {
+            if let Payload::Blob { digest, size } = &task.adapter {
+                recent.get(&bus, digest, *size).await?;
+            }
             let outcome = Outcome::Trained {
                 examples: EXAMPLES,
                 steps: 1,

@@ -37,6 +37,10 @@ use crate::{
 /// Requests on their way at once, where there is one for each client.
 pub(crate) const IN_FLIGHT: usize = 16;
 
+/// Bytes of adapters in the tasks of one round, at most. Beyond that the broker would store the same adapter for each of
+/// many clients, so they fetch its blob, those of one worker once.
+const IN_TASKS: u64 = 8 << 20;
+
 /// What all runs of this process share.
 #[derive(Clone)]
 pub(crate) struct Workshop {
@@ -169,16 +173,16 @@ impl<'a> Drive<'a> {
         Ok(drive)
     }
 
-    /// A task on the present global adapter.
+    /// A task on the present global adapter, one of `tasks` of a round.
     pub async fn task(
         &self,
-        round: Round,
-        epoch: Epoch,
+        (round, epoch): (Round, Epoch),
+        tasks: usize,
         client: &ClientId,
         work: Work,
         deadline_ms: u64,
     ) -> Result<Task, Stop> {
-        Ok(self.task_on(self.payload().await?, (round, epoch), client, work, deadline_ms))
+        Ok(self.task_on(self.payload(tasks).await?, (round, epoch), client, work, deadline_ms))
     }
 
     /// A task on an adapter of a round that was opened under this token.
@@ -207,10 +211,10 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// The global adapter.
-    async fn payload(&self) -> Result<Payload, Stop> {
+    /// The global adapter for one of `tasks` clients.
+    async fn payload(&self, tasks: usize) -> Result<Payload, Stop> {
         if let Some(Encoded { digest, size }) = self.record.sent {
-            if !self.model.leaves_room(self.bus, size) {
+            if !self.model.leaves_room(self.bus, size) || is_for_many(size, tasks) {
                 return Ok(Payload::Blob { digest, size });
             }
             let fetch = || async { Ok::<_, Stop>(self.bus.get_blob(&digest, size).await?.0) };
@@ -218,13 +222,13 @@ impl<'a> Drive<'a> {
             return Ok(Payload::Message { digest, data });
         }
         let digest = self.record.adapter;
-        self.named(digest, self.global(&digest)).await
+        self.named(digest, tasks, self.global(&digest)).await
     }
 
-    /// The server's control variate, where the strategy has one.
-    pub async fn control(&self) -> Result<Option<Payload>, Stop> {
+    /// The server's control variate for one of `tasks` clients, where the strategy has one.
+    pub async fn control(&self, tasks: usize) -> Result<Option<Payload>, Stop> {
         let Some(digest) = self.record.control else { return Ok(None) };
-        self.named(digest, self.present_control(&digest)).await.map(Some)
+        self.named(digest, tasks, self.present_control(&digest)).await.map(Some)
     }
 
     /// The server's control variate, whose digest this is.
@@ -232,13 +236,15 @@ impl<'a> Drive<'a> {
         self.control.get_or_try_init(|| self.fetched(digest)).await.cloned()
     }
 
-    /// What has the shape of the adapter: in the message where it fits, else by the name of its blob.
+    /// What has the shape of the adapter: in the message where it fits and is not for many, else by the name of its blob.
     async fn named(
         &self,
         digest: Digest,
+        tasks: usize,
         adapter: impl Future<Output = Result<Adapter, Stop>>,
     ) -> Result<Payload, Stop> {
         if self.fits_a_message()
+            && !is_for_many(self.model.layout.bytes(), tasks)
             && let Adapter::Held(data) = adapter.await?
         {
             return Ok(Payload::Message { digest, data });
@@ -397,4 +403,9 @@ impl<'a> Drive<'a> {
         self.bus.purge_updates(&self.record.run, Stale::Client(round, client), mark).await?;
         Ok(())
     }
+}
+
+/// Whether an adapter of this size is too much to be in each of so many tasks.
+fn is_for_many(size: u64, tasks: usize) -> bool {
+    size.saturating_mul(tasks as u64) > IN_TASKS
 }

@@ -11,6 +11,7 @@
 //! | `pieces` | chunks as their headers describe them |
 //! | `write` | uploads |
 //! | `read` | downloads |
+//! | `recent` | a download that many share |
 //! | `part` | a download into a file that survives its process |
 //! | `uploads` | what clients send |
 
@@ -18,6 +19,7 @@ mod part;
 mod pieces;
 mod place;
 mod read;
+mod recent;
 mod uploads;
 mod write;
 
@@ -26,6 +28,7 @@ use fedpeft_protocol::Digest;
 use crate::{Bus, BusError, Measured};
 use place::{Found, Place};
 
+pub use recent::RecentBlobs;
 pub use uploads::UploadKey;
 
 /// A blob that is in the store.

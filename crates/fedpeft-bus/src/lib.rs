@@ -31,7 +31,7 @@ mod updates;
 
 pub use admission::Limits;
 pub use backoff::Backoff;
-pub use blobs::{Stored, UploadKey};
+pub use blobs::{RecentBlobs, Stored, UploadKey};
 pub use connect::{Bus, BusConfig};
 pub use error::{ApiError, BusError};
 pub use events::Events;

@@ -169,6 +169,9 @@ impl Tasks {
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
             inactive_threshold: FORGOTTEN,
+            // What one of many thousand clients acknowledged is not worth a file that is replaced in every round: a broker
+            // that was restarted delivers the newest task again, and clients know what they have answered.
+            memory_storage: true,
             ..Default::default()
         };
         let consumer = self
@@ -198,6 +201,8 @@ pub struct TaskDelivery {
     pub measured: Measured,
     /// Deliveries so far, this one included.
     pub deliveries: u32,
+    /// Its place in the stream: a delivery of the same message has the same.
+    pub sequence: u64,
     /// The span that sent it.
     pub origin: Origin,
     message: Message,
@@ -208,9 +213,12 @@ impl TaskDelivery {
         let measured = Measured::of(&message.subject, message.headers.as_ref(), message.payload.len());
         let result = publish::decode::<Task>(message.headers.as_ref(), &message.payload)
             .and_then(|task| wire::check_version(task.version).map(|()| task));
-        let deliveries = message.info().ok().and_then(|info| u32::try_from(info.delivered).ok()).unwrap_or(1);
+        let (deliveries, sequence) = match message.info() {
+            Ok(info) => (u32::try_from(info.delivered).unwrap_or(1), info.stream_sequence),
+            Err(_) => (1, 0),
+        };
         let origin = publish::origin(message.headers.as_ref());
-        Self { result, measured, deliveries, origin, message }
+        Self { result, measured, deliveries, sequence, origin, message }
     }
 
     /// Done: it is not delivered again.

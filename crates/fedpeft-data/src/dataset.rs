@@ -1,5 +1,6 @@
 //! Labelled examples in memory.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -27,5 +28,21 @@ pub(crate) enum Content {
 impl Dataset {
     pub fn len(&self) -> usize {
         self.labels.len()
+    }
+
+    /// A copy that holds these examples alone, under the same numbers. It has all labels, which are small.
+    pub fn only(&self, examples: &BTreeSet<u32>) -> Self {
+        let content = match &self.content {
+            Content::Images(images) => Content::Images(images.only(examples).into()),
+            Content::Texts(texts) => {
+                let kept = texts.iter().zip(0..).map(|(text, number)| match examples.contains(&number) {
+                    true => text.clone(),
+                    false => Box::default(),
+                });
+                Content::Texts(kept.collect())
+            }
+        };
+        let Self { path, labels, class_names, .. } = self;
+        Self { path: path.clone(), content, labels: labels.clone(), class_names: class_names.clone() }
     }
 }

@@ -166,6 +166,23 @@ impl ClientData {
         self.dataset.labels.kind()
     }
 
+    /// Makes all of these hold their own examples and no others of their datasets, whose memory is free when nobody else
+    /// holds them.
+    pub fn hold_only<'a>(all: impl IntoIterator<Item = &'a mut Self>) {
+        let mut parts: Vec<(Arc<Dataset>, Vec<&mut Self>)> = Vec::new();
+        for data in all {
+            match parts.iter_mut().find(|(dataset, _)| Arc::ptr_eq(dataset, &data.dataset)) {
+                Some((_, holders)) => holders.push(data),
+                None => parts.push((data.dataset.clone(), vec![data])),
+            }
+        }
+        for (dataset, holders) in parts {
+            let examples = holders.iter().flat_map(|data| data.examples.iter().copied()).collect();
+            let dataset = Arc::new(dataset.only(&examples));
+            holders.into_iter().for_each(|data| data.dataset = dataset.clone());
+        }
+    }
+
     /// Fits images to a model's input.
     pub fn prepare_images(&self, input: &Input) -> Result<Prepared, FitError> {
         Prepared::images(self.clone(), input.clone())
@@ -302,6 +319,11 @@ mod tests {
         let (_folder, spec) = dataset();
         let data = Federation::load(&spec).unwrap().client(0).unwrap();
         let input = Input::new(&[3, 4, 3], &[0.0, 0.5, 0.25], &[1.0, 0.5, 2.0]).unwrap();
+        let mut alone = [data.clone(), Federation::load(&spec).unwrap().client(1).unwrap(), data.clone()];
+        ClientData::hold_only(&mut alone);
+        let Content::Images(images) = &alone[0].dataset.content else { panic!("not images") };
+        assert_eq!(images.len(), 10, "the second is of another dataset");
+        let data = alone[2].clone();
         let prepared = data.prepare_images(&input).unwrap();
         let mut pixels = vec![f32::NAN; 2 * input.values()];
         let mut labels = [-1; 2];

@@ -25,7 +25,7 @@ fn kernels(criterion: &mut Criterion) {
         let (scale, mean, inv_std_dev) = (values(columns), values(rows), vec![1.0; rows]);
         let forward = Normalized { x: &b, scale: &scale, mean: &mean, inv_std_dev: &inv_std_dev };
         group.bench_function(BenchmarkId::new("layer_norm_grad", name), |bench| {
-            bench.iter(|| layer_norm_grad(&a, forward, &mut out));
+            bench.iter(|| layer_norm_grad(&a, forward, None, &mut out));
         });
         group.bench_function(BenchmarkId::new("softmax_grad", name), |bench| {
             bench.iter(|| softmax_grad(&a, &b, columns, &mut out));

@@ -20,6 +20,7 @@ use fedpeft_peft::Peft;
 use fedpeft_protocol::run::{DpSgdSpec, ExampleSampling, TrainingSpec};
 use fedpeft_runtime::{
     Device, InMemory, Kernels, LocalTraining, Optimizer, OrderSeed, Runtime, SessionOptions, Shapes, Trainer,
+    Weights,
 };
 
 const OUTPUT: &str = "/backbone/layernorm/Add_1_output_0";
@@ -108,37 +109,54 @@ impl Subject {
         }
         Ok(start.elapsed().as_secs_f64())
     }
+
+    /// Quartiles of what multiple this is of another in the same round.
+    fn over(&self, other: &Self) -> [f64; 3] {
+        let ratios: Vec<f64> = self.seconds.iter().zip(&other.seconds).map(|(a, b)| a / b).collect();
+        quartiles(&ratios)
+    }
 }
 
 fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn Error>> {
     let runtime = Runtime::load(None)?;
     let backbone = fedpeft_testkit::assets().dinov2()?;
     let mut subjects = Vec::new();
+    // The reference is ONNX Runtime's own forward pass, as fast as it can be: standard operators, packed weights.
+    let own = SessionOptions { kernels: Kernels::Portable, weights: Weights::Packed, ..Default::default() };
+    let portable = SessionOptions { kernels: Kernels::Portable, ..Default::default() };
+    let packed = SessionOptions { weights: Weights::Packed, ..Default::default() };
+    let usual = SessionOptions::default();
+    let round = |private| Timed::Round { private };
     let rows = [
-        ("forward", "bias", Kernels::Fused, Timed::Forward),
-        ("head", "head", Kernels::Fused, Timed::Gradients),
-        ("bias", "bias", Kernels::Fused, Timed::Gradients),
-        ("bias, portable operators", "bias", Kernels::Portable, Timed::Gradients),
-        ("bias and AdamW step", "bias", Kernels::Fused, Timed::Step),
-        ("layernorm", "layernorm", Kernels::Fused, Timed::Gradients),
-        ("lora", "lora", Kernels::Fused, Timed::Gradients),
-        ("ia3", "ia3", Kernels::Fused, Timed::Gradients),
-        ("adapter", "adapter", Kernels::Fused, Timed::Gradients),
-        ("prompt", "prompt", Kernels::Fused, Timed::Gradients),
-        ("prefix", "prefix", Kernels::Fused, Timed::Gradients),
-        ("full", "full", Kernels::Fused, Timed::Gradients),
-        ("full and AdamW step", "full", Kernels::Fused, Timed::Step),
-        ("bias, one step", "bias", Kernels::Fused, Timed::Round { private: false }),
-        ("bias, one step of DP-SGD", "bias", Kernels::Fused, Timed::Round { private: true }),
-        ("lora, one step", "lora", Kernels::Fused, Timed::Round { private: false }),
-        ("lora, one step of DP-SGD", "lora", Kernels::Fused, Timed::Round { private: true }),
-        ("full, one step", "full", Kernels::Fused, Timed::Round { private: false }),
-        ("full, one step of DP-SGD", "full", Kernels::Fused, Timed::Round { private: true }),
+        ("forward", "bias", &own, Timed::Forward),
+        ("forward, as evaluated", "bias", &usual, Timed::Forward),
+        ("head", "head", &usual, Timed::Gradients),
+        ("bias", "bias", &usual, Timed::Gradients),
+        ("bias, packed weights", "bias", &packed, Timed::Gradients),
+        ("bias, portable operators", "bias", &portable, Timed::Gradients),
+        ("bias and AdamW step", "bias", &usual, Timed::Step),
+        ("layernorm", "layernorm", &usual, Timed::Gradients),
+        ("lora", "lora", &usual, Timed::Gradients),
+        ("ia3", "ia3", &usual, Timed::Gradients),
+        ("forward of adapter", "adapter", &own, Timed::Forward),
+        ("adapter", "adapter", &usual, Timed::Gradients),
+        ("forward of prompt", "prompt", &own, Timed::Forward),
+        ("prompt", "prompt", &usual, Timed::Gradients),
+        ("forward of prefix", "prefix", &own, Timed::Forward),
+        ("prefix", "prefix", &usual, Timed::Gradients),
+        ("full", "full", &usual, Timed::Gradients),
+        ("full and AdamW step", "full", &usual, Timed::Step),
+        ("bias, one step", "bias", &usual, round(false)),
+        ("bias, one step of DP-SGD", "bias", &usual, round(true)),
+        ("lora, one step", "lora", &usual, round(false)),
+        ("lora, one step of DP-SGD", "lora", &usual, round(true)),
+        ("full, one step", "full", &usual, round(false)),
+        ("full, one step of DP-SGD", "full", &usual, round(true)),
     ];
     let wanted = rows.into_iter().filter(|(name, _, _, timed)| {
         settings.wants(name) && !(settings.steps && matches!(timed, Timed::Round { .. }))
     });
-    for (name, method, kernels, timed) in wanted {
+    for (name, method, options, timed) in wanted {
         let path = folder.join(method);
         if !path.exists() {
             let options = BuildOptions::image_classification(
@@ -152,12 +170,8 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
         }
         let artifacts = ArtifactFolder::open(&path)?;
         let start = artifacts.initial_adapter()?;
-        let options = SessionOptions {
-            device: settings.device,
-            threads: settings.threads,
-            kernels,
-            shapes: settings.shapes,
-        };
+        let (device, threads, shapes) = (settings.device, settings.threads, settings.shapes);
+        let options = SessionOptions { device, threads, shapes, ..options.clone() };
         let mut trainer = Trainer::new(&runtime, artifacts, options)?;
         trainer.set_adapter(&start)?;
         // A rate of almost nothing: the values must not wander while they are timed.
@@ -181,11 +195,11 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
     Ok(subjects)
 }
 
-/// The value at a share of the sorted values.
-fn quantile(values: &[f64], share: f64) -> f64 {
+/// First quartile, median and third quartile.
+fn quartiles(values: &[f64]) -> [f64; 3] {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
+    [0.25, 0.5, 0.75].map(|share| sorted[((sorted.len() - 1) as f64 * share).round() as usize])
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -205,34 +219,38 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
     }
-    let forward = subjects[0].seconds.clone();
     let Settings { size, batch, threads, rounds, device, json, .. } = settings;
     if !json {
         println!("{device}, {size} px, batch {batch}, {threads} threads, {rounds} rounds");
         println!("{:<26} {:>12} {:>10} {:>15}", "", "ms per image", "x forward", "quartiles");
     }
     for subject in &subjects {
-        let ratios: Vec<f64> = subject.seconds.iter().zip(&forward).map(|(a, b)| a / b).collect();
-        let per_image = quantile(&subject.seconds, 0.5) * 1e3 / batch as f64;
-        let [low, ratio, high] = [0.25, 0.5, 0.75].map(|share| quantile(&ratios, share));
         let name = subject.name;
+        let per_image =
+            subject.seconds.iter().map(|seconds| seconds * 1e3 / batch as f64).collect::<Vec<_>>();
+        let [ms_low, ms, ms_high] = quartiles(&per_image);
+        let [low, ratio, high] = subject.over(&subjects[0]);
+        // What adds tokens or modules is put beside the forward pass with these as well.
+        let own = subjects.iter().find(|other| other.name.strip_prefix("forward of ") == Some(name));
+        let own = own.map(|own| subject.over(own));
+        let plain = subjects.iter().find(|plain| name.strip_suffix(" of DP-SGD") == Some(plain.name));
         if json {
-            let [ms_low, ms_high] =
-                [0.25, 0.75].map(|share| quantile(&subject.seconds, share) * 1e3 / batch as f64);
+            let own = own.map_or_else(String::new, |[low, ratio, high]| {
+                format!(r#","own":{{"ratio":{ratio:.4},"low":{low:.4},"high":{high:.4}}}"#)
+            });
             println!(
-                r#"{{"name":"{name}","size":{size},"batch":{batch},"threads":{threads},"device":"{device}","rounds":{rounds},"ms_per_image":{per_image:.4},"ms_low":{ms_low:.4},"ms_high":{ms_high:.4},"ratio":{ratio:.4},"low":{low:.4},"high":{high:.4}}}"#
+                r#"{{"name":"{name}","size":{size},"batch":{batch},"threads":{threads},"device":"{device}","rounds":{rounds},"ms_per_image":{ms:.4},"ms_low":{ms_low:.4},"ms_high":{ms_high:.4},"ratio":{ratio:.4},"low":{low:.4},"high":{high:.4}{own}}}"#
             );
-        } else {
-            print!("{name:<26} {per_image:>12.2} {ratio:>10.2} {low:>7.2}-{high:.2}");
-            let plain = name.strip_suffix(" of DP-SGD");
-            if let Some(plain) = subjects.iter().find(|subject| plain == Some(subject.name)) {
-                let ratios: Vec<f64> =
-                    subject.seconds.iter().zip(&plain.seconds).map(|(a, b)| a / b).collect();
-                let [low, ratio, high] = [0.25, 0.5, 0.75].map(|share| quantile(&ratios, share));
-                print!("   {ratio:.2} x without ({low:.2}-{high:.2})");
-            }
-            println!();
+            continue;
         }
+        print!("{name:<26} {ms:>12.2} {ratio:>10.2} {low:>7.2}-{high:.2}");
+        if let Some([low, ratio, high]) = own {
+            print!("   {ratio:.2} x its own forward ({low:.2}-{high:.2})");
+        }
+        if let Some([low, ratio, high]) = plain.map(|plain| subject.over(plain)) {
+            print!("   {ratio:.2} x without ({low:.2}-{high:.2})");
+        }
+        println!();
     }
     Ok(())
 }

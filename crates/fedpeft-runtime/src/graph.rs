@@ -115,6 +115,11 @@ impl Graph {
         &mut self.tensors.gradients
     }
 
+    /// What sessions know of the size of batches.
+    pub fn shapes(&self) -> Shapes {
+        self.shapes
+    }
+
     /// Most batches are of this size from now on.
     pub fn expect(&mut self, usual: usize) {
         if self.usual != usual {

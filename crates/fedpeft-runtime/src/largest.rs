@@ -48,3 +48,31 @@ fn two_top_k(x: &str, output: &str) -> Vec<Node> {
         Node::new("Squeeze", &[&least, &last], &[output]),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use fedpeft_onnx::{DType, Dim, ValueInfo};
+    use ort::value::Tensor;
+
+    use super::*;
+    use crate::{ChosenDevice, SessionOptions, session, toy};
+
+    #[test]
+    fn the_first_of_the_largest_is_found() {
+        let shape = [Dim::Symbol("N".into()), Dim::Fixed(4)];
+        let mut graph = Graph { name: "largest".into(), ..Graph::default() };
+        graph.inputs.push(ValueInfo::new("x", DType::F32, shape.to_vec()));
+        graph.outputs.push(ValueInfo::new("y", DType::I64, vec![Dim::Symbol("N".into())]));
+        graph.nodes.push(Node::new("ArgMax", &["x"], &["y"]).with("axis", -1i64).with("keepdims", 0i64));
+        from_arg_max(&mut graph);
+        assert!(graph.nodes.iter().all(|node| !node.is("ArgMax")));
+        let (model, runtime) = (toy::model(graph), toy::runtime());
+        let (form, options) = (session::Form::default(), SessionOptions::default());
+        let mut session =
+            session::commit(&runtime, &model.to_bytes(), ".", form, ChosenDevice::Cpu, &options).unwrap();
+        let x = vec![0.0f32, 3.0, 3.0, 1.0, 0.0, 0.0, 0.0, 0.0, -4.0, -3.0, -2.0, -1.0];
+        let x = Tensor::from_array(([3i64, 4], x)).unwrap();
+        let outputs = session.run(ort::inputs!["x" => x]).unwrap();
+        assert_eq!(outputs["y"].try_extract_tensor::<i64>().unwrap().1, [1, 0, 3]);
+    }
+}

@@ -1,12 +1,14 @@
 //! Making a session from a graph of the artifact folder.
 
+use std::{collections::HashSet, path::PathBuf};
+
 use fedpeft_artifacts::{ArtifactFolder, manifest::FileRef};
-use fedpeft_onnx::{Model, OnnxError};
+use fedpeft_onnx::{Data, Graph, Model, OnnxError};
 use ort::session::{Session, builder::GraphOptimizationLevel};
 
 use crate::{
-    ChosenDevice, Device, Runtime, RuntimeError, error::one_line, largest, operators, operators::DOMAIN,
-    products,
+    ChosenDevice, Device, Runtime, RuntimeError, error::one_line, fuse, largest, leaves, operators,
+    operators::DOMAIN, products,
 };
 
 /// Which kernels compute gradients on the processor.
@@ -45,6 +47,17 @@ impl Shapes {
     }
 }
 
+/// How frozen weights are held on the processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Weights {
+    /// Once for each session, at most. Where products read them in both directions, they stay where the backbone's file is
+    /// mapped, which all sessions and processes of a machine share; where in one alone, they are packed.
+    #[default]
+    Once,
+    /// Packed: copied into the order in which products read them, one copy for each direction. Fastest.
+    Packed,
+}
+
 /// How sessions are made.
 #[derive(Debug, Clone)]
 pub struct SessionOptions {
@@ -56,11 +69,16 @@ pub struct SessionOptions {
     pub kernels: Kernels,
     /// What they know of the size of batches.
     pub shapes: Shapes,
+    /// How frozen weights are held.
+    pub weights: Weights,
+    /// Where ONNX Runtime writes how long each operator took, when a session ends: the path without its ending.
+    pub profile: Option<PathBuf>,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { device: Device::Auto, threads: 0, kernels: Kernels::Fused, shapes: Shapes::Auto }
+        let (kernels, weights, shapes) = (Kernels::default(), Weights::default(), Shapes::default());
+        Self { device: Device::Auto, threads: 0, kernels, weights, shapes, profile: None }
     }
 }
 
@@ -79,8 +97,11 @@ pub(crate) fn open_edited(
     let mut model = Model::load_graph(folder.file(file)).map_err(|error| fail(error.to_string()))?;
     standard_operators(&model).map_err(fail)?;
     edit(&mut model).map_err(|error| fail(error.to_string()))?;
-    let fused =
-        device == ChosenDevice::Cpu && options.kernels == Kernels::Fused && operators::take_over(&mut model);
+    let mut fused = false;
+    if device == ChosenDevice::Cpu && options.kernels == Kernels::Fused {
+        fused = fuse::fuse(&mut model).map_err(|error| fail(error.to_string()))?;
+        fused |= operators::take_over(&mut model);
+    }
     if device != ChosenDevice::Cpu {
         products::from_sums(&mut model);
         largest::from_arg_max(&mut model.graph);
@@ -89,8 +110,21 @@ pub(crate) fn open_edited(
     let Some(path) = path.to_str() else {
         return Err(fail("the path of its folder is not UTF-8; move it".to_owned()));
     };
-    commit(runtime, &model.to_bytes(), path, fused, recorded, device, options.threads)
+    leaves::last_first(&mut model.graph);
+    let packed =
+        device != ChosenDevice::Cpu || options.weights == Weights::Packed || reads_once(&model.graph);
+    commit(runtime, &model.to_bytes(), path, Form { fused, packed, recorded }, device, options)
         .map_err(|error| fail(one_line(error)))
+}
+
+/// Whether no matrix of the backbone's file is read by two nodes.
+fn reads_once(graph: &Graph) -> bool {
+    let is_stored = |name: &&String| {
+        let tensor = graph.initializers.get(*name);
+        tensor.is_some_and(|tensor| tensor.shape.len() > 1 && matches!(tensor.data, Data::External { .. }))
+    };
+    let mut read = HashSet::new();
+    graph.nodes.iter().flat_map(|node| &node.inputs).filter(is_stored).all(|name| read.insert(name))
 }
 
 /// Artifacts hold standard operators and ours. Others are of some provider, and may be more than arithmetic on the
@@ -110,29 +144,43 @@ fn standard_operators(model: &Model) -> Result<(), String> {
     }
 }
 
+/// What a session does with its graph.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Form {
+    /// Nodes are of our operators.
+    pub fused: bool,
+    /// Weights are packed.
+    pub packed: bool,
+    /// Launches are recorded.
+    pub recorded: bool,
+}
+
 pub(crate) fn commit(
     runtime: &Runtime,
     model: &[u8],
     folder: &str,
-    fused: bool,
-    recorded: bool,
+    Form { fused, packed, recorded }: Form,
     device: ChosenDevice,
-    threads: usize,
+    options: &SessionOptions,
 ) -> ort::Result<Session> {
     let mut builder = Session::builder(&runtime.environment)?
         .with_optimization_level(GraphOptimizationLevel::All)?
-        .with_intra_threads(threads)?
+        .with_intra_threads(options.threads)?
         .with_inter_threads(1)?
         .with_parallel_execution(false)?
         // A plan of memory per batch size beside the arena costs a quarter more memory and, on the
         // processor, saves no time.
         .with_memory_pattern(device != ChosenDevice::Cpu)?
+        .with_prepacking(packed)?
         .with_deterministic_compute(true)?
         // Threads wait actively between the operators of a step (a sixth of a `full` step on two threads), but
         // not between steps: an idle worker takes no processor time.
         .with_intra_op_spinning(true)?
         .with_config_entry("session.force_spinning_stop", "1")?
         .with_config_entry("session.model_external_initializers_file_folder_path", folder)?;
+    if let Some(path) = &options.profile {
+        builder = builder.with_profiling(path)?;
+    }
     if fused {
         builder = builder.with_operators(operators::domain()?)?;
     }
@@ -141,7 +189,7 @@ pub(crate) fn commit(
 
 #[cfg(test)]
 mod tests {
-    use fedpeft_onnx::{Data, Node};
+    use fedpeft_onnx::Node;
 
     use super::*;
     use crate::toy;

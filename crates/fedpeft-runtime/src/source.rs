@@ -5,7 +5,8 @@ use fedpeft_onnx::{Dim, Model};
 use ort::session::Session;
 
 use crate::{
-    ChosenDevice, Runtime, RuntimeError, SessionOptions, Shapes, buffer::Fed, frozen, measured, session,
+    ChosenDevice, Runtime, RuntimeError, SessionOptions, Shapes, buffer::Fed, frozen, measured, parts,
+    session,
 };
 
 /// A graph of the artifacts that sessions are made of.
@@ -33,6 +34,9 @@ impl Source {
             measured::join(&mut model.graph);
             if let Some(size) = size {
                 fix(model, fed, size);
+            }
+            if recorded {
+                parts::of_concats(&mut model.graph);
             }
             Ok(())
         })

@@ -7,7 +7,7 @@ mod snapshot;
 use std::time::Instant;
 
 use crate::{
-    ChosenDevice, Examples, FeatureExtractor, Runtime, RuntimeError, SessionOptions,
+    ChosenDevice, Examples, FeatureExtractor, Runtime, RuntimeError, SessionOptions, Shapes,
     adapter::Adapter,
     buffer::{Fed, feeds},
     frozen,
@@ -169,6 +169,12 @@ impl Trainer {
         self.device
     }
 
+    /// What the session of training knows of the size of batches, once there is one: where a GPU cannot record the
+    /// launches of a step, less than was asked for.
+    pub fn shapes(&self) -> Option<Shapes> {
+        self.training.as_ref().map(Graph::shapes)
+    }
+
     /// The artifacts.
     pub fn artifacts(&self) -> &ArtifactFolder {
         &self.folder
@@ -236,7 +242,7 @@ impl Trainer {
         if count == 0 {
             return Err(RuntimeError::NoExamples);
         }
-        self.evaluation()?;
+        self.evaluation(count)?;
         let Self { evaluation: Some(evaluation), adapter, folder, memory, .. } = self else {
             return Err(RuntimeError::Run("the evaluation session is gone".to_owned()));
         };
@@ -284,11 +290,16 @@ impl Trainer {
     }
 
     /// Makes the evaluation session.
-    fn evaluation(&mut self) -> Result<(), RuntimeError> {
+    fn evaluation(&mut self, count: usize) -> Result<(), RuntimeError> {
         if self.evaluation.is_none() {
             let manifest = self.folder.manifest();
             let source = self.source(&manifest.files.eval)?;
-            self.evaluation = Some(Graph::new(source, manifest, Vec::new(), &self.memory, EVALUATION_BATCH)?);
+            let usual = count.min(EVALUATION_BATCH);
+            self.evaluation = Some(Graph::new(source, manifest, Vec::new(), &self.memory, usual)?);
+        }
+        // Clients of fewer examples than that have any number of them.
+        if let Some(evaluation) = self.evaluation.as_mut().filter(|_| count >= EVALUATION_BATCH) {
+            evaluation.expect(EVALUATION_BATCH);
         }
         Ok(())
     }

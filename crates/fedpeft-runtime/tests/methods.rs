@@ -136,6 +136,9 @@ fn every_method_trains_on_cuda_as_on_the_processor() {
             let mut trainer = trainer_on(device, &folder, Kernels::Fused);
             let before = trainer.evaluate(&examples, &mut || true).unwrap();
             let (_, adapter) = train(&mut trainer, &examples);
+            if device == Device::Cuda(0) {
+                assert_eq!(trainer.shapes(), Some(Shapes::Recorded), "{method}");
+            }
             let (_, again) = {
                 trainer.set_adapter(&folder.initial_adapter().unwrap()).unwrap();
                 train(&mut trainer, &examples)
@@ -166,6 +169,7 @@ fn shapes_change_nothing(device: Device, others: &[Shapes]) {
             train_as(&TrainingSpec { batch_size, ..spec() }, None, &mut trainer, &examples)
         });
         assert_eq!(first, sizes[2], "{shapes:?}");
+        assert_eq!(trainer.shapes(), Some(shapes));
         (sizes, trainer.evaluate(&examples, &mut || true).unwrap())
     };
     let (wanted, evaluated) = results(Shapes::Any);

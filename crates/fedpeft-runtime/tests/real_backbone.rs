@@ -10,8 +10,8 @@ use fedpeft_onnx::{Model, Tensor};
 use fedpeft_peft::{Lora, Method, Pooling};
 use fedpeft_protocol::run::{DpSgdSpec, ExampleSampling, OptimizerSpec, TrainingSpec};
 use fedpeft_runtime::{
-    Batch, Device, Examples, InMemory, Kernels, LocalTraining, OrderSeed, Runtime, SessionOptions, Trainer,
-    Values,
+    Batch, Device, Examples, InMemory, Kernels, LocalTraining, OrderSeed, Runtime, SessionOptions, Shapes,
+    Trainer, Values,
 };
 
 const SIZE: usize = 28;
@@ -173,6 +173,9 @@ fn clipped_sums_are_those_of_a_loop(device: Device) {
         let training = LocalTraining { spec: &spec, seed, rounds: 1, correction: None };
         trainer.train(training, &examples(), &mut || true).unwrap();
         let got = moved(&trainer);
+        if device != Device::Cpu {
+            assert_eq!(trainer.shapes(), Some(Shapes::Recorded), "{method:?}");
+        }
         let error_of = |got: &[f64], share: &dyn Fn(usize) -> f64| {
             let wanted: Vec<f64> =
                 (0..got.len()).map(|i| (0..BATCH).map(|n| each[n][i] * share(n)).sum()).collect();

@@ -58,8 +58,9 @@ async fn handle(client: &Hosted, shared: &Shared, seen: &mut Seen, delivery: &Ta
         tracing::info!(client = %client.id, run = %task.run, round = task.round, "skipping a task of the past");
         return settle(client, delivery.ack().await);
     }
-    // It was under way to us when we were done with it. One that is sent anew is done anew.
-    if delivery.deliveries > 1 && seen.has_answered(task) {
+    // It was under way to us when we were done with it, or the broker was restarted since. One that is sent anew is
+    // done anew.
+    if seen.has_answered(task, delivery.sequence) {
         return settle(client, delivery.ack().await);
     }
     let faults = if shared.simulate_faults { Faults::of(task, &client.id) } else { Faults::default() };
@@ -120,7 +121,7 @@ async fn publish(
                 client = %client.id, run = %task.run, round = task.round,
                 outcome = update.outcome.name(), bytes = measured.total, "answered"
             );
-            seen.answer(task);
+            seen.answer(task, delivery.sequence);
             let settled = delivery.ack().await;
             held.sent().await;
             settled

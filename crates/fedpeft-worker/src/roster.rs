@@ -1,6 +1,6 @@
 //! Who is hosted, and with which data.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, iter};
 
 use anyhow::{Context as _, bail};
 use fedpeft_data::{ClientData, Federation};
@@ -83,5 +83,9 @@ pub(crate) fn roster(config: &Config, federation: &Federation) -> anyhow::Result
     if hosted.is_empty() {
         bail!("there is no client to host: give --clients N, --client NAME or --evaluate");
     }
+    // Of the dataset, what the others have is forgotten.
+    ClientData::hold_only(
+        hosted.iter_mut().flat_map(|client| iter::once(&mut client.data).chain(&mut client.held_back)),
+    );
     Ok(hosted)
 }

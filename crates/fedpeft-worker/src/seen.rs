@@ -20,8 +20,8 @@ pub(crate) struct Seen {
     newest: BTreeMap<RunId, (Epoch, Round)>,
     /// Name of the last, and when it is too late for it.
     last: Option<(String, Instant)>,
-    /// Name of the last whose update the broker has stored.
-    answered: Option<String>,
+    /// Name of the last whose update the broker has stored, and the message that it was in.
+    answered: Option<(String, u64)>,
 }
 
 impl Seen {
@@ -55,14 +55,14 @@ impl Seen {
         deadline
     }
 
-    /// The broker has the update of `task`.
-    pub fn answer(&mut self, task: &Task) {
-        self.answered = Some(task.task.clone());
+    /// The broker has the update of `task`, which came in the message of this sequence.
+    pub fn answer(&mut self, task: &Task, sequence: u64) {
+        self.answered = Some((task.task.clone(), sequence));
     }
 
-    /// Whether the broker has the update of `task`.
-    pub fn has_answered(&self, task: &Task) -> bool {
-        self.answered.as_ref() == Some(&task.task)
+    /// Whether the broker has the update of `task`, and this is the same message: one that was sent anew asks for it anew.
+    pub fn has_answered(&self, task: &Task, sequence: u64) -> bool {
+        self.answered.as_ref().is_some_and(|(name, answered)| *name == task.task && *answered == sequence)
     }
 }
 
@@ -121,8 +121,9 @@ mod tests {
         let (first, second) = (task("a", 1, 1), task("a", 1, 2));
         let deadline = seen.deadline(&first);
         assert_eq!(seen.deadline(&first), deadline);
-        seen.answer(&first);
-        assert!(seen.has_answered(&first) && !seen.has_answered(&second));
+        seen.answer(&first, 7);
+        assert!(seen.has_answered(&first, 7) && !seen.has_answered(&second, 7));
+        assert!(!seen.has_answered(&first, 8), "sent anew");
         assert!(seen.deadline(&second) > deadline);
     }
 }

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use fedpeft_bus::RecentBlobs;
 use fedpeft_data::Federation;
 use fedpeft_protocol::{
     Digest, PROTOCOL_VERSION,
@@ -52,6 +53,7 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     let shared = Arc::new(Shared {
         workshop: Workshop {
             bus: context.bus.clone(),
+            recent: RecentBlobs::default(),
             cache,
             engine,
             keeping,

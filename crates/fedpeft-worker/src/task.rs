@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use fedpeft_artifacts::ArtifactFolder;
-use fedpeft_bus::{Bus, UploadKey};
+use fedpeft_bus::{Bus, RecentBlobs, UploadKey};
 use fedpeft_codec::{Codec, Pipeline};
 use fedpeft_protocol::{
     Digest, PROTOCOL_VERSION,
@@ -106,6 +106,8 @@ pub(crate) struct Keeping {
 /// Where tasks are done.
 pub(crate) struct Workshop {
     pub bus: Bus,
+    /// The global adapter, where its blob is what clients get.
+    pub recent: RecentBlobs,
     pub cache: Cache,
     pub engine: Engine,
     /// None where nothing is kept.
@@ -387,12 +389,14 @@ impl Workshop {
             Payload::Message { .. } => {
                 return Err(Failure::new("the adapter in the task does not have the digest it declares"));
             }
-            Payload::Blob { digest, .. } => {
-                let most = codec.most_bytes();
-                let get = retrying("fetching an adapter", *deadline, || self.bus.get_blob(digest, most));
+            Payload::Blob { digest, size } => {
+                let size = *size.min(&codec.most_bytes());
+                let get =
+                    retrying("fetching an adapter", *deadline, || self.recent.get(&self.bus, digest, size));
                 let (bytes, measured) =
                     self.stoppable(&self.abort, Box::pin(get)).await?.map_err(Failure::new)?;
-                fetched.push(measured.transfer(Direction::Down, ByteKind::Adapter));
+                fetched
+                    .extend(measured.map(|measured| measured.transfer(Direction::Down, ByteKind::Adapter)));
                 bytes
             }
         };

@@ -101,8 +101,11 @@ async fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) ->
     if round.members.get(client).is_some_and(|member| member.aggregates) {
         return edge_task(drive, round, client).await;
     }
+    let tasks = round.open.cohort.len();
     let memory = match spec.has_memory() {
-        true => Some(MemoryTask { counted: drive.counted.last(client), control: drive.control().await? }),
+        true => {
+            Some(MemoryTask { counted: drive.counted.last(client), control: drive.control(tasks).await? })
+        }
         false => None,
     };
     let work = Work::Train {
@@ -116,7 +119,7 @@ async fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) ->
         personal: spec.is_personal() && spec.evaluates(round.open.round),
         secure: round.secure.as_ref().map(|secure| secure.params.clone()),
     };
-    drive.task(round.open.round, round.open.epoch, client, work, round.deadline_ms(spec)).await
+    drive.task((round.open.round, round.open.epoch), tasks, client, work, round.deadline_ms(spec)).await
 }
 
 async fn edge_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Result<Task, Stop> {
@@ -125,5 +128,6 @@ async fn edge_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> 
     spec.eligibility.clients.clear();
     let examples = round.members.get(client).map_or(0, |member| member.examples);
     let (work, deadline) = (Work::Aggregate { spec, examples }, round.deadline_ms(&drive.record.spec));
-    drive.task(round.open.round, round.open.epoch, client, work, deadline).await
+    let tasks = round.open.cohort.len();
+    drive.task((round.open.round, round.open.epoch), tasks, client, work, deadline).await
 }

@@ -122,7 +122,7 @@ async fn ask(
     deadline_ms: u64,
     ledger: &mut Ledger,
 ) -> Result<Answer, Stop> {
-    let task = drive.task(round, drive.record.epoch, evaluator, Work::Evaluate, deadline_ms).await?;
+    let task = drive.task((round, drive.record.epoch), 1, evaluator, Work::Evaluate, deadline_ms).await?;
     drive.evaluations.insert(task.task.clone());
     // Only its answer is read: what others send meanwhile waits for the next round.
     let mut answers = drive.bus.updates_of(&drive.record.run, round, evaluator).await?;

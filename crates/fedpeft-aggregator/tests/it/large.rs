@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream::DiscardPolicy};
-use fedpeft_bus::{Bus, BusConfig};
-use fedpeft_codec::decode;
+use fedpeft_bus::{Bus, BusConfig, RecentBlobs};
+use fedpeft_codec::{decode, encode};
 use fedpeft_protocol::{
     Digest, ledger,
     round::{ByteKind, ClientOutcome, Direction, Payload},
@@ -54,6 +54,36 @@ async fn a_large_adapter_travels_through_the_object_stores_both_ways() {
         assert!(matches!(client.outcome, ClientOutcome::Accepted { .. }));
     }
     assert_eq!(federation.uploads().await, 0, "uploads go with their round");
+}
+
+/// Nine times 960 kB is more than tasks of one round hold: the broker has the adapter once.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_that_fits_a_message_goes_to_many_as_a_blob() {
+    let mut federation = Federation::start(240_000).await;
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
+    let mut players = players(&mut federation, &names).await;
+    let _service = federation.aggregator().await;
+    federation.create("r", spec(1, 9)).await.unwrap();
+    let mut tasks = Vec::new();
+    for player in &mut players {
+        tasks.push(player.task().await);
+    }
+    let recent = RecentBlobs::default();
+    let mut fetched = 0;
+    for (player, task) in players.iter().zip(&tasks) {
+        let Payload::Blob { digest, size } = &task.adapter else { panic!("{:?}", task.adapter.size()) };
+        let (bytes, measured) = recent.get(&federation.bus, digest, *size).await.unwrap();
+        fetched += usize::from(measured.is_some());
+        let global = decode(&bytes, &federation.layout).unwrap();
+        let trained = Payload::inline(encode(&player.train(&global)));
+        player.send(task, &player.update_with(task, 10, trained)).await;
+    }
+    assert_eq!(fetched, 1);
+    let view = federation.completed("r").await;
+    let global = decode(&federation.initial(), &federation.layout).unwrap();
+    let weighed: Vec<_> = players.iter().map(|player| (player, 10)).collect();
+    let found = decode(&federation.adapter(&view.record.adapter).await, &federation.layout).unwrap();
+    assert_close(&found, &mean(&weighed, &global));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,18 +2,26 @@
 
 use std::{fs::File, path::Path, time::Duration};
 
+use async_nats::{
+    HeaderMap,
+    jetstream::stream::{DirectGetErrorKind, Stream},
+};
 use bytes::{Buf, Bytes, BytesMut};
 use fedpeft_protocol::Digest;
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncWriteExt;
+use tokio::{
+    io::AsyncWriteExt,
+    time::{sleep, timeout},
+};
 
+use super::CHUNK;
 use super::{
     part::{Part, Prefix},
     pieces::{Mark, Pieces, digest_so_far},
     place::{self, Found, Place, Whole},
 };
 use crate::{
-    Bus, BusError, Measured,
+    Backoff, Bus, BusError, Measured,
     follow::{self, Follow},
 };
 
@@ -21,6 +29,10 @@ use crate::{
 const BATCH: usize = 32;
 /// A transfer without a chunk for this long, reconnects included, is given up.
 pub(super) const STALLED: Duration = Duration::from_secs(60);
+/// Of a blob of at most this size chunk after chunk is asked for, which costs the broker less than a consumer.
+const SMALL: u64 = 8 * CHUNK as u64;
+/// How often a chunk is asked for that is not there.
+const LOOKS: u32 = 5;
 /// A blob in more pieces than this, and one for every KiB, is meant to keep us busy.
 const MANY: u64 = 1024;
 
@@ -142,10 +154,27 @@ struct Download<'a> {
     /// Bytes of the next chunk that are there already.
     overlap: u64,
     hasher: Sha256,
-    follow: Option<Follow>,
-    /// Stored chunks still to come.
+    chunks: Chunks,
+    /// Stored chunks still to come, or to be asked for.
     left: u64,
     measured: Measured,
+}
+
+/// Where the chunks come from.
+enum Chunks {
+    /// None are needed.
+    None,
+    /// From a consumer.
+    Pushed(Box<Follow>),
+    /// From the stream, on request.
+    Asked { stream: Box<Stream<()>>, subject: String, after: u64 },
+}
+
+/// A chunk as it is stored.
+struct Chunk {
+    subject: String,
+    headers: Option<HeaderMap>,
+    bytes: Bytes,
 }
 
 impl<'a> Download<'a> {
@@ -165,17 +194,24 @@ impl<'a> Download<'a> {
             fetched: length,
             overlap: 0,
             hasher,
-            follow: None,
+            chunks: Chunks::None,
             left: 0,
             measured: Measured::default(),
         };
         if length < size {
-            let after = download.seek(bus, &whole, head.floor).await?;
+            let (after, most) = (download.seek(bus, &whole, head.floor).await?, MANY + size / 1024);
+            // Of the store of uploads nobody may ask for chunks.
+            if place.shared && size <= SMALL {
+                let stream = place::open(bus, place).await?;
+                download.chunks = Chunks::Asked { stream: Box::new(stream), subject: whole.chunks, after };
+                download.left = most;
+                return Ok(download);
+            }
             let from = follow::From::After(after);
             let follow = Follow::start(bus, place.stream(), whole.chunks, from, BATCH).await?;
             download.left = follow.stored();
-            download.follow = Some(follow);
-            if download.left > MANY + size / 1024 {
+            download.chunks = Chunks::Pushed(Box::new(follow));
+            if download.left > most {
                 return Err(download.corrupt(format!("its {size} bytes are in {} pieces", download.left)));
             }
         }
@@ -208,28 +244,66 @@ impl<'a> Download<'a> {
     async fn next(&mut self) -> Result<Option<Bytes>, BusError> {
         loop {
             if self.fetched == self.size {
-                self.follow = None;
+                self.chunks = Chunks::None;
                 let got = digest_so_far(&self.hasher);
                 if got != self.place.digest {
                     return Err(self.corrupt(format!("its bytes have the digest {got}")));
                 }
                 return Ok(None);
             }
-            let Some(follow) = self.follow.as_mut().filter(|_| self.left > 0) else {
+            let stored = if self.left > 0 { self.stored().await? } else { None };
+            let Some(Chunk { subject, headers, bytes }) = stored else {
                 let reason = format!("it should have {} bytes, {} came", self.size, self.fetched);
                 return Err(self.corrupt(reason));
             };
-            let Ok(next) = tokio::time::timeout(STALLED, follow.next()).await else {
-                let (digest, fetched, size) = (self.place.digest, self.fetched, self.size);
-                let what = format!("fetching blob {digest}: {fetched} of {size} bytes came");
-                return Err(BusError::Timeout { what });
-            };
-            self.left = (self.left - 1).min(next.pending);
-            let message = next.message.message;
-            let headers = message.headers.as_ref();
-            self.measured += Measured::of(&message.subject, headers, message.payload.len());
-            if let Some(chunk) = self.take(message.payload, Mark::of(headers))? {
+            self.measured += Measured::of(&subject, headers.as_ref(), bytes.len());
+            if let Some(chunk) = self.take(bytes, Mark::of(headers.as_ref()))? {
                 return Ok(Some(chunk));
+            }
+        }
+    }
+
+    /// The next chunk that is stored, whatever it is; nothing behind the last.
+    async fn stored(&mut self) -> Result<Option<Chunk>, BusError> {
+        let (digest, fetched, size) = (self.place.digest, self.fetched, self.size);
+        let stalled =
+            || BusError::Timeout { what: format!("fetching blob {digest}: {fetched} of {size} bytes came") };
+        match &mut self.chunks {
+            Chunks::None => Ok(None),
+            Chunks::Pushed(follow) => {
+                let next = timeout(STALLED, follow.next()).await.map_err(|_| stalled())?;
+                self.left = (self.left - 1).min(next.pending);
+                let message = next.message.message;
+                let (subject, headers) = (message.subject.to_string(), message.headers);
+                Ok(Some(Chunk { subject, headers, bytes: message.payload }))
+            }
+            Chunks::Asked { stream, subject, after } => {
+                self.left -= 1;
+                let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
+                let mut missing = 0;
+                let asking = async {
+                    loop {
+                        match stream.direct_get_next_for_subject(subject.as_str(), Some(*after + 1)).await {
+                            Ok(message) => return Some(message),
+                            // Another replica than that which knew of the blob may lag behind.
+                            Err(error) if error.kind() == DirectGetErrorKind::NotFound => {
+                                missing += 1;
+                                if missing > LOOKS {
+                                    return None;
+                                }
+                            }
+                            // A connection that was lost comes back.
+                            Err(error) => tracing::debug!(%error, %digest, "asking for a chunk again"),
+                        }
+                        sleep(backoff.pause()).await;
+                    }
+                };
+                let Some(message) = timeout(STALLED, asking).await.map_err(|_| stalled())? else {
+                    return Ok(None);
+                };
+                *after = message.sequence;
+                let (subject, headers) = (message.subject.to_string(), Some(message.headers));
+                Ok(Some(Chunk { subject, headers, bytes: message.payload }))
             }
         }
     }

@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use fedpeft_bus::{BusError, Measured};
+use fedpeft_bus::{BusError, Measured, RecentBlobs, Stored};
 use fedpeft_protocol::{Digest, subject};
 use fedpeft_testkit::NatsServer;
 
@@ -96,6 +96,28 @@ async fn limits_and_sizes_are_kept() {
     let nowhere = server.folder().join("no/such/folder");
     let error = bus.get_blob_file(&stored.digest, 1000, &nowhere, |_| {}).await.unwrap_err();
     assert!(matches!(error, BusError::File { .. }));
+}
+
+#[tokio::test]
+async fn what_many_ask_for_is_fetched_once() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let small = [bus.put_blob(noise(300_000)).await.unwrap(), bus.put_blob(noise(5)).await.unwrap()];
+    let large = bus.put_blob(noise(2_000_000)).await.unwrap();
+    let recent = RecentBlobs::default();
+    let ask = async |stored: &Stored| recent.get(&bus, &stored.digest, stored.size).await.unwrap();
+    for stored in &small {
+        let asked = futures::future::join_all((0..9).map(|_| ask(stored))).await;
+        assert!(asked.iter().all(|(bytes, _)| Digest::of(bytes) == stored.digest));
+        assert_eq!(asked.iter().filter(|(_, measured)| measured.is_some()).count(), 1);
+    }
+    // An adapter and what goes beside it are both kept; what fits no message is not.
+    assert!(ask(&small[0]).await.1.is_none() && ask(&small[1]).await.1.is_none());
+    assert!(ask(&large).await.1.is_some() && ask(&large).await.1.is_some());
+    let other = bus.put_blob(noise(77)).await.unwrap();
+    assert!(ask(&other).await.1.is_some() && ask(&small[0]).await.1.is_some());
+    let error = recent.get(&bus, &Digest::of("nowhere"), 9).await.unwrap_err();
+    assert!(matches!(error, BusError::NoBlob { .. }));
 }
 
 /// Whoever may write to the store could put other bytes under a digest.

@@ -14,6 +14,18 @@ pub fn gelu_grad(dy: &[f32], x: &[f32], dx: &mut [f32]) {
     );
 }
 
+/// `dx = dx gelu'(x)`, likewise.
+pub fn gelu_grad_in_place(x: &[f32], dx: &mut [f32]) {
+    dispatch(
+        #[inline(always)]
+        || {
+            for (dx, x) in dx.iter_mut().zip(x) {
+                *dx *= gelu_derivative(*x);
+            }
+        },
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -27,6 +39,9 @@ mod tests {
             let (x, dy): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
             let mut dx = vec![f32::NAN; x.len()];
             gelu_grad(&dy, &x, &mut dx);
+            let mut again = dy.clone();
+            gelu_grad_in_place(&x, &mut again);
+            prop_assert_eq!(&again, &dx);
             for ((got, dy), x) in dx.iter().zip(&dy).zip(&x) {
                 prop_assert_eq!(got.to_bits(), (dy * gelu_derivative(*x)).to_bits());
             }

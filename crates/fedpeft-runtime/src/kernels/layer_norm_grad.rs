@@ -16,8 +16,8 @@ pub struct Normalized<'a> {
 }
 
 /// `dx = s (g - mean(g) - x̂ mean(g x̂))` per row, with `g = dy scale`, `x̂ = (x - mean) s` and `s` the
-/// reciprocal deviation. Rows beyond the shortest slice are left alone.
-pub fn layer_norm_grad(dy: &[f32], forward: Normalized<'_>, dx: &mut [f32]) {
+/// reciprocal deviation; plus `residual`, where there is one. Rows beyond the shortest slice are left alone.
+pub fn layer_norm_grad(dy: &[f32], forward: Normalized<'_>, residual: Option<&[f32]>, dx: &mut [f32]) {
     let columns = forward.scale.len();
     if columns == 0 {
         return;
@@ -30,6 +30,32 @@ pub fn layer_norm_grad(dy: &[f32], forward: Normalized<'_>, dx: &mut [f32]) {
             let rows = rows.zip(forward.x.chunks_exact(columns)).zip(statistics);
             for (((dx, dy), x), (mean, inv_std_dev)) in rows {
                 row(dy, x, forward.scale, *mean, *inv_std_dev, dx);
+            }
+            // They are still in the cache.
+            if let Some(residual) = residual {
+                for (dx, residual) in dx.iter_mut().zip(residual) {
+                    *dx += residual;
+                }
+            }
+        },
+    );
+}
+
+/// `sums = Σ dy (x - mean) s` over rows of `sums.len()` values, of which these are the means and reciprocal deviations.
+pub fn layer_norm_scale_grad(dy: &[f32], x: &[f32], [mean, inv_std_dev]: [&[f32]; 2], sums: &mut [f32]) {
+    sums.fill(0.0);
+    let columns = sums.len();
+    if columns == 0 {
+        return;
+    }
+    dispatch(
+        #[inline(always)]
+        || {
+            let rows = dy.chunks_exact(columns).zip(x.chunks_exact(columns));
+            for ((dy, x), (mean, inv_std_dev)) in rows.zip(mean.iter().zip(inv_std_dev)) {
+                for ((sum, dy), x) in sums.iter_mut().zip(dy).zip(x) {
+                    *sum = dy.mul_add((x - mean) * inv_std_dev, *sum);
+                }
             }
         },
     );
@@ -96,7 +122,7 @@ mod tests {
             }).collect();
             let mut dx = vec![f32::NAN; dy.len()];
             let forward = Normalized { x, scale, mean: &mean, inv_std_dev: &inv_std_dev };
-            layer_norm_grad(dy, forward, &mut dx);
+            layer_norm_grad(dy, forward, None, &mut dx);
             for row in 0..rows {
                 let range = row * columns..(row + 1) * columns;
                 let want = reference(
@@ -107,6 +133,17 @@ mod tests {
                     let tolerance = 2e-5 * f64::from(inv_std_dev[row]).max(1.0);
                     prop_assert!((f64::from(*got) - want).abs() < tolerance, "{} is not {}", got, want);
                 }
+            }
+            let (mut more, mut sums) = (vec![f32::NAN; dy.len()], vec![f32::NAN; columns]);
+            layer_norm_grad(dy, forward, Some(x), &mut more);
+            prop_assert!(more.iter().zip(&dx).zip(x).all(|((more, dx), x)| more == &(dx + x)));
+            layer_norm_scale_grad(dy, x, [&mean, &inv_std_dev], &mut sums);
+            for (column, got) in sums.iter().enumerate() {
+                let normal = |row: usize| {
+                    (f64::from(x[row * columns + column]) - f64::from(mean[row])) * f64::from(inv_std_dev[row])
+                };
+                let want: f64 = (0..rows).map(|row| f64::from(dy[row * columns + column]) * normal(row)).sum();
+                prop_assert!((f64::from(*got) - want).abs() < 2e-3, "{} is not {}", got, want);
             }
         }
     }

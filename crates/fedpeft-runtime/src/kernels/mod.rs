@@ -7,6 +7,7 @@
 //! every multiply-add is written as one, so that results do not depend on threads or on the vector width.
 
 mod adamw;
+mod attention;
 mod dropout;
 mod gelu_grad;
 mod gradient;
@@ -15,15 +16,18 @@ mod math;
 mod reduce_rows;
 mod sgd;
 mod softmax_grad;
+mod transpose;
 
 pub use adamw::{AdamwStep, adamw};
+pub use attention::{AttentionScratch, AttentionShape, attention, attention_grad};
 pub use dropout::{DropoutMask, dropout};
-pub use gelu_grad::gelu_grad;
+pub use gelu_grad::{gelu_grad, gelu_grad_in_place};
 pub use gradient::{Gradient, accumulate, squared_norm};
-pub use layer_norm_grad::{Normalized, layer_norm_grad};
+pub use layer_norm_grad::{Normalized, layer_norm_grad, layer_norm_scale_grad};
 pub use reduce_rows::{ROWS_PER_PART, combine_parts, reduce_rows};
 pub use sgd::{SgdStep, sgd};
 pub use softmax_grad::softmax_grad;
+pub use transpose::{TRANSPOSED_ROWS, transpose};
 
 /// Independent partial sums of a reduction: two registers of the widest vectors, which hides the latency of
 /// the additions.

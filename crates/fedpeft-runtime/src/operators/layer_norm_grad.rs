@@ -1,8 +1,11 @@
-//! `LayerNormGrad(dY, X, scale, mean, inv_std_dev) -> dX`, over the last axis
+//! `LayerNormGrad(dY, X, scale, mean, inv_std_dev, residual?) -> dX`, over the last axis; `residual` is added
 
-use ort::operator::{
-    BoxedKernel, ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput,
-    ShapeInferenceContext,
+use ort::{
+    operator::{
+        BoxedKernel, ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput,
+        ShapeInferenceContext,
+    },
+    value::TensorElementType,
 };
 
 use super::split::{Input, expect_len, for_rows, inputs, output, same_shape};
@@ -18,7 +21,7 @@ impl Operator for LayerNormGrad {
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        inputs::<5>()
+        inputs::<5>().into_iter().chain([OperatorInput::optional(TensorElementType::Float32)])
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
@@ -45,6 +48,9 @@ fn compute(context: &ComputeContext) -> ort::Result<()> {
     expect_len("LayerNormGrad: scale", scale.len(), columns)?;
     expect_len("LayerNormGrad: mean", mean.len(), rows)?;
     expect_len("LayerNormGrad: inv_std_dev", inv_std_dev.len(), rows)?;
+    let residual = (context.num_inputs()? > 5).then(|| Input::get(context, 5)).transpose()?;
+    let residual = residual.as_ref().map(Input::values).transpose()?;
+    expect_len("LayerNormGrad: residual", residual.map_or(x.len(), <[f32]>::len), x.len())?;
     let Some(mut dx) = context.output(0, shape)? else { return Ok(()) };
     let (_, dx) = dx.try_extract_tensor_mut::<f32>()?;
     for_rows(context, dx, columns, |first, dx| {
@@ -56,6 +62,7 @@ fn compute(context: &ComputeContext) -> ort::Result<()> {
             mean: &mean[first..last],
             inv_std_dev: &inv_std_dev[first..last],
         };
-        kernels::layer_norm_grad(&dy[range], forward, dx);
+        let residual = residual.map(|residual| &residual[range.clone()]);
+        kernels::layer_norm_grad(&dy[range], forward, residual, dx);
     })
 }

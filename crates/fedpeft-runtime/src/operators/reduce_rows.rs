@@ -29,19 +29,24 @@ impl Operator for ReduceRows {
     }
 
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
-        match context.inputs().first() {
-            Some(ValueType::Tensor { shape, .. }) if shape.last().is_some_and(|columns| *columns > 0) => {
-                let columns: Shape = shape.last().copied().into_iter().collect();
-                let (ty, dimension_symbols) = (TensorElementType::Float32, SymbolicDimensions::empty(1));
-                context.set_output(0, &ValueType::Tensor { ty, shape: columns, dimension_symbols })
-            }
-            _ => Ok(()),
-        }
+        columns_of(context, 0)
     }
 
     fn create_kernel<'attr>(&self, _: &KernelContext<'attr>) -> ort::Result<BoxedKernel<'attr>> {
         let mut parts = Vec::new();
         Ok(Box::new(move |context: &ComputeContext| compute(context, &mut parts)))
+    }
+}
+
+/// Declares that the output has the size of the last dimension of input `index`.
+pub(super) fn columns_of(context: &mut ShapeInferenceContext, index: usize) -> ort::Result<()> {
+    match context.inputs().get(index) {
+        Some(ValueType::Tensor { shape, .. }) if shape.last().is_some_and(|columns| *columns > 0) => {
+            let columns: Shape = shape.last().copied().into_iter().collect();
+            let (ty, dimension_symbols) = (TensorElementType::Float32, SymbolicDimensions::empty(1));
+            context.set_output(0, &ValueType::Tensor { ty, shape: columns, dimension_symbols })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -68,6 +68,11 @@ pub(super) fn expect_len(what: &str, got: usize, expected: usize) -> ort::Result
 /// declared of a value of unknown rank, which is reported as a scalar that none of our operators has, nor where
 /// a dimension is neither known nor named: it would be taken for the number -1.
 pub(super) fn same_shape(context: &mut ShapeInferenceContext, index: usize) -> ort::Result<()> {
+    shape_of(context, 0, index)
+}
+
+/// Declares that an output has the shape of input `index`, likewise.
+pub(super) fn shape_of(context: &mut ShapeInferenceContext, output: usize, index: usize) -> ort::Result<()> {
     match context.inputs().get(index) {
         Some(input @ ValueType::Tensor { shape, dimension_symbols, .. })
             if !shape.is_empty()
@@ -76,7 +81,7 @@ pub(super) fn same_shape(context: &mut ShapeInferenceContext, index: usize) -> o
                     .zip(dimension_symbols.iter())
                     .all(|(dim, symbol)| *dim >= 0 || !symbol.is_empty()) =>
         {
-            context.set_output(0, input)
+            context.set_output(output, input)
         }
         _ => Ok(()),
     }
@@ -112,5 +117,23 @@ pub(super) fn for_parts(
     context.par_for(parts.len(), 0, |index| {
         let mut part = parts[index].lock().unwrap_or_else(PoisonError::into_inner);
         kernel(index, &mut part);
+    })
+}
+
+/// Runs `kernel(example, parts)` over all examples, each of which has a part of so many values of every output.
+pub(super) fn for_examples<const N: usize>(
+    context: &ComputeContext,
+    examples: usize,
+    outputs: [(&mut [f32], usize); N],
+    kernel: impl Fn(usize, [&mut [f32]; N]) + Sync + Send,
+) -> ort::Result<()> {
+    let mut outputs = outputs.map(|(values, size)| values.chunks_exact_mut(size.max(1)));
+    // A lock per example lends its parts to one thread; it is never contended.
+    let parts: Vec<Mutex<[&mut [f32]; N]>> = (0..examples)
+        .map(|_| Mutex::new(outputs.each_mut().map(|parts| parts.next().unwrap_or_default())))
+        .collect();
+    context.par_for(parts.len(), 0, |index| {
+        let mut parts = parts[index].lock().unwrap_or_else(PoisonError::into_inner);
+        kernel(index, parts.each_mut().map(|part| &mut **part));
     })
 }
