@@ -137,6 +137,7 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
         ("bias and AdamW step", "bias", &usual, Timed::Step),
         ("layernorm", "layernorm", &usual, Timed::Gradients),
         ("lora", "lora", &usual, Timed::Gradients),
+        ("lora, packed weights", "lora", &packed, Timed::Gradients),
         ("ia3", "ia3", &usual, Timed::Gradients),
         ("forward of adapter", "adapter", &own, Timed::Forward),
         ("adapter", "adapter", &usual, Timed::Gradients),

@@ -113,7 +113,10 @@ pub(crate) fn open_edited(
     leaves::last_first(&mut model.graph);
     let packed =
         device != ChosenDevice::Cpu || options.weights == Weights::Packed || reads_once(&model.graph);
-    commit(runtime, &model.to_bytes(), path, Form { fused, packed, recorded }, device, options)
+    let bytes = model.to_bytes();
+    // ONNX Runtime has a copy of its own: it takes the place of this one.
+    drop(model);
+    commit(runtime, &bytes, path, Form { fused, packed, recorded }, device, options)
         .map_err(|error| fail(one_line(error)))
 }
 
