@@ -32,6 +32,7 @@ pub enum Shapes {
     /// Batches of the usual size have a session of their own, which is made for their shapes; all others share one.
     Fixed,
     /// As fixed, and a GPU replays the launches of the first step in all others of that size, as a CUDA graph.
+    /// While they are recorded, which is once in a session and thread, nothing else of the process may use a GPU.
     Recorded,
 }
 
