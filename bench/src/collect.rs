@@ -131,6 +131,14 @@ struct Step {
     ms_low: f64,
     ms_high: f64,
     rounds: usize,
+    #[serde(flatten)]
+    beside_forward: Ratio,
+    /// Beside the forward pass with the tokens or modules of the method, where it adds some.
+    own: Option<Ratio>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+struct Ratio {
     ratio: f64,
     low: f64,
     high: f64,
@@ -158,14 +166,22 @@ pub fn train(benches: &Benches, quick: bool) -> Result<Vec<Figure>> {
         let forward = steps.iter().find(|step| step.name == "forward").map(spread);
         for step in &steps {
             let what = format!("{size} px, batch {batch}");
-            let figure = Figure::new(Section::Train, &step.name, what).at(tokens(size));
-            let mut figure = figure.is(spread(step), "ms/image");
-            if let Some(value) = forward {
-                figure.reference = Some(Reference { name: "forward".into(), value });
-                let Step { ratio: median, low, high, rounds: count, .. } = *step;
-                figure.ratio = Some(Spread { median, low, high, count });
+            let mut figure = |what: String, name: &str, ratio: Ratio, value: Option<Spread>| {
+                let figure = Figure::new(Section::Train, &step.name, what).at(tokens(size));
+                let mut figure = figure.is(spread(step), "ms/image");
+                if let Some(value) = value {
+                    figure.reference = Some(Reference { name: name.into(), value });
+                    let Ratio { ratio: median, low, high } = ratio;
+                    figure.ratio = Some(Spread { median, low, high, count: step.rounds });
+                }
+                figures.push(figure);
+            };
+            figure(what.clone(), "forward", step.beside_forward, forward);
+            let name = format!("forward of {}", step.name);
+            let own = steps.iter().find(|other| other.name == name).map(spread);
+            if let Some(ratio) = step.own {
+                figure(format!("{what}, beside its own"), &name, ratio, own);
             }
-            figures.push(figure);
         }
     }
     Ok(figures)

@@ -67,10 +67,10 @@ fn parts(report: &Report, plots: &Path) -> Result<Vec<(String, String)>> {
 }
 
 fn machine(report: &Report) -> String {
-    let Report { machine, build, day, quick, seconds, .. } = report;
+    let Report { machine, build, day, quick, .. } = report;
     let quick = if *quick { ", in the quick settings" } else { "" };
     let debug = if build == "release" { "" } else { ", **of a build without optimizations**" };
-    format!("Measured on {day}{quick}{debug}, on {machine}; the last run took {:.0} minutes.", seconds / 60.0)
+    format!("Measured on {day}{quick}{debug}, on {machine}.")
 }
 
 /// One row for each figure.

@@ -4,6 +4,7 @@
 //! cargo bench -p fedpeft-runtime --bench train_step            # 56 px, batch 32, 2 threads
 //! cargo bench -p fedpeft-runtime --bench train_step -- --size 112 --batch 16 --threads 2 --rounds 20 --json
 //! cargo bench -p fedpeft-runtime --bench train_step -- --device cuda   # FEDPEFT_ORT_LIB names a library with CUDA
+//! cargo bench -p fedpeft-runtime --bench train_step -- --shapes fixed  # any, fixed or recorded: see `Shapes`
 //! ```
 //!
 //! Each round times one step of every kind, one after the other, so that a change in the machine's speed
@@ -18,7 +19,8 @@ use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
 use fedpeft_peft::Peft;
 use fedpeft_protocol::run::{DpSgdSpec, ExampleSampling, TrainingSpec};
 use fedpeft_runtime::{
-    Device, InMemory, Kernels, LocalTraining, Optimizer, OrderSeed, Runtime, SessionOptions, Trainer, Weights,
+    Device, InMemory, Kernels, LocalTraining, Optimizer, OrderSeed, Runtime, SessionOptions, Shapes, Trainer,
+    Weights,
 };
 
 const OUTPUT: &str = "/backbone/layernorm/Add_1_output_0";
@@ -29,6 +31,7 @@ struct Settings {
     threads: usize,
     rounds: usize,
     device: Device,
+    shapes: Shapes,
     json: bool,
     /// Only rows whose names hold this, and the forward pass.
     only: Option<String>,
@@ -47,6 +50,13 @@ impl Settings {
             threads: number("--threads", 2),
             rounds: number("--rounds", 15),
             device: text("--device").map_or(Ok(Device::Cpu), |text| text.parse())?,
+            shapes: match text("--shapes").map(String::as_str) {
+                None => Shapes::Auto,
+                Some("any") => Shapes::Any,
+                Some("fixed") => Shapes::Fixed,
+                Some("recorded") => Shapes::Recorded,
+                Some(other) => return Err(format!("--shapes {other}: any, fixed or recorded").into()),
+            },
             json: args.iter().any(|arg| arg == "--json"),
             only: text("--only").cloned(),
             steps: args.iter().any(|arg| arg == "--steps"),
@@ -127,6 +137,7 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
         ("bias and AdamW step", "bias", &usual, Timed::Step),
         ("layernorm", "layernorm", &usual, Timed::Gradients),
         ("lora", "lora", &usual, Timed::Gradients),
+        ("lora, packed weights", "lora", &packed, Timed::Gradients),
         ("ia3", "ia3", &usual, Timed::Gradients),
         ("forward of adapter", "adapter", &own, Timed::Forward),
         ("adapter", "adapter", &usual, Timed::Gradients),
@@ -160,8 +171,8 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
         }
         let artifacts = ArtifactFolder::open(&path)?;
         let start = artifacts.initial_adapter()?;
-        let (device, threads) = (settings.device, settings.threads);
-        let options = SessionOptions { device, threads, ..options.clone() };
+        let (device, threads, shapes) = (settings.device, settings.threads, settings.shapes);
+        let options = SessionOptions { device, threads, shapes, ..options.clone() };
         let mut trainer = Trainer::new(&runtime, artifacts, options)?;
         trainer.set_adapter(&start)?;
         // A rate of almost nothing: the values must not wander while they are timed.

@@ -5,7 +5,8 @@ use ort::{memory::Allocator, value::Tensor};
 
 use crate::{
     RuntimeError,
-    graph::{Residence, Side, tensors},
+    graph::{Side, tensors},
+    memory::Residence,
 };
 
 /// The trainable tensors.

@@ -103,7 +103,7 @@ impl Runtime {
     /// A session with one node that must run on the GPU: it fails where there is none.
     pub(crate) fn probe(&self, number: u32) -> ort::Result<Session> {
         let builder = Session::builder(&self.environment)?.with_disable_cpu_fallback()?;
-        ChosenDevice::Cuda(number).add_to(builder)?.commit_from_memory(&probe_model())
+        ChosenDevice::Cuda(number).add_to(builder, false)?.commit_from_memory(&probe_model())
     }
 }
 
@@ -118,8 +118,9 @@ fn probe_model() -> Vec<u8> {
 }
 
 impl ChosenDevice {
-    /// Adds the device's execution provider; it is an error if the library has none.
-    pub(crate) fn add_to(self, builder: SessionBuilder) -> ort::Result<SessionBuilder> {
+    /// Adds the device's execution provider, which records the launches of a run where that is asked for; it is an error
+    /// if the library has none.
+    pub(crate) fn add_to(self, builder: SessionBuilder, recorded: bool) -> ort::Result<SessionBuilder> {
         let builder = match self {
             Self::Cpu => builder
                 .with_auto_device(AutoDevicePolicy::PreferCPU)?
@@ -127,6 +128,7 @@ impl ChosenDevice {
             Self::Cuda(number) => {
                 // TF32 would round every product to 10 bits: gradients would differ from the CPU's by 1e-3.
                 let cuda = ep::CUDA::default().with_device_id(number.cast_signed()).with_tf32(false);
+                let cuda = cuda.with_cuda_graph(recorded);
                 builder.with_execution_providers([cuda.build().error_on_failure()])?
             }
         };

@@ -132,12 +132,16 @@ pub enum RuntimeError {
 
 /// ONNX Runtime's messages span lines and can be pages long; ours are one line.
 pub(crate) fn one_line(message: impl std::fmt::Display) -> String {
-    const LONGEST: usize = 300;
+    /// Characters of either end. The start says where, and the end of CUDA's messages why.
+    const END: usize = 150;
     let text = message.to_string();
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}...", &line[..end]),
-        None => line,
+    let at = |(index, _): (usize, char)| index;
+    match (line.char_indices().nth(END).map(at), line.char_indices().rev().nth(END - 1).map(at)) {
+        (Some(head), Some(tail)) if line.chars().count() > 2 * END => {
+            format!("{}...{}", &line[..head], &line[tail..])
+        }
+        _ => line,
     }
 }
 

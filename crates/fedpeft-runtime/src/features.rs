@@ -8,8 +8,8 @@ use ort::{
 
 use crate::{
     Batch, Column, Examples, InMemory, RuntimeError,
+    buffer::{Buffer, Fed, feeds},
     check::Limits,
-    graph::{Buffer, Fed, feeds},
 };
 
 /// Examples that are computed at once.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use fedpeft_artifacts::manifest::{CORRECT, COUNT, GRADIENT_SUFFIX, LOGITS, LOSS, Manifest};
+use fedpeft_artifacts::manifest::{CLIPPED, CORRECT, COUNT, GRADIENT_SUFFIX, LOGITS, LOSS, Manifest};
 use fedpeft_onnx::{DType, Graph, Model, Node, OnnxError, ValueInfo, surgery};
 
 /// Values that may be the last frozen one are tried from the last to the first, at most so many: behind it are only a few
@@ -49,7 +49,7 @@ pub(crate) fn after(model: &mut Model, end: &str, manifest: &Manifest) -> Result
     }
     let gradients = manifest.adapter.tensors().iter().map(|spec| format!("{}{GRADIENT_SUFFIX}", spec.name));
     let wanted: HashSet<String> =
-        [LOSS, CORRECT, COUNT, LOGITS].map(str::to_owned).into_iter().chain(gradients).collect();
+        [LOSS, CORRECT, COUNT, CLIPPED, LOGITS].map(str::to_owned).into_iter().chain(gradients).collect();
     graph.outputs.retain(|output| wanted.contains(&output.name));
     graph.inputs.push(ValueInfo { name: end.to_owned(), dtype: DType::F32, shape: None });
     surgery::prune(graph)?;

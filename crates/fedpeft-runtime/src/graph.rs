@@ -1,24 +1,17 @@
 //! The training or evaluation graph with its tensors bound: nothing is allocated and no weight is copied
 //! in a step.
 
-use std::collections::BTreeMap;
+mod program;
 
-use fedpeft_artifacts::manifest::{
-    CLIP_NORM, CLIPPED, CORRECT, COUNT, DROPOUT_SEED, ElementType, GRADIENT_SUFFIX, InputSpec, LABELS, LOSS,
-    Manifest,
-};
+use fedpeft_artifacts::manifest::{CLIP_NORM, DROPOUT_SEED, ElementType, Manifest};
 use fedpeft_codec::Layout;
-use ort::{
-    memory::Allocator,
-    session::{IoBinding, Session},
-    value::Tensor,
+use ort::{memory::Allocator, value::Tensor};
+
+use crate::{
+    Batch, Examples, RuntimeError, Shapes, Values, buffer::Staged, check::Limits, memory::Memory,
+    source::Source, weight::Weighing,
 };
-
-use crate::{Batch, Examples, RuntimeError, Values, check::Limits, weight::Weighing};
-
-/// Bindings kept at once. An epoch has two batch sizes, its own and that of its last batch, and adapters in
-/// device memory have two sides.
-const MAX_BINDINGS: usize = 8;
+use program::{Bound, Program};
 
 /// Adapter tensors that live outside of host memory come in two sets, the current one and the next; in host
 /// memory there is one, updated in place.
@@ -39,240 +32,193 @@ pub(crate) struct Measured {
     pub clipped: i64,
 }
 
-/// Where the tensors of the adapter live.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Residence {
-    Host,
-    Device,
+/// What a run computes with, besides its batch.
+#[derive(Clone, Copy)]
+pub(crate) struct Site<'a> {
+    pub layout: &'a Layout,
+    pub memory: &'a Memory,
+    pub adapter: &'a [Tensor<f32>],
+    pub side: Side,
 }
 
 pub(crate) struct Graph {
-    // Bindings and tensors go before the session whose memory they may use.
-    bindings: BTreeMap<(usize, Side), Bound>,
-    loss: Tensor<f32>,
-    correct: Tensor<i64>,
-    count: Tensor<i64>,
-    /// Gradients by adapter tensor; empty in the evaluation graph.
-    pub gradients: Vec<Tensor<f32>>,
-    session: Session,
-    /// The model's inputs in their order, then the labels.
-    fed: Vec<Fed>,
-    /// Seed of dropout, where the graph drops anything.
-    dropout: Option<Tensor<i64>>,
-    /// Where the graph clips the gradient of each example, to what norm, and how many it clipped.
-    clipping: Option<(Tensor<f32>, Tensor<i64>)>,
+    // Programs have bindings to the tensors.
+    /// Runs batches of the usual size, where these have a session of their own.
+    own: Option<Program>,
+    /// Runs batches of any size.
+    any: Option<Program>,
+    tensors: Tensors,
+    source: Source,
+    shapes: Shapes,
+    /// Size of most batches.
+    usual: usize,
     limits: Limits,
     weighing: Weighing,
-    residence: Residence,
 }
 
-/// A tensor that examples are written to.
-#[derive(Debug, Clone)]
-pub(crate) struct Fed {
-    pub name: String,
-    pub dtype: ElementType,
-    /// Shape of one example.
-    pub shape: Vec<i64>,
+/// What all runs read and write, whatever the size of the batch.
+pub(crate) struct Tensors {
+    /// Gradients by adapter tensor; empty in the evaluation graph.
+    gradients: Vec<Tensor<f32>>,
+    /// Seed of dropout, where the graph drops anything.
+    dropout: Option<Staged>,
+    /// To what norm the graph clips the gradient of each example, where it does.
+    clipping: Option<Staged>,
+    measured: Output,
 }
 
-/// What a batch of examples of `manifest` is written to: the model's inputs in their order, then the labels.
-pub(crate) fn feeds(manifest: &Manifest) -> Result<Vec<Fed>, RuntimeError> {
-    let signed = |shape: &[u64]| shape.iter().map(|dim| dim.cast_signed()).collect();
-    let input =
-        |input: &InputSpec| Fed { name: input.name.clone(), dtype: input.dtype, shape: signed(&input.shape) };
-    let mut fed: Vec<Fed> = manifest.inputs.iter().map(input).collect();
-    let (dtype, shape) = manifest.labels().map_err(|error| RuntimeError::Run(error.to_string()))?;
-    fed.push(Fed { name: LABELS.to_owned(), dtype, shape: signed(&shape) });
-    Ok(fed)
-}
-
-/// One batch size.
-struct Bound {
-    binding: IoBinding,
-    inputs: Vec<Buffer>,
-    labels: Buffer,
-}
-
-/// A bound tensor of a batch.
-pub(crate) enum Buffer {
-    F32(Tensor<f32>),
-    I64(Tensor<i64>),
-}
-
-impl Buffer {
-    pub fn new(fed: &Fed, batch: usize) -> Result<Self, RuntimeError> {
-        let (host, mut shape) = (Allocator::default(), vec![batch as i64]);
-        shape.extend(&fed.shape);
-        Ok(match fed.dtype {
-            ElementType::F32 => Self::F32(Tensor::new(&host, shape)?),
-            ElementType::I64 => Self::I64(Tensor::new(&host, shape)?),
-        })
-    }
-
-    pub fn clear(&mut self) {
-        match self.values() {
-            Values::F32(values) => values.fill(0.0),
-            Values::I64(values) => values.fill(0),
-        }
-    }
-
-    pub fn values(&mut self) -> Values<'_> {
-        match self {
-            Self::F32(tensor) => Values::F32(tensor.extract_tensor_mut().1),
-            Self::I64(tensor) => Values::I64(tensor.extract_tensor_mut().1),
-        }
-    }
-
-    pub fn bind(&self, binding: &mut IoBinding, name: &str) -> ort::Result<()> {
-        match self {
-            Self::F32(tensor) => binding.bind_input(name, tensor),
-            Self::I64(tensor) => binding.bind_input(name, tensor),
-        }
-    }
-}
-
-impl Bound {
-    fn bind_batch(&mut self, fed: &[Fed]) -> ort::Result<()> {
-        let Self { binding, inputs, labels } = self;
-        let buffers = inputs.iter().chain([&*labels]);
-        fed.iter().zip(buffers).try_for_each(|(fed, buffer)| buffer.bind(binding, &fed.name))
-    }
+/// An output that the host reads, and where a session writes it, if that is elsewhere.
+pub(crate) struct Output {
+    host: Tensor<f64>,
+    device: Option<Tensor<f64>>,
 }
 
 impl Graph {
-    /// Wraps a session of a graph of `manifest` that reads `fed`; `gradients` are its outputs to be kept, in layout order.
+    /// A graph of `manifest`, most of whose batches will be of the size `usual`; `gradients` are its outputs to be kept,
+    /// in layout order.
     pub fn new(
-        session: Session,
+        source: Source,
         manifest: &Manifest,
-        fed: Vec<Fed>,
         gradients: Vec<Tensor<f32>>,
-        residence: Residence,
+        memory: &Memory,
+        usual: usize,
     ) -> Result<Self, RuntimeError> {
-        let host = Allocator::default();
-        let reads = |name: &str| session.inputs().iter().any(|input| input.name() == name);
-        let dropout = reads(DROPOUT_SEED).then(|| Tensor::new(&host, Vec::<i64>::new())).transpose()?;
-        let clipping = match reads(CLIP_NORM) {
-            true => Some((Tensor::new(&host, Vec::<i64>::new())?, Tensor::new(&host, Vec::<i64>::new())?)),
-            false => None,
+        let shapes = source.options.shapes.on(source.device);
+        let (own, any) = match shapes {
+            Shapes::Any => (None, Some(Program::any(&source)?)),
+            _ => (Some(Program::own(&source, usual, shapes)?), None),
         };
+        let (own, shapes) = match own {
+            Some((program, shapes)) => (Some(program), shapes),
+            None => (None, shapes),
+        };
+        let first = own.as_ref().or(any.as_ref());
+        let reads = |name: &str| first.is_some_and(|program| program.reads(name));
+        let dropout = reads(DROPOUT_SEED).then(|| Staged::scalar(ElementType::I64, memory)).transpose()?;
+        let clipping = reads(CLIP_NORM).then(|| Staged::scalar(ElementType::F32, memory)).transpose()?;
         // Where each example counts for itself, it weighs as much as any other.
         let weighing = if clipping.is_some() { Weighing::Examples } else { Weighing::of(&manifest.task) };
-        Ok(Self {
-            dropout,
-            clipping,
-            bindings: BTreeMap::new(),
-            loss: Tensor::new(&host, Vec::<i64>::new())?,
-            correct: Tensor::new(&host, Vec::<i64>::new())?,
-            count: Tensor::new(&host, Vec::<i64>::new())?,
-            gradients,
-            session,
-            fed,
-            limits: Limits::of(manifest),
-            weighing,
-            residence,
-        })
+        let numbers = if clipping.is_some() { 4 } else { 3 };
+        let measured = Output::new(numbers, memory)?;
+        let tensors = Tensors { gradients, dropout, clipping, measured };
+        let limits = Limits::of(manifest);
+        Ok(Self { own, any, tensors, source, shapes, usual, limits, weighing })
+    }
+
+    /// The gradients of the last run.
+    pub fn gradients(&self) -> &[Tensor<f32>] {
+        &self.tensors.gradients
+    }
+
+    /// The gradients of the last run, to be replaced.
+    pub fn gradients_mut(&mut self) -> &mut [Tensor<f32>] {
+        &mut self.tensors.gradients
+    }
+
+    /// What sessions know of the size of batches.
+    pub fn shapes(&self) -> Shapes {
+        self.shapes
+    }
+
+    /// Most batches are of this size from now on.
+    pub fn expect(&mut self, usual: usize) {
+        if self.usual != usual {
+            (self.usual, self.own) = (usual, None);
+        }
     }
 
     /// What is dropped in the next run.
     pub fn reseed(&mut self, seed: i64) {
-        if let Some(tensor) = &mut self.dropout {
-            tensor.extract_tensor_mut().1.fill(seed);
+        if let Some(Values::I64(values)) = self.tensors.dropout.as_mut().map(Staged::values) {
+            values.fill(seed);
         }
     }
 
     /// Whether the gradient of each example is clipped.
     pub fn clips(&self) -> bool {
-        self.clipping.is_some()
+        self.tensors.clipping.is_some()
     }
 
     /// To what norm each example's gradient is clipped from now on.
     pub fn clip_to(&mut self, norm: f64) {
-        if let Some((tensor, _)) = &mut self.clipping {
-            tensor.extract_tensor_mut().1.fill(norm as f32);
+        if let Some(Values::F32(values)) = self.tensors.clipping.as_mut().map(Staged::values) {
+            values.fill(norm as f32);
         }
     }
 
     /// Runs the examples at `indices`, written into the bound tensors.
     pub fn run(
         &mut self,
-        layout: &Layout,
-        adapter: &[Tensor<f32>],
-        side: Side,
+        site: Site<'_>,
         examples: &dyn Examples,
         indices: &[usize],
     ) -> Result<Measured, RuntimeError> {
-        let key = (indices.len(), side);
-        if !self.bindings.contains_key(&key) {
-            if self.bindings.len() >= MAX_BINDINGS {
-                self.bindings.clear();
-            }
-            let bound = self.bind(layout, adapter, indices.len())?;
-            self.bindings.insert(key, bound);
-        }
-        let Self { bindings, session, fed, limits, dropout, clipping, weighing, .. } = self;
-        let Some(bound) = bindings.get_mut(&key) else {
-            return Err(RuntimeError::Run("the batch is not bound".to_owned()));
+        let fill = |bound: &mut Bound, limits: &Limits| {
+            let inputs = bound.inputs.iter_mut().map(Staged::values).collect();
+            let mut batch = Batch { inputs, labels: bound.labels.values() };
+            examples.fill(indices, &mut batch).map_err(RuntimeError::Examples)?;
+            limits.check(indices, &batch)
         };
-        let inputs = bound.inputs.iter_mut().map(Buffer::values).collect();
-        let mut batch = Batch { inputs, labels: bound.labels.values() };
-        examples.fill(indices, &mut batch).map_err(RuntimeError::Examples)?;
-        limits.check(indices, &batch)?;
-        if self.residence == Residence::Device {
-            // Host tensors are copied to the device when they are bound, and only then.
-            bound.bind_batch(fed)?;
-            if let Some(seed) = dropout {
-                bound.binding.bind_input(DROPOUT_SEED, seed)?;
-            }
-            if let Some((norm, _)) = clipping {
-                bound.binding.bind_input(CLIP_NORM, norm)?;
-            }
+        let is_own = self.shapes != Shapes::Any && indices.len() == self.usual;
+        if is_own && self.own.is_none() {
+            let (program, shapes) = Program::own(&self.source, self.usual, self.shapes)?;
+            (self.own, self.shapes) = (Some(program), shapes);
         }
-        session.run_binding(&bound.binding)?;
-        let clipped = clipping.as_ref().and_then(|(_, count)| count.extract_tensor().1.first().copied());
-        let (loss, correct) = (self.loss.extract_tensor().1, self.correct.extract_tensor().1);
-        match (loss, correct, self.count.extract_tensor().1) {
-            (&[loss], &[correct], &[count]) => {
-                let decisions = count.max(0).cast_unsigned();
-                let weight = weighing.weigh(indices.len(), &bound.labels.values(), decisions);
-                Ok(Measured { loss, correct, count, weight, clipped: clipped.unwrap_or(0) })
-            }
-            _ => Err(RuntimeError::Run("loss, correct and count are not scalars".to_owned())),
+        if !is_own && self.any.is_none() {
+            self.any = Some(Program::any(&self.source)?);
         }
+        let Self { own, any, tensors, source, limits, weighing, .. } = self;
+        let Some(program) = (if is_own { own } else { any }) else {
+            return Err(RuntimeError::Run("the session is gone".to_owned()));
+        };
+        tensors.send()?;
+        let is_new = program.bind(source, tensors, site, indices.len())?;
+        let bound = program.bound(indices.len(), site.side)?;
+        fill(bound, limits)?;
+        bound.send()?;
+        if is_new && program.is_recorded() && !program.record(tensors, indices.len(), site.side) {
+            // Without a record, from here on.
+            self.shapes = Shapes::Fixed;
+            self.own = None;
+            return self.run(site, examples, indices);
+        }
+        program.run(indices.len(), site.side)?;
+        let measured = tensors.measured.read()?;
+        let bound = program.bound(indices.len(), site.side)?;
+        let (loss, correct, count, clipped) = match *measured {
+            [loss, correct, count] => (loss, correct, count, 0.0),
+            [loss, correct, count, clipped] => (loss, correct, count, clipped),
+            _ => return Err(RuntimeError::Run("loss, correct and count are not three numbers".to_owned())),
+        };
+        let [correct, count, clipped] = [correct, count, clipped].map(|number| number as i64);
+        let decisions = count.max(0).cast_unsigned();
+        let weight = weighing.weigh(indices.len(), &bound.labels.values(), decisions);
+        Ok(Measured { loss: loss as f32, correct, count, weight, clipped })
+    }
+}
+
+impl Tensors {
+    fn send(&mut self) -> ort::Result<()> {
+        self.dropout.iter_mut().chain(&mut self.clipping).try_for_each(Staged::send)
+    }
+}
+
+impl Output {
+    fn new(numbers: i64, memory: &Memory) -> Result<Self, RuntimeError> {
+        let device = memory.is_elsewhere().then(|| Tensor::new(&memory.allocator, [numbers])).transpose()?;
+        Ok(Self { host: Tensor::new(&Allocator::default(), [numbers])?, device })
     }
 
-    fn bind(
-        &mut self,
-        layout: &Layout,
-        adapter: &[Tensor<f32>],
-        batch: usize,
-    ) -> Result<Bound, RuntimeError> {
-        let mut buffers =
-            self.fed.iter().map(|fed| Buffer::new(fed, batch)).collect::<Result<Vec<_>, _>>()?;
-        let Some(labels) = buffers.pop() else {
-            return Err(RuntimeError::Run("the graph reads no labels".to_owned()));
-        };
-        let mut bound = Bound { binding: self.session.create_binding()?, inputs: buffers, labels };
-        // Owned tensors in the session's own memory are bound by reference: what is written to them later
-        // is what the next run reads.
-        bound.bind_batch(&self.fed)?;
-        let binding = &mut bound.binding;
-        if let Some(seed) = &self.dropout {
-            binding.bind_input(DROPOUT_SEED, seed)?;
+    /// What a session writes.
+    fn written(&mut self) -> &mut Tensor<f64> {
+        self.device.as_mut().unwrap_or(&mut self.host)
+    }
+
+    fn read(&mut self) -> ort::Result<&[f64]> {
+        if let Some(device) = &self.device {
+            device.copy_into(&mut self.host)?;
         }
-        if let Some((norm, count)) = &mut self.clipping {
-            binding.bind_input(CLIP_NORM, norm)?;
-            binding.bind_output(CLIPPED, count)?;
-        }
-        for (spec, tensor) in layout.tensors().iter().zip(adapter) {
-            binding.bind_input(spec.name.as_str(), tensor)?;
-        }
-        binding.bind_output(LOSS, &mut self.loss)?;
-        binding.bind_output(CORRECT, &mut self.correct)?;
-        binding.bind_output(COUNT, &mut self.count)?;
-        for (spec, gradient) in layout.tensors().iter().zip(&mut self.gradients) {
-            binding.bind_output(format!("{}{GRADIENT_SUFFIX}", spec.name), gradient)?;
-        }
-        Ok(bound)
+        Ok(self.host.extract_tensor().1)
     }
 }
 

@@ -5,6 +5,7 @@
 //! optimizer steps run on the fused [`kernels`]. This crate knows no network.
 
 mod adapter;
+mod buffer;
 mod check;
 mod device;
 mod error;
@@ -14,15 +15,20 @@ mod frozen;
 mod fuse;
 mod graph;
 pub mod kernels;
+mod largest;
 mod leaves;
 mod library;
+mod measured;
+mod memory;
 mod operators;
 mod optimizer;
 mod order;
+mod parts;
 mod private;
 mod products;
 mod schedule;
 mod session;
+mod source;
 #[cfg(test)]
 mod toy;
 mod trainer;
@@ -37,5 +43,5 @@ pub use operators::DOMAIN as OPERATOR_DOMAIN;
 pub use optimizer::Optimizer;
 pub use order::OrderSeed;
 pub use schedule::Schedule;
-pub use session::{Kernels, SessionOptions, Weights};
+pub use session::{Kernels, SessionOptions, Shapes, Weights};
 pub use trainer::{Evaluated, LocalTraining, OptimizerState, Snapshot, Standing, Stepped, Trained, Trainer};

@@ -142,9 +142,9 @@ mod tests {
                 assert!((wanted - got).abs() < 1e-12, "{op}: {got} is not {wanted}");
             }
             // ONNX Runtime takes it, with the shapes that it infers.
-            let options = crate::SessionOptions { threads: 1, ..Default::default() };
-            session::commit(&runtime, &after.to_bytes(), ".", (false, false), ChosenDevice::Cpu, &options)
-                .unwrap();
+            let (options, form) =
+                (crate::SessionOptions { threads: 1, ..Default::default() }, session::Form::default());
+            session::commit(&runtime, &after.to_bytes(), ".", form, ChosenDevice::Cpu, &options).unwrap();
         }
     }
 }

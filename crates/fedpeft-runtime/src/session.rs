@@ -7,8 +7,8 @@ use fedpeft_onnx::{Data, Graph, Model, OnnxError};
 use ort::session::{Session, builder::GraphOptimizationLevel};
 
 use crate::{
-    ChosenDevice, Device, Runtime, RuntimeError, error::one_line, fuse, leaves, operators, operators::DOMAIN,
-    products,
+    ChosenDevice, Device, Runtime, RuntimeError, error::one_line, fuse, largest, leaves, operators,
+    operators::DOMAIN, products,
 };
 
 /// Which kernels compute gradients on the processor.
@@ -19,6 +19,33 @@ pub enum Kernels {
     Fused,
     /// Standard operators only, as on every other device.
     Portable,
+}
+
+/// What sessions know of the size of batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum Shapes {
+    /// What is fastest on the device: recorded on a GPU, any size on the processor.
+    #[default]
+    Auto,
+    /// One session takes batches of any size.
+    Any,
+    /// Batches of the usual size have a session of their own, which is made for their shapes; all others share one.
+    Fixed,
+    /// As fixed, and a GPU replays the launches of the first step in all others of that size, as a CUDA graph.
+    /// While they are recorded, which is once in a session and thread, nothing else of the process may use a GPU.
+    Recorded,
+}
+
+impl Shapes {
+    /// What is meant on this device.
+    pub(crate) fn on(self, device: ChosenDevice) -> Self {
+        match (self, device) {
+            (Self::Auto, ChosenDevice::Cpu) => Self::Any,
+            (Self::Auto, ChosenDevice::Cuda(_)) => Self::Recorded,
+            (Self::Recorded, ChosenDevice::Cpu) => Self::Fixed,
+            (shapes, _) => shapes,
+        }
+    }
 }
 
 /// How frozen weights are held on the processor.
@@ -41,6 +68,8 @@ pub struct SessionOptions {
     pub threads: usize,
     /// Kernels for gradients.
     pub kernels: Kernels,
+    /// What they know of the size of batches.
+    pub shapes: Shapes,
     /// How frozen weights are held.
     pub weights: Weights,
     /// Where ONNX Runtime writes how long each operator took, when a session ends: the path without its ending.
@@ -49,30 +78,20 @@ pub struct SessionOptions {
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        let (kernels, weights) = (Kernels::default(), Weights::default());
-        Self { device: Device::Auto, threads: 0, kernels, weights, profile: None }
+        let (kernels, weights, shapes) = (Kernels::default(), Weights::default(), Shapes::default());
+        Self { device: Device::Auto, threads: 0, kernels, weights, shapes, profile: None }
     }
 }
 
-/// A session for one graph of the folder. Frozen weights stay in the folder's backbone file, which ONNX
-/// Runtime maps.
-pub(crate) fn open(
-    runtime: &Runtime,
-    folder: &ArtifactFolder,
-    file: &FileRef,
-    device: ChosenDevice,
-    options: &SessionOptions,
-) -> Result<Session, RuntimeError> {
-    open_edited(runtime, folder, file, device, options, |_| Ok(()))
-}
-
-/// A session for one graph of the folder as `edit` leaves it.
+/// A session for one graph of the folder as `edit` leaves it, which records the launches of a run where that is asked for.
+/// Frozen weights stay in the folder's backbone file, which ONNX Runtime maps.
 pub(crate) fn open_edited(
     runtime: &Runtime,
     folder: &ArtifactFolder,
     file: &FileRef,
     device: ChosenDevice,
     options: &SessionOptions,
+    recorded: bool,
     edit: impl FnOnce(&mut Model) -> Result<(), OnnxError>,
 ) -> Result<Session, RuntimeError> {
     let fail = |reason: String| RuntimeError::Graph { graph: file.name.clone(), device, reason };
@@ -86,6 +105,7 @@ pub(crate) fn open_edited(
     }
     if device != ChosenDevice::Cpu {
         products::from_sums(&mut model);
+        largest::from_arg_max(&mut model.graph);
     }
     let path = std::path::absolute(folder.path()).map_err(|error| fail(error.to_string()))?;
     let Some(path) = path.to_str() else {
@@ -94,7 +114,10 @@ pub(crate) fn open_edited(
     leaves::last_first(&mut model.graph);
     let packed =
         device != ChosenDevice::Cpu || options.weights == Weights::Packed || reads_once(&model.graph);
-    commit(runtime, &model.to_bytes(), path, (fused, packed), device, options)
+    let bytes = model.to_bytes();
+    // ONNX Runtime has a copy of its own: it takes the place of this one.
+    drop(model);
+    commit(runtime, &bytes, path, Form { fused, packed, recorded }, device, options)
         .map_err(|error| fail(one_line(error)))
 }
 
@@ -125,11 +148,22 @@ fn standard_operators(model: &Model) -> Result<(), String> {
     }
 }
 
+/// What a session does with its graph.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Form {
+    /// Nodes are of our operators.
+    pub fused: bool,
+    /// Weights are packed.
+    pub packed: bool,
+    /// Launches are recorded.
+    pub recorded: bool,
+}
+
 pub(crate) fn commit(
     runtime: &Runtime,
     model: &[u8],
     folder: &str,
-    (fused, packed): (bool, bool),
+    Form { fused, packed, recorded }: Form,
     device: ChosenDevice,
     options: &SessionOptions,
 ) -> ort::Result<Session> {
@@ -154,7 +188,7 @@ pub(crate) fn commit(
     if fused {
         builder = builder.with_operators(operators::domain()?)?;
     }
-    device.add_to(builder)?.commit_from_memory(model)
+    device.add_to(builder, recorded)?.commit_from_memory(model)
 }
 
 #[cfg(test)]
@@ -175,7 +209,9 @@ mod tests {
         let runtime = toy::runtime();
         let error = |model: &Model| {
             model.save(&path).unwrap();
-            let opened = open(&runtime, &artifacts, &file, ChosenDevice::Cpu, &SessionOptions::default());
+            let options = SessionOptions::default();
+            let opened =
+                open_edited(&runtime, &artifacts, &file, ChosenDevice::Cpu, &options, false, |_| Ok(()));
             opened.err().map(|error| error.to_string())
         };
         assert_eq!(error(&good), None);

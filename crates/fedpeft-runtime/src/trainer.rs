@@ -6,24 +6,21 @@ mod snapshot;
 
 use std::time::Instant;
 
+use crate::{
+    ChosenDevice, Examples, FeatureExtractor, Runtime, RuntimeError, SessionOptions, Shapes,
+    adapter::Adapter,
+    buffer::{Fed, feeds},
+    frozen,
+    graph::{Graph, Measured, Site, tensors},
+    memory::Memory,
+    session,
+    source::Source,
+};
 use fedpeft_artifacts::{
     ArtifactFolder,
     manifest::{ElementType, FileRef},
 };
 use fedpeft_codec::Layout;
-use fedpeft_onnx::Model;
-use ort::{
-    memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
-    session::Session,
-};
-
-use crate::{
-    ChosenDevice, Examples, FeatureExtractor, Runtime, RuntimeError, SessionOptions,
-    adapter::Adapter,
-    frozen,
-    graph::{Fed, Graph, Measured, Residence, feeds, tensors},
-    session,
-};
 
 pub use local::{LocalTraining, Trained};
 pub use snapshot::{OptimizerState, Snapshot, Standing};
@@ -48,27 +45,8 @@ pub struct Trainer {
     dropout: i64,
     /// Where the graphs begin, if not with the model's inputs.
     begin: Option<Fed>,
-}
-
-/// Memory for tensors that stay where the sessions compute.
-struct Memory {
-    allocator: Allocator,
-    residence: Residence,
-    /// Device memory belongs to a session.
-    _owner: Option<Session>,
-}
-
-impl Memory {
-    fn of(runtime: &Runtime, device: ChosenDevice) -> ort::Result<Self> {
-        let ChosenDevice::Cuda(number) = device else {
-            return Ok(Self { allocator: Allocator::default(), residence: Residence::Host, _owner: None });
-        };
-        let (kind, memory) = (AllocatorType::Device, MemoryType::Default);
-        let info = MemoryInfo::new(AllocationDevice::CUDA, number.cast_signed(), kind, memory)?;
-        let owner = runtime.probe(number)?;
-        let allocator = Allocator::new(&owner, info)?;
-        Ok(Self { allocator, residence: Residence::Device, _owner: Some(owner) })
-    }
+    /// Size of most batches of training, once that is known.
+    usual: Option<usize>,
 }
 
 /// What evaluation came to.
@@ -135,6 +113,7 @@ impl Trainer {
             device,
             dropout: 0,
             begin: None,
+            usual: None,
         })
     }
 
@@ -148,7 +127,7 @@ impl Trainer {
         let Self { runtime, folder, options, device, .. } = self;
         let (manifest, mut end) = (folder.manifest(), None);
         let file = &manifest.files.training;
-        let session = session::open_edited(runtime, folder, file, *device, options, |model| {
+        let session = session::open_edited(runtime, folder, file, *device, options, false, |model| {
             end = frozen::end(model, manifest);
             end.as_ref().map_or(Ok(()), |end| frozen::before(model, end))
         })?;
@@ -161,14 +140,18 @@ impl Trainer {
         Ok((extractor, trainer))
     }
 
-    /// A session for a graph of the artifacts, from where this trainer begins.
-    fn open(&self, file: &FileRef) -> Result<Session, RuntimeError> {
+    /// Where sessions for a graph of the artifacts come from, which begin where this trainer does.
+    fn source(&self, file: &FileRef) -> Result<Source, RuntimeError> {
         let Self { runtime, folder, options, device, begin, .. } = self;
-        let Some(Fed { name, .. }) = begin else {
-            return session::open(runtime, folder, file, *device, options);
-        };
-        let after = |model: &mut Model| frozen::after(model, name, folder.manifest());
-        session::open_edited(runtime, folder, file, *device, options, after)
+        Ok(Source {
+            runtime: runtime.clone(),
+            folder: folder.clone(),
+            file: file.clone(),
+            device: *device,
+            options: options.clone(),
+            fed: self.fed()?,
+            begins: begin.is_some(),
+        })
     }
 
     /// What batches are written to.
@@ -184,6 +167,12 @@ impl Trainer {
     /// The device that was chosen.
     pub fn device(&self) -> ChosenDevice {
         self.device
+    }
+
+    /// What the session of training knows of the size of batches, once there is one: where a GPU cannot record the
+    /// launches of a step, less than was asked for.
+    pub fn shapes(&self) -> Option<Shapes> {
+        self.training.as_ref().map(Graph::shapes)
     }
 
     /// The artifacts.
@@ -221,6 +210,7 @@ impl Trainer {
         if indices.is_empty() {
             return Err(RuntimeError::NoExamples);
         }
+        self.usual.get_or_insert(indices.len());
         self.training(false)?;
         Ok(stepped(self.run_training(seed, examples, indices)?))
     }
@@ -232,12 +222,13 @@ impl Trainer {
         examples: &dyn Examples,
         indices: &[usize],
     ) -> Result<Measured, RuntimeError> {
-        let Self { training: Some(training), adapter, folder, .. } = self else {
+        let Self { training: Some(training), adapter, folder, memory, .. } = self else {
             return Err(RuntimeError::Run("the training session is gone".to_owned()));
         };
         training.reseed(seed);
         let layout = &folder.manifest().adapter;
-        training.run(layout, adapter.current(), adapter.side(), examples, indices)
+        let site = Site { layout, memory, adapter: adapter.current(), side: adapter.side() };
+        training.run(site, examples, indices)
     }
 
     /// Mean loss and accuracy over all examples.
@@ -251,18 +242,19 @@ impl Trainer {
         if count == 0 {
             return Err(RuntimeError::NoExamples);
         }
-        self.evaluation()?;
-        let Self { evaluation: Some(evaluation), adapter, folder, .. } = self else {
+        self.evaluation(count)?;
+        let Self { evaluation: Some(evaluation), adapter, folder, memory, .. } = self else {
             return Err(RuntimeError::Run("the evaluation session is gone".to_owned()));
         };
         let layout = &folder.manifest().adapter;
+        let site = Site { layout, memory, adapter: adapter.current(), side: adapter.side() };
         let (mut loss, mut correct, mut decisions, mut weight) = (0.0, 0, 0, 0.0);
         let all: Vec<usize> = (0..count).collect();
         for indices in all.chunks(EVALUATION_BATCH) {
             if !proceed() {
                 return Err(RuntimeError::Stopped);
             }
-            let measured = evaluation.run(layout, adapter.current(), adapter.side(), examples, indices)?;
+            let measured = evaluation.run(site, examples, indices)?;
             let measured = stepped(measured);
             loss += f64::from(measured.loss) * measured.weight;
             correct += measured.correct;
@@ -287,20 +279,27 @@ impl Trainer {
                 true => manifest.files.dp_training.as_ref().ok_or(RuntimeError::NoClipping)?,
                 false => &manifest.files.training,
             };
-            let (session, fed) = (self.open(file)?, self.fed()?);
             let gradients = tensors(&manifest.adapter, &self.memory.allocator)?;
-            self.training = Some(Graph::new(session, manifest, fed, gradients, self.memory.residence)?);
+            let usual = self.usual.unwrap_or(1);
+            self.training = Some(Graph::new(self.source(file)?, manifest, gradients, &self.memory, usual)?);
+        }
+        if let (Some(training), Some(usual)) = (&mut self.training, self.usual) {
+            training.expect(usual);
         }
         Ok(())
     }
 
     /// Makes the evaluation session.
-    fn evaluation(&mut self) -> Result<(), RuntimeError> {
+    fn evaluation(&mut self, count: usize) -> Result<(), RuntimeError> {
         if self.evaluation.is_none() {
             let manifest = self.folder.manifest();
-            let file = &manifest.files.eval;
-            let (session, fed) = (self.open(file)?, self.fed()?);
-            self.evaluation = Some(Graph::new(session, manifest, fed, Vec::new(), self.memory.residence)?);
+            let source = self.source(&manifest.files.eval)?;
+            let usual = count.min(EVALUATION_BATCH);
+            self.evaluation = Some(Graph::new(source, manifest, Vec::new(), &self.memory, usual)?);
+        }
+        // Clients of fewer examples than that have any number of them.
+        if let Some(evaluation) = self.evaluation.as_mut().filter(|_| count >= EVALUATION_BATCH) {
+            evaluation.expect(EVALUATION_BATCH);
         }
         Ok(())
     }
@@ -321,7 +320,10 @@ fn mean(sum: f64, weight: f64) -> f64 {
 mod tests {
     use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
 
+    use ort::memory::Allocator;
+
     use super::*;
+    use crate::memory::Residence;
     use crate::{Batch, Device, Kernels, OrderSeed, toy};
 
     fn trainer(kernels: Kernels) -> (Trainer, tempfile::TempDir) {
@@ -404,7 +406,7 @@ mod tests {
             .training
             .as_ref()
             .unwrap()
-            .gradients
+            .gradients()
             .iter()
             .flat_map(|tensor| tensor.extract_tensor().1.to_vec())
             .collect();

@@ -7,17 +7,20 @@ use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
 use fedpeft_peft::{Lora, Method, Peft};
 use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
 use fedpeft_runtime::{
-    Device, InMemory, Kernels, LocalTraining, OrderSeed, Runtime, SessionOptions, Trainer,
+    Device, Examples, InMemory, Kernels, LocalTraining, OrderSeed, Runtime, SessionOptions, Shapes, Trainer,
 };
 
 const CLASSES: usize = 3;
 const SIDE: usize = 32;
 
 /// A small ViT with a packed projection.
-fn artifacts(method: Peft, path: &Path) -> ArtifactFolder {
+fn options(method: Peft) -> BuildOptions {
     let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/exports/vit-sdpa.onnx");
-    let options = BuildOptions::image_classification(model, "tokens", SIDE, CLASSES as u32, method);
-    build(&options, path).unwrap();
+    BuildOptions::image_classification(model, "tokens", SIDE, CLASSES as u32, method)
+}
+
+fn artifacts(method: Peft, path: &Path) -> ArtifactFolder {
+    build(&options(method), path).unwrap();
     ArtifactFolder::open(path).unwrap()
 }
 
@@ -35,24 +38,42 @@ fn trainer(folder: &ArtifactFolder, kernels: Kernels) -> Trainer {
 }
 
 fn trainer_on(device: Device, folder: &ArtifactFolder, kernels: Kernels) -> Trainer {
-    let options = SessionOptions { device, threads: 1, kernels, ..Default::default() };
+    trainer_with(SessionOptions { device, threads: 1, kernels, ..Default::default() }, folder)
+}
+
+fn trainer_with(options: SessionOptions, folder: &ArtifactFolder) -> Trainer {
     let mut trainer = Trainer::new(&Runtime::load(None).unwrap(), folder.clone(), options).unwrap();
     trainer.set_adapter(&folder.initial_adapter().unwrap()).unwrap();
     trainer
 }
 
-fn train(trainer: &mut Trainer, examples: &InMemory) -> (f64, Vec<f32>) {
-    // Not Adam, which makes steps of equal size from gradients that are rounding: those of a key's bias.
+/// Not Adam, which makes steps of equal size from gradients that are rounding: those of a key's bias.
+fn spec() -> TrainingSpec {
     let optimizer = OptimizerSpec::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
-    let spec =
-        TrainingSpec { local_epochs: 6, batch_size: 8, learning_rate: 0.02, optimizer, ..Default::default() };
+    TrainingSpec { local_epochs: 6, batch_size: 8, learning_rate: 0.02, optimizer, ..Default::default() }
+}
+
+fn train(trainer: &mut Trainer, examples: &InMemory) -> (f64, Vec<f32>) {
+    train_as(&spec(), None, trainer, examples)
+}
+
+fn train_as(
+    spec: &TrainingSpec,
+    correction: Option<&[f32]>,
+    trainer: &mut Trainer,
+    examples: &dyn Examples,
+) -> (f64, Vec<f32>) {
     let seed = OrderSeed { run: 1, round: 1, client: "c" };
-    let trained = trainer
-        .train(LocalTraining { spec: &spec, seed, rounds: 1, correction: None }, examples, &mut || true)
-        .unwrap();
+    let trained =
+        trainer.train(LocalTraining { spec, seed, rounds: 1, correction }, examples, &mut || true).unwrap();
     let mut adapter = Vec::new();
     trainer.adapter_into(&mut adapter).unwrap();
     (trained.loss, adapter)
+}
+
+/// The largest difference of two adapters.
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 fn dropping() -> Peft {
@@ -96,8 +117,7 @@ fn every_method_learns_and_kernels_change_nothing() {
             assert!(after.loss < 0.8 * before.loss, "{method}: {} after {}", after.loss, before.loss);
             adapter
         });
-        let difference =
-            results[0].iter().zip(&results[1]).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
+        let difference = difference(&results[0], &results[1]);
         assert!(difference < 2e-3, "{method}: kernels differ by {difference}");
     }
 }
@@ -106,7 +126,8 @@ fn every_method_learns_and_kernels_change_nothing() {
 #[test]
 #[ignore = "needs an NVIDIA GPU, and an ONNX Runtime library with CUDA in FEDPEFT_ORT_LIB"]
 fn every_method_trains_on_cuda_as_on_the_processor() {
-    let examples = examples(24);
+    // Batches of eight, which are recorded, and one of three in each epoch, which is not.
+    let examples = examples(27);
     // Dropout draws on the device, whose generator is another one.
     for method in methods().filter(|method| *method != dropping()) {
         let directory = tempfile::tempdir().unwrap();
@@ -115,6 +136,9 @@ fn every_method_trains_on_cuda_as_on_the_processor() {
             let mut trainer = trainer_on(device, &folder, Kernels::Fused);
             let before = trainer.evaluate(&examples, &mut || true).unwrap();
             let (_, adapter) = train(&mut trainer, &examples);
+            if device == Device::Cuda(0) {
+                assert_eq!(trainer.shapes(), Some(Shapes::Recorded), "{method}");
+            }
             let (_, again) = {
                 trainer.set_adapter(&folder.initial_adapter().unwrap()).unwrap();
                 train(&mut trainer, &examples)
@@ -124,10 +148,102 @@ fn every_method_trains_on_cuda_as_on_the_processor() {
             assert!(after.loss < 0.8 * before.loss, "{method}: {} after {}", after.loss, before.loss);
             adapter
         });
-        let difference =
-            results[0].iter().zip(&results[1]).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
+        let difference = difference(&results[0], &results[1]);
         assert!(difference < 2e-3, "{method}: devices differ by {difference}");
     }
+}
+
+/// A session for one size of batches computes what the one for any size does; where launches are recorded, every bit of it.
+fn shapes_change_nothing(device: Device, others: &[Shapes]) {
+    let examples = examples(27);
+    let method = "lora+bias".parse::<Peft>().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let folder = artifacts(method, &directory.path().join("artifacts"));
+    let results = |shapes| {
+        let options = SessionOptions { device, threads: 1, shapes, ..Default::default() };
+        let mut trainer = trainer_with(options, &folder);
+        let first = train(&mut trainer, &examples);
+        // Another size, then no step of which is of the usual size, then the first again.
+        let sizes = [5, 40, 8].map(|batch_size| {
+            trainer.set_adapter(&folder.initial_adapter().unwrap()).unwrap();
+            train_as(&TrainingSpec { batch_size, ..spec() }, None, &mut trainer, &examples)
+        });
+        assert_eq!(first, sizes[2], "{shapes:?}");
+        assert_eq!(trainer.shapes(), Some(shapes));
+        (sizes, trainer.evaluate(&examples, &mut || true).unwrap())
+    };
+    let (wanted, evaluated) = results(Shapes::Any);
+    for shapes in others {
+        let (sizes, again) = results(*shapes);
+        assert!((again.loss - evaluated.loss).abs() < 1e-5, "{shapes:?}");
+        assert_eq!(again.accuracy, evaluated.accuracy);
+        for ((_, wanted), (_, got)) in wanted.iter().zip(&sizes) {
+            let difference = difference(wanted, got);
+            assert!(difference < 1e-4, "{shapes:?}: differ by {difference}");
+        }
+    }
+}
+
+#[test]
+fn sessions_for_one_size_of_batches_change_nothing() {
+    shapes_change_nothing(Device::Cpu, &[Shapes::Fixed]);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU, and an ONNX Runtime library with CUDA in FEDPEFT_ORT_LIB"]
+fn sessions_for_one_size_of_batches_and_records_change_nothing_on_cuda() {
+    shapes_change_nothing(Device::Cuda(0), &[Shapes::Fixed, Shapes::Recorded]);
+}
+
+/// What happens to gradients before a step: micro-batches, FedProx, clipping, and SCAFFOLD's correction.
+#[test]
+#[ignore = "needs an NVIDIA GPU, and an ONNX Runtime library with CUDA in FEDPEFT_ORT_LIB"]
+fn transformed_gradients_on_cuda_are_those_of_the_processor() {
+    let examples = examples(27);
+    let directory = tempfile::tempdir().unwrap();
+    let folder = artifacts("lora+bias".parse().unwrap(), &directory.path().join("artifacts"));
+    let values = folder.manifest().adapter.values();
+    let correction: Vec<f32> = (0..values).map(|i| (i as f32 * 0.37).sin() * 0.02).collect();
+    let specs = [
+        (TrainingSpec { accumulate: 3, ..spec() }, None),
+        (TrainingSpec { proximal_mu: 0.5, ..spec() }, None),
+        (TrainingSpec { clip_norm: Some(0.1), ..spec() }, None),
+        (spec(), Some(correction.as_slice())),
+        (
+            TrainingSpec { accumulate: 2, proximal_mu: 0.5, clip_norm: Some(0.5), ..spec() },
+            Some(correction.as_slice()),
+        ),
+    ];
+    let mut trainers =
+        [Device::Cpu, Device::Cuda(0)].map(|device| trainer_on(device, &folder, Kernels::Fused));
+    for (spec, correction) in specs {
+        let [cpu, cuda] = trainers.each_mut().map(|trainer| {
+            trainer.set_adapter(&folder.initial_adapter().unwrap()).unwrap();
+            train_as(&spec, correction, trainer, &examples).1
+        });
+        let difference = difference(&cpu, &cuda);
+        assert!(difference < 2e-3, "{spec:?}: devices differ by {difference}");
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU, and an ONNX Runtime library with CUDA in FEDPEFT_ORT_LIB"]
+fn features_on_cuda_are_those_of_the_processor() {
+    let examples = examples(27);
+    let directory = tempfile::tempdir().unwrap();
+    let folder = artifacts("head".parse().unwrap(), &directory.path().join("artifacts"));
+    let trained = [Device::Cpu, Device::Cuda(0)].map(|device| {
+        let mut whole = trainer_on(device, &folder, Kernels::Fused);
+        let (mut extractor, mut trainer) = whole.on_features().unwrap();
+        let features = extractor.extract(&examples, &mut || true).unwrap();
+        trainer.set_adapter(&folder.initial_adapter().unwrap()).unwrap();
+        let on_features = train_as(&spec(), None, &mut trainer, &features).1;
+        let on_examples = train(&mut whole, &examples).1;
+        assert!(difference(&on_features, &on_examples) < 1e-4, "{device}");
+        on_features
+    });
+    let difference = difference(&trained[0], &trained[1]);
+    assert!(difference < 2e-3, "devices differ by {difference}");
 }
 
 #[test]

@@ -10,8 +10,8 @@ use fedpeft_onnx::{Model, Tensor};
 use fedpeft_peft::{Lora, Method, Pooling};
 use fedpeft_protocol::run::{DpSgdSpec, ExampleSampling, OptimizerSpec, TrainingSpec};
 use fedpeft_runtime::{
-    Batch, Device, Examples, InMemory, Kernels, LocalTraining, OrderSeed, Runtime, SessionOptions, Trainer,
-    Values,
+    Batch, Device, Examples, InMemory, Kernels, LocalTraining, OrderSeed, Runtime, SessionOptions, Shapes,
+    Trainer, Values,
 };
 
 const SIZE: usize = 28;
@@ -125,9 +125,19 @@ fn kernels_bodies_and_reference_agree() {
     }
 }
 
-/// A step of DP-SGD, with noise that no `f32` holds, is that of a loop over the examples, each a batch of its own.
 #[test]
 fn clipped_sums_are_those_of_a_loop_over_the_examples() {
+    clipped_sums_are_those_of_a_loop(Device::Cpu);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU, and an ONNX Runtime library with CUDA in FEDPEFT_ORT_LIB"]
+fn clipped_sums_on_cuda_are_those_of_a_loop_over_the_examples() {
+    clipped_sums_are_those_of_a_loop(Device::Cuda(0));
+}
+
+/// A step of DP-SGD, with noise that no `f32` holds, is that of a loop over the examples, each a batch of its own.
+fn clipped_sums_are_those_of_a_loop(device: Device) {
     const RATE: f64 = 1024.0;
     let runtime = Runtime::load(Some(&fedpeft_testkit::assets().ort_lib().unwrap())).unwrap();
     let optimizer = OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
@@ -136,8 +146,7 @@ fn clipped_sums_are_those_of_a_loop_over_the_examples() {
     for method in [Method::Bias, Method::Lora(Lora::default()), Method::Full] {
         let dir = tempfile::tempdir().unwrap();
         let folder = artifacts(method.clone(), &dir.path().join("artifacts"));
-        let options =
-            SessionOptions { device: Device::Cpu, threads: 2, kernels: Kernels::Fused, ..Default::default() };
+        let options = SessionOptions { device, threads: 2, kernels: Kernels::Fused, ..Default::default() };
         let mut trainer = Trainer::new(&runtime, folder.clone(), options).unwrap();
         let before = start(&folder);
         let moved = |trainer: &Trainer| -> Vec<f64> {
@@ -164,6 +173,9 @@ fn clipped_sums_are_those_of_a_loop_over_the_examples() {
         let training = LocalTraining { spec: &spec, seed, rounds: 1, correction: None };
         trainer.train(training, &examples(), &mut || true).unwrap();
         let got = moved(&trainer);
+        if device != Device::Cpu {
+            assert_eq!(trainer.shapes(), Some(Shapes::Recorded), "{method:?}");
+        }
         let error_of = |got: &[f64], share: &dyn Fn(usize) -> f64| {
             let wanted: Vec<f64> =
                 (0..got.len()).map(|i| (0..BATCH).map(|n| each[n][i] * share(n)).sum()).collect();

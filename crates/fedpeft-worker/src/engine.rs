@@ -13,7 +13,7 @@ use fedpeft_data::ClientData;
 use fedpeft_protocol::{ClientId, Digest, Round, round::Transfer, run::TrainingSpec};
 use fedpeft_runtime::{
     Device, Evaluated, Examples, FeatureExtractor, InMemory, LocalTraining, OrderSeed, Runtime, RuntimeError,
-    SessionOptions, Trained, Trainer,
+    SessionOptions, Trained, Trainer, Weights,
 };
 use fedpeft_text::Tokenizer;
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
@@ -98,6 +98,7 @@ pub(crate) struct EngineOptions {
     pub ort_lib: Option<PathBuf>,
     pub device: Device,
     pub threads: usize,
+    pub weights: Weights,
     /// Bytes of features that are kept, at most.
     pub feature_cache: usize,
 }
@@ -123,6 +124,7 @@ impl Engine {
                     let session = SessionOptions {
                         device: pinned(device),
                         threads: options.threads,
+                        weights: options.weights,
                         ..Default::default()
                     };
                     Thread { runtime, options: session, feature_cache: options.feature_cache, loaded: None }

@@ -10,6 +10,7 @@ use fedpeft_protocol::{
     presence::{Capabilities, Presence},
 };
 use fedpeft_registry::Cache;
+use fedpeft_runtime::Weights;
 use fedpeft_service::{CancellationToken, Context};
 use tokio::{sync::Semaphore, task::JoinSet};
 
@@ -40,7 +41,8 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     let (keeping, memory) = (keeping(&config, data)?, memory(&config)?);
     let (ort_lib, device, threads) = (config.ort_lib.clone(), config.device, usize::from(config.threads));
     let feature_cache = (config.feature_cache_mib as usize) << 20;
-    let engine = Engine::start(EngineOptions { ort_lib, device, threads, feature_cache }).await?;
+    let weights = if config.pack_weights { Weights::Packed } else { Weights::default() };
+    let engine = Engine::start(EngineOptions { ort_lib, device, threads, weights, feature_cache }).await?;
     let trains = clients.iter().filter(|client| client.role == Role::Trains).map(|client| &client.id);
     let roster = config.roster.as_deref().map(|roster| (roster, config.operator.as_deref()));
     let only_secure = config.require_secure_aggregation;

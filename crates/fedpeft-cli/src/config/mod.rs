@@ -63,6 +63,8 @@ pub struct Simulation {
     pub exporter: Option<std::net::SocketAddr>,
     /// Most LoRA rank of each client, over again, for aggregation lora_product. Default: that of the model.
     pub lora_ranks: Vec<u32>,
+    /// Whether workers copy frozen weights into the order in which products read them, which takes memory and saves time.
+    pub pack_weights: bool,
 }
 
 impl Default for Simulation {
@@ -74,6 +76,7 @@ impl Default for Simulation {
             evaluate_on: EvaluateOn::default(),
             exporter: None,
             lora_ranks: Vec::new(),
+            pack_weights: false,
         }
     }
 }

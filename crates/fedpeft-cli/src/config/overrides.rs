@@ -229,6 +229,9 @@ pub struct SimulationOverrides {
     /// Most LoRA rank of each client, over again: 2,4,8; for aggregation lora-product [default: that of the model].
     #[arg(long, value_name = "RANK", value_delimiter = ',')]
     lora_ranks: Vec<u32>,
+    /// Faster steps for more memory: see the option of `fedpeft-worker`.
+    #[arg(long)]
+    pack_weights: bool,
 }
 
 impl SimulationOverrides {
@@ -248,6 +251,9 @@ impl SimulationOverrides {
         if !self.lora_ranks.is_empty() {
             let ranks: Vec<Value> = self.lora_ranks.iter().map(|rank| i64::from(*rank).into()).collect();
             document.set("simulate.lora_ranks", ranks)?;
+        }
+        if self.pack_weights {
+            document.set("simulate.pack_weights", true)?;
         }
         Ok(())
     }

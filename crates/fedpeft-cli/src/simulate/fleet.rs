@@ -42,6 +42,8 @@ pub struct WorkerOptions<'a> {
     pub lora_ranks: &'a [u32],
     /// Whether the run may have their clients drop out, crash and be late.
     pub simulate_faults: bool,
+    /// Whether they copy frozen weights into the order in which products read them.
+    pub pack_weights: bool,
 }
 
 impl Fleet {
@@ -144,6 +146,9 @@ impl Fleet {
         program.args.extend(own.into_iter().flat_map(|(flag, value)| [flag.into(), value]));
         if options.simulate_faults {
             program.args.push("--simulate-faults".into());
+        }
+        if options.pack_weights {
+            program.args.push("--pack-weights".into());
         }
         program
     }

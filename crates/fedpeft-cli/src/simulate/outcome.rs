@@ -123,6 +123,7 @@ impl Simulation<'_> {
             cache: &cache,
             lora_ranks: &self.config.simulate.lora_ranks,
             simulate_faults: self.config.run.stability.is_some(),
+            pack_weights: self.config.simulate.pack_weights,
         };
         for worker in &self.plan.workers {
             supervisor.start(self.fleet.worker(broker, worker, self.plan.threads, &options))?;

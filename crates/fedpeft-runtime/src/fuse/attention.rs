@@ -332,8 +332,15 @@ mod tests {
         }
         let options = SessionOptions { threads: 2, ..SessionOptions::default() };
         let (runtime, bytes) = (toy::runtime(), model.to_bytes());
-        let mut session =
-            session::commit(&runtime, &bytes, ".", (fused, false), ChosenDevice::Cpu, &options).unwrap();
+        let mut session = session::commit(
+            &runtime,
+            &bytes,
+            ".",
+            session::Form { fused, ..Default::default() },
+            ChosenDevice::Cpu,
+            &options,
+        )
+        .unwrap();
         let feeds = NAMES.into_iter().zip([QUERIES, KEYS, KEYS]).enumerate().map(|(n, (name, shape))| {
             let count: usize = shape.iter().product();
             let wave: Vec<f32> = (0..count).map(|i| ((i * 7 + n * 13) as f32 * 0.37).sin() * 2.0).collect();

@@ -10,10 +10,8 @@ use serde::Deserialize;
 
 use super::{Bound, Form, GraphOptimizer, HostOptimizer, Optimizer, Sessions, transforms};
 use crate::{
-    ChosenDevice, Runtime, Schedule, SessionOptions,
-    adapter::Adapter,
-    graph::{Residence, tensors},
-    session, toy,
+    ChosenDevice, Runtime, Schedule, SessionOptions, adapter::Adapter, graph::tensors, memory::Residence,
+    session, session::Form as SessionForm, toy,
 };
 
 #[derive(Deserialize)]
@@ -55,7 +53,8 @@ fn sessions(runtime: &Runtime, layout: &Layout, training: &TrainingSpec) -> Sess
     };
     let options = SessionOptions { threads: 1, ..SessionOptions::default() };
     let open = |model: fedpeft_onnx::Model| {
-        session::commit(runtime, &model.to_bytes(), ".", (false, false), ChosenDevice::Cpu, &options).unwrap()
+        session::commit(runtime, &model.to_bytes(), ".", SessionForm::default(), ChosenDevice::Cpu, &options)
+            .unwrap()
     };
     let (mut step, mut accumulation) = (model.clone(), model);
     gradient::keep(&mut step, transforms(training, false)).unwrap();

@@ -14,7 +14,7 @@ use fedpeft_protocol::{
 use super::{Snapshot, Standing, Stepped, Trainer, mean};
 use crate::{
     Examples, Optimizer, OrderSeed, RuntimeError, Schedule,
-    graph::Residence,
+    memory::Residence,
     optimizer::{Bound, Form, GraphOptimizer, HostOptimizer, Sessions, transforms},
     private::{Batches, Draws, Private},
     session,
@@ -181,9 +181,9 @@ impl Trainer {
                 return Err(RuntimeError::Run("the training session is gone".to_owned()));
             };
             if parts.peek().is_some() {
-                optimizer.accumulate(&training.gradients, measured.weight)?;
+                optimizer.accumulate(training.gradients(), measured.weight)?;
             } else {
-                optimizer.step(&mut self.adapter, &training.gradients, measured.weight)?;
+                optimizer.step(&mut self.adapter, training.gradients(), measured.weight)?;
             }
         }
         Ok(Stepped { loss: mean(loss, weight) as f32, correct, count, weight })
@@ -206,6 +206,7 @@ impl Trainer {
         {
             return Err(RuntimeError::Adapter { got: values.len(), expected: self.layout().values() });
         }
+        self.usual = Some(training.batch_size.div_ceil(training.accumulate.max(1)).max(1) as usize);
         // Sums of clipped gradients reach the optimizer whole.
         let whole = training.dp_sgd.map(|_| TrainingSpec { accumulate: 1, ..training.clone() });
         let training = whole.as_ref().unwrap_or(training);
@@ -244,17 +245,17 @@ impl Trainer {
         };
         let (runtime, device, options) = (&self.runtime, self.device, &self.options);
         let transforms = transforms(spec, correction.is_some());
-        let step = session::open_edited(runtime, folder, file, device, options, |model| {
+        let step = session::open_edited(runtime, folder, file, device, options, false, |model| {
             gradient::keep(model, transforms)
         })?;
-        let accumulation = transforms
-            .accumulate
-            .then(|| session::open_edited(runtime, folder, file, device, options, gradient::accumulation));
+        let accumulation = transforms.accumulate.then(|| {
+            session::open_edited(runtime, folder, file, device, options, false, gradient::accumulation)
+        });
         let sessions = Sessions { step, accumulation: accumulation.transpose()? };
         let bound = Bound {
             layout: &folder.manifest().adapter,
             adapter: adapter.sets_mut(),
-            gradients: &training.gradients,
+            gradients: training.gradients(),
             anchor,
             correction,
             allocator: &memory.allocator,

@@ -34,7 +34,7 @@ impl Trainer {
             correct += measured.correct;
             count += measured.count;
             weight += measured.weight;
-            let gradients = self.training.as_ref().map_or(&[][..], |training| &training.gradients);
+            let gradients = self.training.as_ref().map_or(&[][..], |training| training.gradients());
             adapter::read(gradients, self.memory.residence, &mut private.part)?;
             private.sum.iter_mut().zip(&private.part).for_each(|(sum, part)| *sum += part);
         }
@@ -44,8 +44,8 @@ impl Trainer {
             return Err(RuntimeError::Run("the training session is gone".to_owned()));
         };
         let layout = &folder.manifest().adapter;
-        adapter::write(&mut training.gradients, layout, memory.residence, &private.sum)?;
-        optimizer.step(&mut self.adapter, &training.gradients, 1.0)?;
+        adapter::write(training.gradients_mut(), layout, memory.residence, &private.sum)?;
+        optimizer.step(&mut self.adapter, training.gradients(), 1.0)?;
         Ok(Stepped { loss: mean(loss, weight) as f32, correct, count, weight })
     }
 
