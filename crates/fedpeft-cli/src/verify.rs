@@ -16,7 +16,9 @@ use fedpeft_protocol::{
     round::{ClientOutcome, RoundReport},
     run::{RunSpec, RunView},
 };
-use fedpeft_strategy::{Claim, Closing, Fold, Kept, Rule, Spool, Weight, max_partial_bytes, of_spec};
+use fedpeft_strategy::{
+    Claim, Closing, Encoded, Fold, Kept, Rule, Spool, Weight, max_partial_bytes, of_spec,
+};
 use serde::Serialize;
 
 use crate::view::{Sink, View};
@@ -130,7 +132,7 @@ async fn aggregate(
             (fetch(&digest, &format!("the update of {}", client.client)).await?, Weight::new(weight)?);
         let update = decoded(&update, &held, spec, layout)
             .with_context(|| format!("the update of {} in round {}", client.client, report.round))?;
-        fold.add_held(&update, &mut Cursor::new(held), weight)?;
+        fold.add(Encoded::Held(update.clone()), &mut Cursor::new(held), weight)?;
         fold.keep(client.client.as_str(), Box::new(Cursor::new(update)), weight);
         examples.push(client.examples);
         *bases.entry(base).or_default() += weight.get();

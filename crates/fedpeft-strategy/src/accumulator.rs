@@ -16,6 +16,7 @@
 //! [`MAX_WEIGHT`] and [`MAX_UPDATES`]. Values of magnitude 2^-31 and above are summed exactly; below that a
 //! term is rounded to a multiple of 2^-54. The mean is rounded to `f32` once.
 
+mod batch;
 mod partial;
 mod spooled;
 
@@ -24,6 +25,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use fedpeft_codec::{CodecError, Layout};
 
+pub use batch::{BATCH, Encoded, Gathering};
 pub use partial::{Claim, max_partial_bytes, partial_distance};
 pub use spooled::{Spool, SpoolError, check_update};
 
