@@ -125,6 +125,7 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
     let own = SessionOptions { kernels: Kernels::Portable, weights: Weights::Packed, ..Default::default() };
     let portable = SessionOptions { kernels: Kernels::Portable, ..Default::default() };
     let packed = SessionOptions { weights: Weights::Packed, ..Default::default() };
+    let mapped = SessionOptions { weights: Weights::Once, ..Default::default() };
     let usual = SessionOptions::default();
     let round = |private| Timed::Round { private };
     let rows = [
@@ -132,6 +133,7 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
         ("forward, as evaluated", "bias", &usual, Timed::Forward),
         ("head", "head", &usual, Timed::Gradients),
         ("bias", "bias", &usual, Timed::Gradients),
+        ("bias, mapped weights", "bias", &mapped, Timed::Gradients),
         ("bias, packed weights", "bias", &packed, Timed::Gradients),
         ("bias, portable operators", "bias", &portable, Timed::Gradients),
         ("bias and AdamW step", "bias", &usual, Timed::Step),

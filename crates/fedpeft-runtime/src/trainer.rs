@@ -7,7 +7,7 @@ mod snapshot;
 use std::time::Instant;
 
 use crate::{
-    ChosenDevice, Examples, FeatureExtractor, Runtime, RuntimeError, SessionOptions, Shapes,
+    ChosenDevice, Examples, FeatureExtractor, Runtime, RuntimeError, SessionOptions, Shapes, Weights,
     adapter::Adapter,
     buffer::{Fed, feeds},
     frozen,
@@ -47,6 +47,8 @@ pub struct Trainer {
     begin: Option<Fed>,
     /// Size of most batches of training, once that is known.
     usual: Option<usize>,
+    /// How the training session holds frozen weights.
+    weights: Weights,
 }
 
 /// What evaluation came to.
@@ -114,6 +116,7 @@ impl Trainer {
             dropout: 0,
             begin: None,
             usual: None,
+            weights: Weights::Auto,
         })
     }
 
@@ -148,7 +151,7 @@ impl Trainer {
             folder: folder.clone(),
             file: file.clone(),
             device: *device,
-            options: options.clone(),
+            options: SessionOptions { weights: options.weights.for_batches(self.usual), ..options.clone() },
             fed: self.fed()?,
             begins: begin.is_some(),
         })
@@ -272,8 +275,10 @@ impl Trainer {
 
     /// Makes the training session, that of clipped gradients where these are asked for.
     fn training(&mut self, clips: bool) -> Result<(), RuntimeError> {
-        if self.training.as_ref().is_none_or(|training| training.clips() != clips) {
-            self.training = None;
+        let weights = self.options.weights.for_batches(self.usual);
+        if self.training.as_ref().is_none_or(|training| training.clips() != clips || self.weights != weights)
+        {
+            (self.training, self.weights) = (None, weights);
             let manifest = self.folder.manifest();
             let file = match clips {
                 true => manifest.files.dp_training.as_ref().ok_or(RuntimeError::NoClipping)?,
