@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | mean, FedNova, FedBuff, clipped mean | its share of an exact sum | 16 bytes per value |
 //! | private | its share of an exact sum on a grid | 8 bytes per value |
-//! | products | its share of exact sums, of low-rank updates as well | 16 bytes per value, and per weight of tuned layers |
+//! | products, exact | its share of exact sums, of low-rank updates as well | 16 bytes per value, and per weight of tuned layers |
 //! | secure | nothing: their sum is made elsewhere | 4 bytes per value |
 //! | robust | all of it, in files that the caller provides | a chunk of each |
 //!
@@ -23,7 +23,7 @@ use crate::{
     buffered,
     clip::Scaled,
     clipped::ClippedSum,
-    lora::{Pair, ProductMean},
+    lora::{Pair, ProductMean, Residual},
     mean::{EachChunk, Mean, Moved, Shifted},
     norm::distance_spooled,
     nova::Steps,
@@ -45,6 +45,9 @@ pub enum Rule {
     Clipped(f64),
     /// The mean, of low-rank updates rather than of their factors.
     Products,
+    /// The mean, of factors as of all else, and beside it what their product lacks of the mean low-rank update:
+    /// [`Fold::residual`].
+    Exact,
     /// What lies in the middle of all updates.
     Robust(RobustRule),
     /// The mean of updates that nobody sees: [`Fold::set_mean`].
@@ -79,6 +82,7 @@ impl Rule {
             AggregationSpec::Fednova => Self::Nova(Steps::of_spec(&spec.training)),
             AggregationSpec::ClippedMean { norm } => Self::Clipped(norm),
             AggregationSpec::LoraProduct => Self::Products,
+            AggregationSpec::LoraExact => Self::Exact,
             AggregationSpec::Median => Self::Robust(RobustRule::Median),
             AggregationSpec::TrimmedMean { trim } => Self::Robust(RobustRule::TrimmedMean { trim }),
             AggregationSpec::Krum { byzantine, keep } => Self::Robust(RobustRule::Krum { byzantine, keep }),
@@ -99,6 +103,7 @@ impl Rule {
             | Self::Secure
             | Self::Clipped(_)
             | Self::Products
+            | Self::Exact
             | Self::Robust(RobustRule::GeometricMedian { .. } | RobustRule::Krum { .. }) => Ok(by_examples),
             Self::Buffered(spec) => buffered::weight(examples, spec.factor(staleness)),
             Self::Nova(steps) => steps.weight(examples),
@@ -177,7 +182,7 @@ impl Fold {
             Rule::Private { clip_norm, noise_multiplier, .. } => {
                 State::Private(ClippedSum::new(layout.clone(), clip_norm, noise_multiplier)?)
             }
-            Rule::Products => {
+            Rule::Products | Rule::Exact => {
                 let pairs = Pair::all(&layout)?;
                 State::Products(Box::new(ProductMean::new(layout.clone(), pairs)?))
             }
@@ -305,6 +310,18 @@ impl Fold {
         }
     }
 
+    /// Writes what the factors of the next global adapter do not hold of the mean low-rank update, where the rule is
+    /// [`Rule::Exact`].
+    ///
+    /// # Errors
+    /// Another rule, no update, a value out of range, or what cannot be read or written.
+    pub fn residual(&self, residual: Residual<'_>) -> Result<(), SpoolError> {
+        match (&self.state, self.rule) {
+            (State::Products(sum), Rule::Exact) => sum.residual(residual),
+            _ => Err(AccumulateError::NoPairs.into()),
+        }
+    }
+
     /// What the updates come to.
     pub fn close<'a>(&'a mut self, closing: Closing<'a>) -> Closed<'a> {
         Closed { fold: self, closing }
@@ -329,6 +346,7 @@ impl Mean for Closed<'_> {
                 Moved { base: *global, sum, divisor: steps.divisor(examples) }.each(each)
             }
             (State::Sum(sum), _) => (&*sum).each(each),
+            (State::Products(sum), Rule::Exact) => sum.each_factor(each),
             (State::Products(sum), _) => {
                 self.fold.lost = Some(sum.each_mean(each)?);
                 Ok(())
