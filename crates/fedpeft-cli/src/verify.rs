@@ -82,7 +82,9 @@ pub async fn verify(bus: &Bus, view: &RunView) -> Result<Verified> {
             if residual != report.residual {
                 let name = |digest: Option<Digest>| digest.map_or("none".to_owned(), |it| it.to_string());
                 let (found, said) = (name(residual), name(report.residual));
-                bail!("round {round} of run {run}: its updates give residual {found}, its report says {said}");
+                bail!(
+                    "round {round} of run {run}: its updates give residual {found}, its report says {said}"
+                );
             }
             aggregated_again += 1;
         }

@@ -37,7 +37,8 @@ mod tests {
     use super::*;
 
     fn layout(tensors: &[(&str, &[u64])]) -> Layout {
-        let spec = |(name, shape): &(&str, &[u64])| TensorSpec { name: (*name).into(), shape: shape.to_vec() };
+        let spec =
+            |(name, shape): &(&str, &[u64])| TensorSpec { name: (*name).into(), shape: shape.to_vec() };
         Layout::new(tensors.iter().map(spec).collect()).unwrap()
     }
 
@@ -54,8 +55,7 @@ mod tests {
             ("o.lora_A.weight", &[2, 5]),
             ("o.lora_B.weight", &[4, 3]),
         ]);
-        let expected =
-            layout(&[("q.lora_residual.weight", &[7, 5]), ("v.lora_residual.weight", &[4, 6])]);
+        let expected = layout(&[("q.lora_residual.weight", &[7, 5]), ("v.lora_residual.weight", &[4, 6])]);
         assert_eq!(residuals(&adapter), Ok(Some(expected)));
         assert_eq!(residuals(&layout(&[("head.bias", &[3])])), Ok(None));
     }

@@ -25,11 +25,11 @@ impl<'a> From<&'a Vec<f32>> for Trained<'a> {
 
 impl<'a> Trained<'a> {
     /// Every tensor with its values, where these fill the layouts of `manifest`.
-    pub(crate) fn tensors(
-        &self,
-        manifest: &Manifest,
-    ) -> Result<Vec<(TensorSpec, &'a [f32])>, ExportError> {
-        fn named<'a>(layout: &Layout, values: &'a [f32]) -> Result<Vec<(TensorSpec, &'a [f32])>, ExportError> {
+    pub(crate) fn tensors(&self, manifest: &Manifest) -> Result<Vec<(TensorSpec, &'a [f32])>, ExportError> {
+        fn named<'a>(
+            layout: &Layout,
+            values: &'a [f32],
+        ) -> Result<Vec<(TensorSpec, &'a [f32])>, ExportError> {
             check(layout, values)?;
             Ok(layout.ranges().map(|(spec, range)| (spec.clone(), &values[range])).collect())
         }
@@ -93,9 +93,8 @@ fn read(
     let wrong = |source| ExportError::Checkpoint { path: path.to_owned(), source };
     let values = read_checkpoint(&bytes, layout).map_err(wrong)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| wrong(CheckpointError::Format(error)))?;
-    let (names, holds) = (file.names(), |layout: &Layout, name: &str| {
-        layout.tensors().iter().any(|spec| spec.name == name)
-    });
+    let (names, holds) =
+        (file.names(), |layout: &Layout, name: &str| layout.tensors().iter().any(|spec| spec.name == name));
     let residual = residual.filter(|residual| names.iter().any(|name| holds(residual, name)));
     let known = |name: &str| holds(layout, name) || residual.is_some_and(|residual| holds(residual, name));
     if let Some(stranger) = names.iter().filter(|name| !known(name)).min() {

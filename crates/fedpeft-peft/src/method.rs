@@ -211,7 +211,8 @@ impl Method {
                 }
                 if lora.residual && matches!(self, Self::Dora(_)) {
                     return wrong(
-                        "residual is for lora: dora's magnitudes are no part of the mean, leave residual out".into(),
+                        "residual is for lora: dora's magnitudes are no part of the mean, leave residual out"
+                            .into(),
                     );
                 }
                 if lora.residual && lora.freeze_a {

@@ -549,8 +549,40 @@ mod tests {
         assert!((next[0] * next[2] - 2.0).abs() < 1e-6 && next[1] == 0.0 && next[3] == 0.0, "{next:?}");
         assert!(fold.lost().is_some_and(|lost| lost < 1e-12));
 
-        let other = Fold::new(Rule::Products, layout()).err().unwrap();
-        assert_eq!(other, AccumulateError::NoPairs);
+        for rule in [Rule::Products, Rule::Exact] {
+            let other = Fold::new(rule, layout()).err().unwrap();
+            assert_eq!(other, AccumulateError::NoPairs);
+        }
+    }
+
+    #[test]
+    fn what_factors_do_not_hold_of_low_rank_updates_is_kept_where_the_rule_is_exact() {
+        let spec = |name: &str, shape: [u64; 2]| TensorSpec { name: name.into(), shape: shape.into() };
+        let pair = [spec("q.lora_A.weight", [1, 1]), spec("q.lora_B.weight", [1, 1])];
+        let factors = Layout::new(pair.into()).unwrap();
+        let folded = |rule: Rule| {
+            let mut fold = Fold::new(rule, factors.clone()).unwrap();
+            for values in [[1.0, 2.0], [3.0, 4.0]] {
+                let weight = fold.rule().weight(10, 0).unwrap();
+                fold.add_held(&encode(&values), &mut std::io::empty(), weight).unwrap();
+            }
+            fold
+        };
+        let mut fold = folded(Rule::Exact);
+        let closing = Closing { global: &mut std::io::empty(), examples: &[10, 10], noise: &mut |_| () };
+        let (mut next, kept) = (Vec::new(), Kept { before: None, after: &mut std::io::sink() });
+        let strategy = of_spec(&StrategySpec::Fedavg);
+        strategy.next(&mut std::io::empty(), kept, &mut fold.close(closing), &mut next).unwrap();
+        assert_eq!(decode(&next, &factors).unwrap(), [2.0, 3.0], "factors are averaged as they are");
+        assert_eq!(fold.lost(), None);
+        let residual = |fold: &Fold| {
+            let mut out = Vec::new();
+            let adapter = &mut Cursor::new(encode(&[2.0, 3.0]));
+            fold.residual(Residual { before: None, adapter, out: &mut out }).map(|()| out)
+        };
+        // (2 + 12) / 2 - 2 x 3
+        assert_eq!(residual(&fold).unwrap(), encode(&[1.0]));
+        assert!(residual(&folded(Rule::Products)).is_err());
     }
 
     #[test]

@@ -66,7 +66,9 @@ pub(crate) fn scope(task: &Task, manifest: &Manifest) -> Result<Scope, Failure> 
 pub(crate) fn residual(manifest: &Manifest) -> Result<Layout, Failure> {
     let layout = manifest.residual().map_err(Failure::new)?;
     layout.ok_or_else(|| {
-        Failure::new("the task has a residual, and its artifacts take none: build them with --method lora --residual")
+        Failure::new(
+            "the task has a residual, and its artifacts take none: build them with --method lora --residual",
+        )
     })
 }
 

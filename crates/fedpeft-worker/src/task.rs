@@ -290,7 +290,19 @@ impl Workshop {
             let correction = beginning.correction();
             let spending = self.spending(assignment)?;
             let (work, residual) = (work.clone(), residual.clone());
-            Ok(Job { folder, adapter, residual, correction, client, data, held_back, work, keep, spending, next })
+            Ok(Job {
+                folder,
+                adapter,
+                residual,
+                correction,
+                client,
+                data,
+                held_back,
+                work,
+                keep,
+                spending,
+                next,
+            })
         };
         let compute = || span!("compute", otel.name = task.work.name());
         let mut done = turn.run(job(folder, adapter.clone(), fetched)?).instrument(compute()).await;

@@ -113,7 +113,8 @@ impl Federation {
 
     /// A broker with version 1 of the model `tiny`, which this method tunes by these tensors.
     pub async fn start_with(method: Method, tensors: &[(&str, &[u64])]) -> Self {
-        let spec = |(name, shape): &(&str, &[u64])| TensorSpec { name: (*name).into(), shape: shape.to_vec() };
+        let spec =
+            |(name, shape): &(&str, &[u64])| TensorSpec { name: (*name).into(), shape: shape.to_vec() };
         let mut federation = Self::bare(2).await;
         federation.layout = Layout::new(tensors.iter().map(spec).collect()).unwrap();
         federation.method = method;

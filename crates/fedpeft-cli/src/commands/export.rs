@@ -9,7 +9,9 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use fedpeft_artifacts::{ArtifactFolder, read_checkpoint};
 use fedpeft_bus::{Bus, BusError};
 use fedpeft_codec::Scope;
-use fedpeft_export::{ExportError, Exported, ExportedFile, Format, Formats, Step, Trained, export, read_trained};
+use fedpeft_export::{
+    ExportError, Exported, ExportedFile, Format, Formats, Step, Trained, export, read_trained,
+};
 use fedpeft_protocol::{Digest, Round, RunId, run::RunRecord};
 use fedpeft_registry::{Cache, pull};
 use serde::Serialize;

@@ -221,7 +221,10 @@ mod tests {
             "--rank belongs to method lora or dora, the method is bias"
         );
         assert!(message("--method ia3 --freeze-a").starts_with("--freeze-a belongs to method lora or dora"));
-        assert_eq!(message("--method dora --residual"), "--residual belongs to method lora, the method is dora");
+        assert_eq!(
+            message("--method dora --residual"),
+            "--residual belongs to method lora, the method is dora"
+        );
         assert!(message("--method lora --residual --freeze-a").contains("exclude each other"));
         assert_eq!(message("--tokens 3"), "--tokens needs --method");
         assert!(message("--method prompt --tokens 0").contains("tokens must be 1 to"));
