@@ -22,7 +22,11 @@ use crate::{
 const EXACT: &str = "rounds = 2\nkeep_updates = true\naggregation = { kind = \"lora_exact\" }\n";
 
 /// The weights of a merged model, by name.
-fn merged(artifacts: &ArtifactFolder, adapter: &[f32], residual: Option<&[f32]>) -> BTreeMap<String, Vec<f32>> {
+fn merged(
+    artifacts: &ArtifactFolder,
+    adapter: &[f32],
+    residual: Option<&[f32]>,
+) -> BTreeMap<String, Vec<f32>> {
     let model = inference(artifacts, Trained { adapter, residual }).unwrap().model;
     let weights = model.graph.initializers.into_iter().filter(|(_, tensor)| tensor.shape.len() == 2);
     weights.filter_map(|(name, tensor)| Some((name, tensor.as_f32()?))).collect()

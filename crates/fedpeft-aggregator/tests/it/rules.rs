@@ -246,7 +246,8 @@ async fn products_of_an_adapter_without_factors_are_refused() {
     for (aggregation, name) in
         [(AggregationSpec::LoraProduct, "lora_product"), (AggregationSpec::LoraExact, "lora_exact")]
     {
-        let error = federation.create("r", RunSpec { aggregation, ..spec(1, 1) }).await.unwrap_err().to_string();
+        let error =
+            federation.create("r", RunSpec { aggregation, ..spec(1, 1) }).await.unwrap_err().to_string();
         assert!(error.contains(name) && error.contains("LoRA"), "{error}");
     }
 }

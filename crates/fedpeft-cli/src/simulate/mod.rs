@@ -48,6 +48,7 @@ use store::Store;
 Examples:
   fedpeft simulate --config run.toml
   fedpeft simulate --config run.toml --clients 20 --cohort 8 --alpha 0.1 --json report.json --html report.html
+  fedpeft simulate --config run.toml --method lora --residual --aggregation lora-exact
   fedpeft simulate --config run.toml --store state       # again with the same store: goes on
   fedpeft simulate --config run.toml --server nats://127.0.0.1:4222
 
