@@ -29,7 +29,7 @@ fn merged(
 ) -> BTreeMap<String, Vec<f32>> {
     let model = inference(artifacts, Trained { adapter, residual }).unwrap().model;
     let weights = model.graph.initializers.into_iter().filter(|(_, tensor)| tensor.shape.len() == 2);
-    weights.filter_map(|(name, tensor)| Some((name, tensor.as_f32()?))).collect()
+    weights.filter_map(|(name, tensor)| Some((name, tensor.as_f32()?.into_owned()))).collect()
 }
 
 async fn values(bus: &Bus, digest: &Digest, layout: &Layout) -> Vec<f32> {
