@@ -16,7 +16,7 @@
 use std::{error::Error, path::Path, time::Instant};
 
 use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
-use fedpeft_peft::Peft;
+use fedpeft_peft::{Lora, Method, Peft};
 use fedpeft_protocol::run::{DpSgdSpec, ExampleSampling, TrainingSpec};
 use fedpeft_runtime::{
     Device, InMemory, Kernels, LocalTraining, Optimizer, OrderSeed, Runtime, SessionOptions, Shapes, Trainer,
@@ -24,6 +24,8 @@ use fedpeft_runtime::{
 };
 
 const OUTPUT: &str = "/backbone/layernorm/Add_1_output_0";
+/// LoRA with a residual beside each tuned weight, as aggregation `lora_exact` has it.
+const RESIDUAL: &str = "residual";
 
 struct Settings {
     size: usize,
@@ -140,6 +142,7 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
         ("layernorm", "layernorm", &usual, Timed::Gradients),
         ("lora", "lora", &usual, Timed::Gradients),
         ("lora, packed weights", "lora", &packed, Timed::Gradients),
+        ("lora with residuals", RESIDUAL, &usual, Timed::Gradients),
         ("ia3", "ia3", &usual, Timed::Gradients),
         ("forward of adapter", "adapter", &own, Timed::Forward),
         ("adapter", "adapter", &usual, Timed::Gradients),
@@ -162,13 +165,11 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
     for (name, method, options, timed) in wanted {
         let path = folder.join(method);
         if !path.exists() {
-            let options = BuildOptions::image_classification(
-                &backbone,
-                OUTPUT,
-                settings.size,
-                10,
-                method.parse::<Peft>()?,
-            );
+            let peft = match method {
+                RESIDUAL => Method::Lora(Lora { residual: true, ..Lora::default() }).into(),
+                named => named.parse::<Peft>()?,
+            };
+            let options = BuildOptions::image_classification(&backbone, OUTPUT, settings.size, 10, peft);
             build(&BuildOptions { dp_sgd: !settings.steps, ..options }, &path)?;
         }
         let artifacts = ArtifactFolder::open(&path)?;

@@ -131,6 +131,16 @@ pub enum AccumulateError {
         /// What its entries may reach.
         value: String,
     },
+    /// A residual that left the range.
+    #[error(
+        "what the mean factors do not hold of {module} reaches {value}, more than {MAX_MAGNITUDE}: lower training.learning_rate"
+    )]
+    Residual {
+        /// The tuned layer.
+        module: String,
+        /// What its largest entry is.
+        value: String,
+    },
     /// A clipping norm.
     #[error("the clipping norm is {0}: it is between 1e-9 and 1e9")]
     Clip(String),

@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | mean, FedNova, FedBuff, clipped mean | its share of an exact sum | 16 bytes per value |
 //! | private | its share of an exact sum on a grid | 8 bytes per value |
-//! | products | its share of exact sums, of low-rank updates as well | 16 bytes per value, and per weight of tuned layers |
+//! | products, exact | its share of exact sums, of low-rank updates as well | 16 bytes per value, and per weight of tuned layers |
 //! | secure | nothing: their sum is made elsewhere | 4 bytes per value |
 //! | robust | all of it, in files that the caller provides | a chunk of each |
 //!
@@ -23,7 +23,7 @@ use crate::{
     buffered,
     clip::Scaled,
     clipped::ClippedSum,
-    lora::{Pair, ProductMean},
+    lora::{Pair, ProductMean, Residual},
     mean::{EachChunk, Mean, Moved, Shifted},
     norm::distance_spooled,
     nova::Steps,
@@ -45,6 +45,9 @@ pub enum Rule {
     Clipped(f64),
     /// The mean, of low-rank updates rather than of their factors.
     Products,
+    /// The mean, of factors as of all else, and beside it what their product lacks of the mean low-rank update:
+    /// [`Fold::residual`].
+    Exact,
     /// What lies in the middle of all updates.
     Robust(RobustRule),
     /// The mean of updates that nobody sees: [`Fold::set_mean`].
@@ -79,6 +82,7 @@ impl Rule {
             AggregationSpec::Fednova => Self::Nova(Steps::of_spec(&spec.training)),
             AggregationSpec::ClippedMean { norm } => Self::Clipped(norm),
             AggregationSpec::LoraProduct => Self::Products,
+            AggregationSpec::LoraExact => Self::Exact,
             AggregationSpec::Median => Self::Robust(RobustRule::Median),
             AggregationSpec::TrimmedMean { trim } => Self::Robust(RobustRule::TrimmedMean { trim }),
             AggregationSpec::Krum { byzantine, keep } => Self::Robust(RobustRule::Krum { byzantine, keep }),
@@ -99,6 +103,7 @@ impl Rule {
             | Self::Secure
             | Self::Clipped(_)
             | Self::Products
+            | Self::Exact
             | Self::Robust(RobustRule::GeometricMedian { .. } | RobustRule::Krum { .. }) => Ok(by_examples),
             Self::Buffered(spec) => buffered::weight(examples, spec.factor(staleness)),
             Self::Nova(steps) => steps.weight(examples),
@@ -177,7 +182,7 @@ impl Fold {
             Rule::Private { clip_norm, noise_multiplier, .. } => {
                 State::Private(ClippedSum::new(layout.clone(), clip_norm, noise_multiplier)?)
             }
-            Rule::Products => {
+            Rule::Products | Rule::Exact => {
                 let pairs = Pair::all(&layout)?;
                 State::Products(Box::new(ProductMean::new(layout.clone(), pairs)?))
             }
@@ -296,6 +301,18 @@ impl Fold {
         }
     }
 
+    /// Writes what the factors of the next global adapter do not hold of the mean low-rank update, where the rule is
+    /// [`Rule::Exact`].
+    ///
+    /// # Errors
+    /// Another rule, no update, a value out of range, or what cannot be read or written.
+    pub fn residual(&self, residual: Residual<'_>) -> Result<(), SpoolError> {
+        match (&self.state, self.rule) {
+            (State::Products(sum), Rule::Exact) => sum.residual(residual),
+            _ => Err(AccumulateError::NoPairs.into()),
+        }
+    }
+
     /// What the updates come to.
     pub fn close<'a>(&'a mut self, closing: Closing<'a>) -> Closed<'a> {
         Closed { fold: self, closing }
@@ -321,6 +338,7 @@ impl Mean for Closed<'_> {
                 Moved { base: *global, sum: sum.settled()?, divisor }.each(each)
             }
             (State::Sum(sum), _) => (&*sum.settled()?).each(each),
+            (State::Products(sum), Rule::Exact) => sum.each_factor(each),
             (State::Products(sum), _) => {
                 self.fold.lost = Some(sum.each_mean(each)?);
                 Ok(())
@@ -525,8 +543,40 @@ mod tests {
         assert!((next[0] * next[2] - 2.0).abs() < 1e-6 && next[1] == 0.0 && next[3] == 0.0, "{next:?}");
         assert!(fold.lost().is_some_and(|lost| lost < 1e-12));
 
-        let other = Fold::new(Rule::Products, layout()).err().unwrap();
-        assert_eq!(other, AccumulateError::NoPairs);
+        for rule in [Rule::Products, Rule::Exact] {
+            let other = Fold::new(rule, layout()).err().unwrap();
+            assert_eq!(other, AccumulateError::NoPairs);
+        }
+    }
+
+    #[test]
+    fn what_factors_do_not_hold_of_low_rank_updates_is_kept_where_the_rule_is_exact() {
+        let spec = |name: &str, shape: [u64; 2]| TensorSpec { name: name.into(), shape: shape.into() };
+        let pair = [spec("q.lora_A.weight", [1, 1]), spec("q.lora_B.weight", [1, 1])];
+        let factors = Layout::new(pair.into()).unwrap();
+        let folded = |rule: Rule| {
+            let mut fold = Fold::new(rule, factors.clone()).unwrap();
+            for values in [[1.0, 2.0], [3.0, 4.0]] {
+                let weight = fold.rule().weight(10, 0).unwrap();
+                fold.add(Encoded::Held(encode(&values)), &mut std::io::empty(), weight).unwrap();
+            }
+            fold
+        };
+        let mut fold = folded(Rule::Exact);
+        let closing = Closing { global: &mut std::io::empty(), examples: &[10, 10], noise: &mut |_| () };
+        let (mut next, kept) = (Vec::new(), Kept { before: None, after: &mut std::io::sink() });
+        let strategy = of_spec(&StrategySpec::Fedavg);
+        strategy.next(&mut std::io::empty(), kept, &mut fold.close(closing), &mut next).unwrap();
+        assert_eq!(decode(&next, &factors).unwrap(), [2.0, 3.0], "factors are averaged as they are");
+        assert_eq!(fold.lost(), None);
+        let residual = |fold: &Fold| {
+            let mut out = Vec::new();
+            let adapter = &mut Cursor::new(encode(&[2.0, 3.0]));
+            fold.residual(Residual { before: None, adapter, out: &mut out }).map(|()| out)
+        };
+        // (2 + 12) / 2 - 2 x 3
+        assert_eq!(residual(&fold).unwrap(), encode(&[1.0]));
+        assert!(residual(&folded(Rule::Products)).is_err());
     }
 
     #[test]
