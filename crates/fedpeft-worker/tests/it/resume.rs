@@ -16,7 +16,7 @@ use crate::setup::{Setup, next, train, within};
 fn long(setup: &Setup, round: u32, client: &str) -> Task {
     let mut task = setup.task(round, client, train());
     if let Work::Train { training, .. } = &mut task.work {
-        (training.local_epochs, training.batch_size) = (3000, 4);
+        (training.local_epochs, training.batch_size) = (10_000, 4);
     }
     task
 }
