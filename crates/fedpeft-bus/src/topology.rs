@@ -184,6 +184,11 @@ fn uploads() -> stream::Config {
     }
 }
 
+/// Where hints go, by the wildcards of [`subject::TASK_SUBJECTS`].
+fn hints() -> String {
+    subject::HINT_SUBJECTS.replacen('*', "$1", 1).replacen('*', "$2", 1)
+}
+
 fn streams() -> [stream::Config; 4] {
     let base = |name: &str, subjects: &str, description: &str| stream::Config {
         name: name.into(),
@@ -198,6 +203,13 @@ fn streams() -> [stream::Config; 4] {
             max_messages_per_subject: 1,
             max_age: ABANDONED,
             max_consumers: READERS,
+            allow_direct: true,
+            // What a client waits for: it costs the broker less than a consumer for each of many.
+            republish: Some(stream::Republish {
+                source: subject::TASK_SUBJECTS.into(),
+                destination: hints(),
+                headers_only: true,
+            }),
             ..base(subject::TASK_STREAM, subject::TASK_SUBJECTS, "FedPEFT: tasks waiting for clients")
         },
         stream::Config {
