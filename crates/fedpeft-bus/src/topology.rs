@@ -74,7 +74,30 @@ impl Bus {
             }
             self.settle(&config.name, created).await?;
         }
+        self.check_tasks().await?;
+        if !self.absent(subject::FORMER_TASK_STREAM).await? {
+            tracing::warn!(
+                "stream {former} is that of an earlier FedPEFT: workers of that version get no tasks from this one; once all are \
+                 upgraded, remove it with `nats stream rm {former}`",
+                former = subject::FORMER_TASK_STREAM
+            );
+        }
         Ok(())
+    }
+
+    /// Makes sure that clients hear of their tasks, whoever made the stream.
+    async fn check_tasks(&self) -> Result<(), BusError> {
+        let stream = subject::TASK_STREAM;
+        let found = self.js.get_stream(stream).await;
+        let found = found.map_err(|error| BusError::broker(format!("looking up stream {stream}"), error))?;
+        let config = &found.cached_info().config;
+        let hinted = config.republish.as_ref().is_some_and(|to| to.destination == hints());
+        let reason = match (config.allow_direct, hinted) {
+            (true, true) => return Ok(()),
+            (false, _) => "it does not allow direct gets",
+            (true, false) => "it does not republish to fedpeft.v1.hint.$1.$2",
+        };
+        Err(BusError::UnfitStream { stream: stream.into(), reason })
     }
 
     /// Creates a stream; in an account that may not have so many readers, with as many as it may have.
@@ -99,7 +122,7 @@ impl Bus {
                 return Err(BusError::NoTopology { stream });
             }
         }
-        Ok(())
+        if client { self.check_tasks().await } else { Ok(()) }
     }
 
     async fn require_jetstream(&self) -> Result<(), BusError> {
