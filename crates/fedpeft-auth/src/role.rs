@@ -5,7 +5,7 @@
 use std::{fmt, str::FromStr};
 
 use fedpeft_protocol::subject::{
-    API, BLOB_BUCKET, CLIENT_API, CLIENT_BUCKET, EVENT_STREAM, EVENT_SUBJECTS, HINT_SUBJECTS, LEASE_BUCKET, MODEL_BUCKET,
+    API, BLOB_BUCKET, CLIENT_API, CLIENT_BUCKET, EVENT_STREAM, EVENT_SUBJECTS, FORMER_TASK_STREAM, HINT_SUBJECTS, LEASE_BUCKET, MODEL_BUCKET,
     PREFIX, RUN_BUCKET, TASK_STREAM, TASK_SUBJECTS, UPDATE_STREAM, UPLOAD_BUCKET,
 };
 use serde::{Deserialize, Serialize};
@@ -107,7 +107,8 @@ fn streams() -> Vec<String> {
 fn topology() -> Vec<String> {
     let each =
         |stream: String| [format!("$JS.API.STREAM.INFO.{stream}"), format!("$JS.API.STREAM.CREATE.{stream}")];
-    ["$JS.API.INFO".to_owned()].into_iter().chain(streams().into_iter().flat_map(each)).collect()
+    let former = format!("$JS.API.STREAM.INFO.{FORMER_TASK_STREAM}");
+    ["$JS.API.INFO".to_owned(), former].into_iter().chain(streams().into_iter().flat_map(each)).collect()
 }
 
 /// Subjects that read a stream through short-lived consumers and by subject, under an API prefix.

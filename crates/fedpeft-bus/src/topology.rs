@@ -138,7 +138,14 @@ impl Bus {
     }
 
     async fn absent(&self, stream: &str) -> Result<bool, BusError> {
-        let Err(error) = self.js.get_stream(stream).await else { return Ok(false) };
+        let api = if self.is_client() { subject::CLIENT_API } else { "$JS.API" };
+        let found = tokio::select! {
+            found = self.js.get_stream(stream) => found,
+            () = self.forbids(&format!("{api}.STREAM.INFO.{stream}")) => {
+                return Err(BusError::Forbidden { what: format!("looking up stream {stream}") });
+            }
+        };
+        let Err(error) = found else { return Ok(false) };
         match error.kind() {
             GetStreamErrorKind::JetStream(error) if error.code() == 404 => Ok(true),
             _ => Err(BusError::broker(format!("looking up stream {stream}"), error)),
