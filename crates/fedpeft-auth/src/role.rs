@@ -5,8 +5,9 @@
 use std::{fmt, str::FromStr};
 
 use fedpeft_protocol::subject::{
-    API, BLOB_BUCKET, CLIENT_API, CLIENT_BUCKET, EVENT_STREAM, EVENT_SUBJECTS, FORMER_TASK_STREAM, HINT_SUBJECTS, LEASE_BUCKET, MODEL_BUCKET,
-    PREFIX, RUN_BUCKET, TASK_STREAM, TASK_SUBJECTS, UPDATE_STREAM, UPLOAD_BUCKET,
+    API, BLOB_BUCKET, CLIENT_API, CLIENT_BUCKET, EVENT_STREAM, EVENT_SUBJECTS, FORMER_TASK_STREAM,
+    HINT_SUBJECTS, LEASE_BUCKET, MODEL_BUCKET, PREFIX, RUN_BUCKET, TASK_STREAM, TASK_SUBJECTS, UPDATE_STREAM,
+    UPLOAD_BUCKET,
 };
 use serde::{Deserialize, Serialize};
 
@@ -237,12 +238,8 @@ fn gates() -> Vec<(String, String, &'static str)> {
 
 /// The gates as the account of the services opens them, and the hints, which go the other way.
 pub(crate) fn exports() -> Vec<Export> {
-    let export = |subject: String, kind, response_type| Export {
-        name: subject.clone(),
-        subject,
-        kind,
-        response_type,
-    };
+    let export =
+        |subject: String, kind, response_type| Export { name: subject.clone(), subject, kind, response_type };
     let hints = export(HINT_SUBJECTS.to_owned(), "stream", None);
     let gates = gates().into_iter().map(|(subject, _, replies)| export(subject, "service", Some(replies)));
     gates.chain([hints]).collect()

@@ -37,7 +37,9 @@ pub enum BusError {
         what: String,
     },
     /// A stream is there that somebody made in another way.
-    #[error("stream {stream} of the NATS server cannot be used: {reason}; while no run is active, remove it with `nats stream rm {stream}`: fedpeft-registry and fedpeft-aggregator make it anew")]
+    #[error(
+        "stream {stream} of the NATS server cannot be used: {reason}; while no run is active, remove it with `nats stream rm {stream}`: fedpeft-registry and fedpeft-aggregator make it anew"
+    )]
     UnfitStream {
         /// Its name.
         stream: String,

@@ -143,7 +143,9 @@ mod tests {
             assert_eq!(parse_task(bad), None, "{bad}");
         }
         assert_eq!(parse_hint("fedpeft.v1.hint.c-1.r1"), Some(RunId::new("r1").unwrap()));
-        assert!(parse_hint("fedpeft.v1.hint.c-1").is_none() && parse_hint("fedpeft.v1.task.c-1.r1").is_none());
+        assert!(
+            parse_hint("fedpeft.v1.hint.c-1").is_none() && parse_hint("fedpeft.v1.task.c-1.r1").is_none()
+        );
     }
 
     #[test]

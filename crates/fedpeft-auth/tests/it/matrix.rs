@@ -169,7 +169,12 @@ const TABLE: &[(&str, Does, &str, &[&str])] = &[
         "$JS.API.CONSUMER.DELETE.FEDPEFT_OPEN_TASKS.a",
         &["aggregator"],
     ),
-    ("deleting a consumer, through the gate", Publish, "fedpeft.v1.js.CONSUMER.DELETE.FEDPEFT_UPDATES.a", &[]),
+    (
+        "deleting a consumer, through the gate",
+        Publish,
+        "fedpeft.v1.js.CONSUMER.DELETE.FEDPEFT_UPDATES.a",
+        &[],
+    ),
     ("changing accounts", Publish, "$SYS.REQ.CLAIMS.UPDATE", &[]),
     // Listening.
     ("everything", Subscribe, ">", &[]),

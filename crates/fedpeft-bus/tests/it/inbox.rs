@@ -107,7 +107,10 @@ async fn the_next_process_of_a_client_finds_its_task_and_whether_it_is_answered(
         bus.publish_update(&run, 1, &client, &update(&task.task, 8)).await.unwrap();
     }
     let other = fedpeft_protocol::round::Task { task: "task".into(), ..task(&run, 1) };
-    assert!(!bus.is_answered(&other, &client).await.unwrap(), "its name only begins as that of the answered one");
+    assert!(
+        !bus.is_answered(&other, &client).await.unwrap(),
+        "its name only begins as that of the answered one"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
