@@ -9,7 +9,8 @@ use fedpeft_testkit::assets;
 
 use crate::figure::{Figure, Section, Spread};
 
-const OUTPUT: &str = "/backbone/layernorm/Add_1_output_0";
+/// Where the backbone ends.
+pub const OUTPUT: &str = "/backbone/layernorm/Add_1_output_0";
 const METHODS: [&str; 4] = ["head", "bias", "lora", "full"];
 const TIMES: usize = 3;
 

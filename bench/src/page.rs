@@ -177,6 +177,7 @@ fn charts(report: &Report, section: Section) -> Vec<(String, Chart)> {
                 ),
             ),
             ("adapter", by_adapter(report)),
+            ("backbone", by_backbone(report)),
         ],
         _ => vec![],
     };
@@ -225,6 +226,11 @@ fn by_adapter(report: &Report) -> Option<Chart> {
         across(report, Section::Memory, process, |figure| figure.what == what)
     });
     of_lines("Peak memory by size of the adapter, ten clients", "MiB of the adapter", "MiB", lines.into())
+}
+
+fn by_backbone(report: &Report) -> Option<Chart> {
+    let line = across(report, Section::Memory, "worker", |figure| figure.what == "worker by backbone MiB");
+    of_lines("Peak memory of a worker by size of the backbone", "MiB of the backbone", "MiB", vec![line])
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -14,6 +15,7 @@ use serde::Deserialize;
 use tokio::{process::Command, task::JoinHandle};
 
 use crate::{
+    artifacts::OUTPUT,
     figure::{Figure, Section, Spread},
     world::Broker,
 };
@@ -34,13 +36,18 @@ struct Case {
     /// Examples of each client.
     samples: u32,
     rounds: u32,
+    /// Blocks of the backbone: all of them, or the first.
+    blocks: u32,
 }
+
+/// Blocks of a ViT-S.
+const BLOCKS: u32 = 12;
 
 impl Case {
     /// The federation with which peers are compared.
     const fn peers(method: &'static str, quick: bool) -> Self {
         let (samples, rounds) = if quick { (20, 2) } else { (200, 3) };
-        Self { method, workers: 2, clients: 10, samples, rounds }
+        Self { method, workers: 2, clients: 10, samples, rounds, blocks: BLOCKS }
     }
 }
 
@@ -51,6 +58,8 @@ struct Ran {
     first_step: Option<f64>,
     first_round: Option<f64>,
     broker_peak: f64,
+    /// Values of the backbone that is trained.
+    backbone_values: u64,
 }
 
 #[derive(Deserialize)]
@@ -124,7 +133,7 @@ pub async fn runs(quick: bool, say: &dyn Fn(&str)) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Memory of one worker against clients and adapter, beside the backbone's file.
+/// Memory of one worker against clients, adapter and backbone, beside the backbone's file.
 pub async fn memory(quick: bool, say: &dyn Fn(&str)) -> Result<Vec<Figure>> {
     let samples = if quick { 10 } else { 64 };
     let backbone = std::fs::metadata(fedpeft_testkit::assets().dinov2()?)?.len() as f64 / MIB;
@@ -141,7 +150,7 @@ pub async fn memory(quick: bool, say: &dyn Fn(&str)) -> Result<Vec<Figure>> {
         ("full", 10),
     ] {
         say(&format!("memory of a worker with {clients} clients, {method}"));
-        let ran = simulate(Case { method, workers: 1, clients, samples, rounds: 2 }).await?;
+        let ran = simulate(Case { method, workers: 1, clients, samples, rounds: 2, blocks: BLOCKS }).await?;
         let adapter = ran.report.totals.adapter_bytes.unwrap_or(0) as f64 / MIB;
         let clients = f64::from(clients);
         let line = |what: &str, x: f64| Figure::new(Section::Memory, method, what).at(x);
@@ -157,12 +166,21 @@ pub async fn memory(quick: bool, say: &dyn Fn(&str)) -> Result<Vec<Figure>> {
             }
         }
     }
+    for blocks in [3, 6, 9, BLOCKS] {
+        say(&format!("memory of a worker with {blocks} blocks of the backbone"));
+        let ran =
+            simulate(Case { method: "bias", workers: 1, clients: 1, samples, rounds: 2, blocks }).await?;
+        let backbone = ran.backbone_values as f64 * 4.0 / MIB;
+        let figure = Figure::new(Section::Memory, "bias", "worker by backbone MiB").at(backbone);
+        let figure = figure.is(Spread::one(ran.peak("worker")), "MiB");
+        figures.push(figure.beside("backbone", Spread::one(backbone)));
+    }
     Ok(figures)
 }
 
 /// From launch to the first training step, and to the first aggregated round, with a warm cache.
 pub async fn startup(quick: bool) -> Result<Vec<Figure>> {
-    let case = Case { method: "bias", workers: 2, clients: 10, samples: 10, rounds: 1 };
+    let case = Case { method: "bias", workers: 2, clients: 10, samples: 10, rounds: 1, blocks: BLOCKS };
     simulate(case).await?;
     let (mut step, mut round) = (Vec::new(), Vec::new());
     for _ in 0..if quick { 2 } else { 5 } {
@@ -196,7 +214,7 @@ async fn simulate(case: Case) -> Result<Ran> {
     let (json, log) = (folder.path().join("report.json"), folder.path().join("log"));
     let began = Instant::now();
     let watching = watch(&broker, began).await?;
-    let Case { method, workers, clients, samples, rounds } = case;
+    let Case { method, workers, clients, samples, rounds, blocks } = case;
     let numbers = [
         ("--workers", workers),
         ("--threads", 2 / workers.clamp(1, 2)),
@@ -211,7 +229,7 @@ async fn simulate(case: Case) -> Result<Ran> {
     command
         .args(["simulate", "--device", "cpu", "--schedule", "constant", "--lr", "1e-3", "--method", method])
         .args(["--server", &broker.url(), "--config"])
-        .arg(config())
+        .arg(config(blocks, folder.path())?)
         .args(numbers.into_iter().flat_map(|(flag, number)| [flag.to_owned(), number.to_string()]))
         .arg("--json")
         .arg(&json)
@@ -229,17 +247,24 @@ async fn simulate(case: Case) -> Result<Ran> {
         serde_json::from_slice(&std::fs::read(&json)?).context("fedpeft simulate wrote another report")?;
     let broker_peak = broker.peak() as f64 / MIB;
     watching.1.abort();
-    let (first_step, first_round) = *watching.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    Ok(Ran { report, first_step, first_round, broker_peak })
+    let seen = *watching.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Seen { first_step, first_round, backbone_values } = seen;
+    Ok(Ran { report, first_step, first_round, broker_peak, backbone_values })
 }
 
-type Firsts = std::sync::Arc<std::sync::Mutex<(Option<f64>, Option<f64>)>>;
+/// What events told.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    first_step: Option<f64>,
+    first_round: Option<f64>,
+    backbone_values: u64,
+}
 
-/// Notes when the first training began, and when the first round was closed.
-async fn watch(broker: &Broker, began: Instant) -> Result<(Firsts, JoinHandle<()>)> {
+/// Notes when the first training began, when the first round was closed, and what is trained.
+async fn watch(broker: &Broker, began: Instant) -> Result<(Arc<Mutex<Seen>>, JoinHandle<()>)> {
     let mut events = broker.bus.events(None, true).await?;
-    let firsts = Firsts::default();
-    let seen = firsts.clone();
+    let all = Arc::<Mutex<Seen>>::default();
+    let seen = all.clone();
     let watching = tokio::spawn(async move {
         while let Ok(event) = events.next().await {
             let now = began.elapsed().as_secs_f64();
@@ -247,20 +272,35 @@ async fn watch(broker: &Broker, began: Instant) -> Result<(Firsts, JoinHandle<()
             match event.kind {
                 EventKind::UpdateAccepted { seconds, .. } => {
                     let step = now - seconds;
-                    seen.0 = Some(seen.0.map_or(step, |first: f64| first.min(step)));
+                    seen.first_step = Some(seen.first_step.map_or(step, |first| first.min(step)));
                 }
                 EventKind::RoundClosed { .. } => {
-                    seen.1.get_or_insert(now);
+                    seen.first_round.get_or_insert(now);
+                }
+                EventKind::Status { backbone_values, .. } => {
+                    seen.backbone_values = seen.backbone_values.max(backbone_values);
                 }
                 _ => {}
             }
         }
     });
-    Ok((firsts, watching))
+    Ok((all, watching))
 }
 
-/// The run of the demo; options change it.
-fn config() -> PathBuf {
+/// The run of the demo, which options change; with fewer blocks of the backbone, a copy in `folder` that ends after them.
+fn config(blocks: u32, folder: &Path) -> Result<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).join("xtask/demo.toml")
+    let demo = here.parent().unwrap_or(here).join("xtask/demo.toml");
+    if blocks == BLOCKS {
+        return Ok(demo);
+    }
+    let last = format!("/backbone/encoder/layer.{}/Add_1_output_0", blocks - 1);
+    let text = std::fs::read_to_string(&demo)?;
+    let cut = text.replace(OUTPUT, &last);
+    if cut == text {
+        bail!("{} does not end at {OUTPUT}", demo.display());
+    }
+    let path = folder.join("run.toml");
+    std::fs::write(&path, cut)?;
+    Ok(path)
 }

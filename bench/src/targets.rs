@@ -111,10 +111,10 @@ const TARGETS: &[Target] = &[
         found: |r| ratio(r, Section::Memory, "bias", "worker by clients", Some(1.0)),
     },
     Target {
-        what: "adding an update of 88 MB to the sum",
+        what: "adding an update of 88 MB to the sum, one of four at once",
         most: 2.0,
         unit: "x memcpy",
-        found: |r| ratio(r, Section::Accumulator, "add", "one update", Some(88e6)),
+        found: |r| ratio(r, Section::Accumulator, "add, four at once", "one update", Some(88e6)),
     },
     Target {
         what: "aggregator's memory, most clients over ten",

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, fs, path::Path, sync::OnceLock};
 
 use fedpeft_artifacts::ArtifactFolder;
-use fedpeft_export::read_adapter;
+use fedpeft_codec::Layout;
+use fedpeft_export::{read_adapter, read_trained};
 use fedpeft_testkit::{NatsServer, assets};
 use ort::{
     environment::Environment,
@@ -54,14 +55,20 @@ fn logits(model: &Path, inputs: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> Ve
 }
 
 /// The exported model in `folder` decides as the evaluation graph of `artifacts` does.
-fn classifies_alike(artifacts: &ArtifactFolder, folder: &Path) {
+pub fn classifies_alike(artifacts: &ArtifactFolder, folder: &Path) {
     let manifest = artifacts.manifest();
     let batch = BTreeMap::from([(manifest.inputs[0].name.clone(), images())]);
     let mut inputs = batch.clone();
-    let values = read_adapter(&folder.join("adapter.safetensors"), &manifest.adapter).unwrap();
-    for (spec, range) in manifest.adapter.ranges() {
-        let shape = spec.shape.iter().map(|dim| *dim as usize).collect();
-        inputs.insert(spec.name.clone(), (shape, values[range].to_vec()));
+    let (values, residual) = read_trained(&folder.join("adapter.safetensors"), manifest).unwrap();
+    let mut fill = |layout: &Layout, values: &[f32]| {
+        for (spec, range) in layout.ranges() {
+            let shape = spec.shape.iter().map(|dim| *dim as usize).collect();
+            inputs.insert(spec.name.clone(), (shape, values[range].to_vec()));
+        }
+    };
+    fill(&manifest.adapter, &values);
+    if let Some(layout) = manifest.residual().unwrap() {
+        fill(&layout, &residual.unwrap());
     }
     let wanted = logits(&artifacts.file(&manifest.files.eval), &inputs);
     let found = logits(&folder.join("model.onnx"), &batch);

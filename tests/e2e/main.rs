@@ -5,6 +5,7 @@
 mod bytes;
 mod dashboards;
 mod doctor;
+mod exact;
 mod experiment;
 mod export;
 mod failures;

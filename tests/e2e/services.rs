@@ -65,11 +65,16 @@ fn publish(nats: &NatsServer, workspace: &Workspace) {
 
 /// Artifacts of `method` at 28 pixels, published as `vit`.
 pub fn publish_method(nats: &NatsServer, workspace: &Workspace, method: &str) {
+    publish_with(nats, workspace, &["--method", method]);
+}
+
+/// Artifacts of the method that these flags name at 28 pixels, published as `vit`.
+pub fn publish_with(nats: &NatsServer, workspace: &Workspace, method: &[&str]) {
     let (model, folder) = (assets().dinov2().unwrap(), workspace.path("vit"));
     let mut build = fedpeft();
     build.args(["artifacts", "build", "--model", model.to_str().unwrap()]);
     build.args(["--output", "/backbone/layernorm/Add_1_output_0", "--input-size", "28"]);
-    build.args(["--classes", "10", "--method", method, "-o", folder.to_str().unwrap()]);
+    build.args(method).args(["--classes", "10", "-o", folder.to_str().unwrap()]);
     succeed(build);
     until(|| on(nats, &["models", "list"]).output().unwrap().status.success().then_some(()));
     succeed(on(nats, &["models", "push", folder.to_str().unwrap(), "--name", "vit"]));

@@ -2,6 +2,7 @@
 
 mod download;
 mod pins;
+mod signed;
 mod tree;
 mod unpack;
 
@@ -13,7 +14,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
+use download::Fetched;
 use pins::{ASSETS, Asset, Member};
+use signed::Signed;
+use unpack::Trust;
 
 /// The fetched assets.
 #[derive(Debug)]
@@ -58,7 +62,8 @@ pub fn fetch() -> Result<Assets> {
 
 fn ensure(asset: &Asset, folder: &Path, downloads: &Path) -> Result<()> {
     // Somebody who names their own library or server need not fetch ours.
-    let whole = asset.members.iter().all(|member| intact(member, folder))
+    let signed = Signed::of(asset, folder);
+    let whole = asset.members.iter().all(|member| intact(member, &signed, folder))
         && asset.tree.as_ref().is_none_or(|tree| tree.intact(folder));
     if whole || asset.variable.is_some_and(is_set) {
         return Ok(());
@@ -76,7 +81,12 @@ fn ensure(asset: &Asset, folder: &Path, downloads: &Path) -> Result<()> {
     }
     let archive = downloads.join(asset.archive);
     if sha256(&archive).ok().as_deref() != Some(asset.sha256) {
-        download::download(asset, downloads)?;
+        if let Fetched::Successor(archive) = download::download(asset, downloads)? {
+            let digests = unpack::unpack(asset, &archive, Trust::Signature, folder)
+                .with_context(|| format!("cannot unpack {}", archive.display()))?;
+            fs::remove_file(&archive)?;
+            return Signed::keep(asset, &digests, folder);
+        }
         let found = sha256(&archive).with_context(|| format!("{} was not downloaded", archive.display()))?;
         if found != asset.sha256 {
             bail!(
@@ -86,7 +96,7 @@ fn ensure(asset: &Asset, folder: &Path, downloads: &Path) -> Result<()> {
             );
         }
     }
-    unpack::unpack(asset, &archive, folder)
+    unpack::unpack(asset, &archive, Trust::Pins, folder)
         .with_context(|| format!("cannot unpack {}", archive.display()))?;
     fs::remove_file(&archive)?;
     Ok(())
@@ -106,8 +116,8 @@ fn folder() -> Result<PathBuf> {
         .context("FEDPEFT_ASSETS is no usable path")
 }
 
-fn intact(member: &Member, folder: &Path) -> bool {
-    sha256(&folder.join(member.to)).is_ok_and(|found| found == member.sha256)
+fn intact(member: &Member, signed: &Signed, folder: &Path) -> bool {
+    sha256(&folder.join(member.to)).is_ok_and(|found| found == member.sha256 || signed.holds(member, &found))
 }
 
 fn sha256(path: &Path) -> std::io::Result<String> {

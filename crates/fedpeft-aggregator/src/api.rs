@@ -104,6 +104,7 @@ impl Api {
             sent,
             moments: None,
             control,
+            residual: None,
             privacy,
             open: None,
             upstream: None,
@@ -241,7 +242,9 @@ impl From<ModelError> for ApiError {
             ModelError::Manifest { .. }
             | ModelError::Checkpoint { .. }
             | ModelError::Scope(_)
-            | ModelError::Aggregation(_)
+            | ModelError::Aggregation(..)
+            | ModelError::NoResiduals
+            | ModelError::LocalFactors
             | ModelError::Features(_)
             | ModelError::Downlink(_) => Self::bad_request(error),
             ModelError::Bus(error) => error.into(),

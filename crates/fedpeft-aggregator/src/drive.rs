@@ -68,6 +68,8 @@ pub(crate) struct Drive<'a> {
     pub encoded: OnceCell<Bytes>,
     /// The present control variate of the server, likewise.
     pub control: OnceCell<Adapter>,
+    /// What the factors of the present global adapter do not hold, likewise, where the run keeps that.
+    pub residual: OnceCell<Adapter>,
     /// Names of the last round's evaluation tasks, whose answers are read apart from the updates.
     pub evaluations: BTreeSet<String>,
     /// What clients go on from that keep something between rounds, where the run has such.
@@ -160,6 +162,7 @@ impl<'a> Drive<'a> {
             adapter: OnceCell::new(),
             encoded: OnceCell::new(),
             control: OnceCell::new(),
+            residual: OnceCell::new(),
             evaluations: BTreeSet::new(),
             counted: Counted::default(),
         };
@@ -204,6 +207,7 @@ impl<'a> Drive<'a> {
             manifest: self.record.manifest,
             adapter,
             downlink: self.record.spec.downlink,
+            residual: self.residual(),
             work,
             deadline_ms,
             // A client that is told of a deadline in the past should not begin.
@@ -234,6 +238,21 @@ impl<'a> Drive<'a> {
     /// The server's control variate, whose digest this is.
     pub async fn present_control(&self, digest: &Digest) -> Result<Adapter, Stop> {
         self.control.get_or_try_init(|| self.fetched(digest)).await.cloned()
+    }
+
+    /// The name of what the factors of the present global adapter do not hold. It is a dense matrix for each tuned layer, too
+    /// much for a message.
+    fn residual(&self) -> Option<Payload> {
+        let (digest, layout) = (self.record.residual?, self.model.residual.as_ref()?);
+        Some(Payload::Blob { digest, size: layout.bytes() })
+    }
+
+    /// What the factors of the present global adapter do not hold; nothing before the first round.
+    pub async fn present_residual(&self) -> Result<Option<Adapter>, Stop> {
+        let Some(payload) = self.residual() else { return Ok(None) };
+        let (digest, size) = (payload.digest(), payload.size());
+        let residual = self.residual.get_or_try_init(|| self.stored(&digest, size)).await?;
+        Ok(Some(residual.clone()))
     }
 
     /// What has the shape of the adapter: in the message where it fits and is not for many, else by the name of its blob.
@@ -330,9 +349,9 @@ impl<'a> Drive<'a> {
         self.stored(digest, self.model.layout.bytes()).await
     }
 
-    /// A blob of `size` bytes: an adapter, or what a strategy keeps for each of its values.
+    /// A blob of `size` bytes: an adapter, what a strategy keeps for each of its values, or what its factors do not hold.
     pub async fn stored(&self, digest: &Digest, size: u64) -> Result<Adapter, Stop> {
-        if self.fits_a_message() {
+        if self.model.is_held(self.bus, size) {
             return Ok(Adapter::Held(self.bus.get_blob(digest, size).await?.0));
         }
         let get = async |file| self.bus.get_blob_into(digest, size, file).await;

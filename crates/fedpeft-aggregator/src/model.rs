@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fedpeft_artifacts::manifest::{FileRef, Manifest, ManifestError};
 use fedpeft_bus::{Bus, BusError};
-use fedpeft_codec::{CodecError, InvalidScope, Layout, Scope};
+use fedpeft_codec::{CodecError, InvalidScope, Layout, Scope, residuals};
 use fedpeft_peft::{Method, Peft};
 use fedpeft_protocol::{
     Digest, event::EventKind, model::ModelVersion, run::AggregationSpec, run::ModelRef, run::RunRecord,
@@ -24,6 +24,9 @@ pub(crate) const MANIFEST_LIMIT: u64 = 16 << 20;
 /// Room that a message needs besides the adapter in it.
 pub(crate) const ENVELOPE: u64 = 8 << 10;
 
+/// What is held in memory beside an adapter that is has at most so many times the bytes of a message.
+const HELD: u64 = 4;
+
 /// Artifacts that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ModelError {
@@ -35,8 +38,15 @@ pub(crate) enum ModelError {
     Checkpoint { digest: Digest, source: CheckpointError },
     #[error("the downlink cannot hold the global adapter: {0}")]
     Downlink(CodecError),
-    #[error("aggregation lora_product: {0}")]
-    Aggregation(AccumulateError),
+    #[error("aggregation {0}: {1}")]
+    Aggregation(&'static str, AccumulateError),
+    #[error(
+        "aggregation lora_exact: the artifacts have no residuals for what the mean factors do not hold: build them with \
+         --method lora --residual"
+    )]
+    NoResiduals,
+    #[error("aggregation lora_exact: training.local keeps LoRA factors at the clients: leave them out of it")]
+    LocalFactors,
     #[error(
         "training.cache_features is for artifacts that train a head alone, those of {0} train within the backbone: leave it out"
     )]
@@ -85,6 +95,8 @@ pub(crate) async fn resolve(bus: &Bus, reference: &ModelRef) -> Result<ModelVers
 pub(crate) struct Model {
     /// Tensors of the adapter in their order on the wire, without those that stay with the clients.
     pub layout: Layout,
+    /// What its LoRA factors do not hold of the mean updates, where the run keeps that.
+    pub residual: Option<Layout>,
     /// Bytes of all tensors.
     whole: u64,
     /// Payloads of a message: the adapter and what goes beside it.
@@ -102,14 +114,19 @@ impl Model {
         let parsed = Manifest::from_json(&bytes)
             .map_err(|source| ModelError::Manifest { digest: *manifest, source })?;
         let scope = Scope::new(&parsed.adapter, &spec.training.local)?;
-        if spec.aggregation == AggregationSpec::LoraProduct {
-            lora::Pair::all(scope.shared()).map_err(ModelError::Aggregation)?;
+        if let Some(kind) = spec.aggregation.products() {
+            lora::Pair::all(scope.shared()).map_err(|error| ModelError::Aggregation(kind, error))?;
         }
+        let residual = match spec.aggregation {
+            AggregationSpec::LoraExact => Some(residual((manifest, &parsed), &scope)?),
+            _ => None,
+        };
         if spec.training.cache_features && parsed.method != Peft::from(Method::Head) {
             return Err(ModelError::Features(parsed.method.to_string()));
         }
         Ok(Self {
             layout: scope.shared().clone(),
+            residual,
             whole: parsed.adapter.bytes(),
             payloads: if spec.scaffold_population().is_some() { 2 } else { 1 },
             method: parsed.method.to_string(),
@@ -121,7 +138,7 @@ impl Model {
 
     /// Where `size` bytes are written: to memory where adapters travel in messages, else to a file.
     pub fn target(&self, bus: &Bus, spool: &Spool, size: u64) -> Result<Target, Unusable> {
-        if self.fits_a_message(bus) {
+        if self.is_held(bus, size) {
             return Ok(Target::Memory(Vec::with_capacity(usize::try_from(size).unwrap_or(0))));
         }
         Ok(Target::File(spool.file(size)?))
@@ -130,6 +147,12 @@ impl Model {
     /// Whether adapters travel in messages, and are held in memory.
     pub fn fits_a_message(&self, bus: &Bus) -> bool {
         self.leaves_room(bus, self.layout.bytes())
+    }
+
+    /// Whether `size` bytes of what belongs to an adapter are held in memory: where adapters are, and it is no more than
+    /// what a strategy keeps for each.
+    pub fn is_held(&self, bus: &Bus, size: u64) -> bool {
+        self.fits_a_message(bus) && size <= HELD * bus.max_payload() as u64
     }
 
     /// Whether an adapter of this size fits a message, with what goes beside it.
@@ -175,6 +198,16 @@ impl Model {
             }
         });
         reading.await?.map_err(|source| ModelError::Checkpoint { digest: manifest, source })
+    }
+}
+
+/// What the LoRA factors of these artifacts do not hold of mean updates, where clients share all factors.
+fn residual((digest, manifest): (&Digest, &Manifest), scope: &Scope) -> Result<Layout, ModelError> {
+    let wrong = |source| ModelError::Manifest { digest: *digest, source };
+    let residual = manifest.residual().map_err(wrong)?.ok_or(ModelError::NoResiduals)?;
+    match residuals(scope.shared()) {
+        Ok(Some(shared)) if shared == residual => Ok(residual),
+        _ => Err(ModelError::LocalFactors),
     }
 }
 

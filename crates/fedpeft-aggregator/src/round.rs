@@ -248,9 +248,14 @@ impl RoundState {
         words.collect::<Vec<_>>().join(", ")
     }
 
-    /// The report of the round, before evaluation: it turned the adapter of `before` into `adapter`. `carried` are
-    /// the clients whose updates count later.
-    pub fn report(&self, before: &RunRecord, carried: &[Carried], adapter: Digest) -> RoundReport {
+    /// The report of the round, before evaluation: it turned the adapter of `before` into `adapter`, and what its factors do
+    /// not hold into `residual`. `carried` are the clients whose updates count later.
+    pub fn report(
+        &self,
+        before: &RunRecord,
+        carried: &[Carried],
+        (adapter, residual): (Digest, Option<Digest>),
+    ) -> RoundReport {
         let examples: u64 = self.accepted().map(|accepted| accepted.examples).sum();
         let weighted: f64 = self.accepted().map(|accepted| accepted.loss * accepted.examples as f64).sum();
         // Why those that have not answered are not waited for.
@@ -277,6 +282,7 @@ impl RoundState {
             seconds: self.seconds,
             previous: before.adapter,
             adapter,
+            residual,
             epoch: before.epoch,
             ledger: before.ledger,
         };

@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use fedpeft_bus::{Bus, BusError, Measured};
 use fedpeft_protocol::Digest;
-use fedpeft_strategy::{Fold, Spool as Readable, SpoolError, Weight, distance, distance_spooled};
+use fedpeft_strategy::{Encoded, Fold, Spool as Readable, SpoolError, Weight, distance, distance_spooled};
 
 /// An encoded adapter.
 #[derive(Debug, Clone)]
@@ -41,10 +41,11 @@ impl Adapter {
 
     /// Adds it to `fold`; `base` is the adapter that it began with, where the fold reads it.
     pub fn add_to(&self, fold: &mut Fold, base: &Self, weight: Weight) -> Result<(), SpoolError> {
-        match self {
-            Self::Held(bytes) => fold.add_held(bytes, &mut *base.reader(), weight),
-            Self::Spooled(_) => fold.add(&mut *self.reader(), &mut *base.reader(), weight),
-        }
+        let encoded = match self {
+            Self::Held(bytes) => Encoded::Held(bytes.clone()),
+            Self::Spooled(_) => Encoded::Spooled(self.reader()),
+        };
+        fold.add(encoded, &mut *base.reader(), weight)
     }
 
     /// Stores it as a blob.

@@ -1,14 +1,14 @@
 //! From an ONNX export to an artifact folder.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, BufWriter},
     path::{Path, PathBuf},
 };
 
 use fedpeft_autodiff::AutodiffError;
-use fedpeft_codec::{InvalidLayout, Layout, TensorSpec};
+use fedpeft_codec::{FACTOR_A, InvalidLayout, Layout, RESIDUAL, TensorSpec};
 use fedpeft_hf::HfError;
 use fedpeft_onnx::{OPSET, OnnxError};
 use fedpeft_passes::{InputDecl, PassError, PrepareOptions, Prepared, prepare};
@@ -192,12 +192,14 @@ pub fn build(options: &BuildOptions, destination: &Path) -> Result<Manifest, Bui
         options.inputs.iter().zip(names).map(|(input, name)| input.spec(name)).collect();
     let weights = Weights::lay_out(&backbone, options.storage)?;
     let trainable = apply(&options.method, &mut backbone, options.seed)?;
-    backbone.fold_frozen(&trainable)?;
+    let given = residuals(&options.method, &trainable);
+    // What becomes an input is no constant.
+    backbone.fold_frozen(&trainable.union(&given).cloned().collect())?;
     tracing::debug!(nodes = backbone.graph.nodes.len(), trainable = trainable.len(), "backbone prepared");
     let mask = inputs.iter().find(|input| input.source == InputSource::AttentionMask);
     let mask = mask.map(|input| input.name.as_str());
     let mut graphs =
-        graphs::build(backbone, &trainable, &options.task, options.pooling, mask, options.dp_sgd)?;
+        graphs::build(backbone, (&trainable, &given), &options.task, options.pooling, mask, options.dp_sgd)?;
     if graphs.adapter.is_empty() {
         let method = &options.method;
         return Err(BuildError::Option(format!(
@@ -258,6 +260,12 @@ pub fn backbone(options: &BuildOptions) -> Result<Prepared, BuildError> {
         inputs: options.inputs.iter().map(InputOptions::declaration).collect(),
     };
     Ok(prepare(source::read(options)?, &prepare_options)?)
+}
+
+/// Names of the residuals of the layers that these factors tune, where the method has any.
+fn residuals(method: &Peft, trainable: &BTreeSet<String>) -> BTreeSet<String> {
+    let modules = trainable.iter().filter_map(|name| name.strip_suffix(FACTOR_A));
+    modules.filter(|_| method.has_residuals()).map(|module| format!("{module}{RESIDUAL}")).collect()
 }
 
 fn check(options: &BuildOptions, destination: &Path) -> Result<(), BuildError> {

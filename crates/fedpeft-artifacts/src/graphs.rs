@@ -21,11 +21,12 @@ pub struct Graphs {
     pub adapter: Vec<(String, fedpeft_onnx::Tensor)>,
 }
 
-/// Attaches head and loss to `backbone` and differentiates with respect to `trainable` and the head. `mask` is
-/// the input that tells tokens from padding. With `dp_sgd` there is a second training graph.
+/// Attaches head and loss to `backbone` and differentiates with respect to `trainable` and the head. `given` are tensors
+/// that become inputs and are not trained. `mask` is the input that tells tokens from padding. With `dp_sgd` there is a
+/// second training graph.
 pub fn build(
     backbone: Prepared,
-    trainable: &BTreeSet<String>,
+    (trainable, given): (&BTreeSet<String>, &BTreeSet<String>),
     task: &TaskSpec,
     pooling: Pooling,
     mask: Option<&str>,
@@ -48,9 +49,9 @@ pub fn build(
     for (name, gradient) in gradients {
         b.output(&gradient, &format!("{name}{GRADIENT_SUFFIX}"))?;
     }
-    let (training, adapter) = finish(b.finish(), &names)?;
-    let (eval, _) = finish(eval.finish(), &names)?;
-    let dp_training = headed.map(|graph| clipping(graph, &logits, task, &names)).transpose()?;
+    let (training, adapter) = finish(b.finish(), (&names, given))?;
+    let (eval, _) = finish(eval.finish(), (&names, given))?;
+    let dp_training = headed.map(|graph| clipping(graph, &logits, task, (&names, given))).transpose()?;
     Ok(Graphs { training, dp_training, eval, adapter })
 }
 
@@ -60,7 +61,7 @@ fn clipping(
     graph: Graph,
     logits: &str,
     task: &TaskSpec,
-    names: &BTreeSet<String>,
+    (names, given): (&BTreeSet<String>, &BTreeSet<String>),
 ) -> Result<Model, AutodiffError> {
     let mut b = Builder::new(graph, "fedpeft.dp.")?;
     let losses = losses::attach_each(&mut b, logits, task)?;
@@ -72,7 +73,7 @@ fn clipping(
     for (name, sum) in &clipped.sums {
         b.output(sum, &format!("{name}{GRADIENT_SUFFIX}"))?;
     }
-    Ok(finish(b.finish(), names)?.0)
+    Ok(finish(b.finish(), (names, given))?.0)
 }
 
 /// Logits of every decision. A language model that ends in its own head needs no other.
@@ -109,18 +110,20 @@ fn without_dropout(mut graph: Graph) -> Graph {
     graph
 }
 
-/// Turns the adapter's initializers into inputs, and drops what nothing needs.
+/// Turns the initializers of the adapter, and of what is given beside it, into inputs, and drops what nothing needs.
 fn finish(
     mut graph: Graph,
-    names: &BTreeSet<String>,
+    (names, given): (&BTreeSet<String>, &BTreeSet<String>),
 ) -> Result<(Model, Vec<(String, fedpeft_onnx::Tensor)>), PassError> {
     surgery::prune(&mut graph)?;
     let mut adapter = Vec::new();
-    for name in names {
+    for name in names.iter().chain(given) {
         if let Some(tensor) = graph.initializers.remove(name) {
             let dims = fedpeft_onnx::Dim::fixed(&tensor.shape);
             graph.inputs.push(fedpeft_onnx::ValueInfo::new(name.clone(), tensor.dtype, dims));
-            adapter.push((name.clone(), tensor));
+            if names.contains(name) {
+                adapter.push((name.clone(), tensor));
+            }
         }
     }
     let mut model = Model::new(graph);

@@ -12,6 +12,8 @@
 //! | `backbone-<digest>.bin` | every weight of the backbone, external data of both models |
 //! | `tokenizer.json` | how text becomes token ids, for models that read them |
 //! | `manifest.json` | what all this is, with digests |
+//!
+//! Graphs of LoRA with residuals take these as inputs beside the adapter, see [`Manifest::residual`].
 
 pub mod build;
 mod checkpoint;

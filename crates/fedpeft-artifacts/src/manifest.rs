@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use fedpeft_codec::Layout;
+use fedpeft_codec::{InvalidLayout, Layout, residuals};
 use fedpeft_peft::Peft;
 use fedpeft_protocol::{Digest, model::is_safe_file_name, round::ByteKind};
 use schemars::JsonSchema;
@@ -31,7 +31,8 @@ pub struct Manifest {
     pub format: u32,
     /// PEFT method with its hyper-parameters.
     pub method: Peft,
-    /// Trainable tensors in their order on the wire.
+    /// Trainable tensors in their order on the wire. With residuals, which [`Self::residual`] derives from it, the graphs
+    /// have an input more for each pair of factors.
     pub adapter: Layout,
     /// Tensors of the backbone that the method would train but cannot, with the reason.
     #[serde(default)]
@@ -148,6 +149,12 @@ pub enum ManifestError {
     /// A task that cannot be.
     #[error("manifest: {0}")]
     Task(#[from] InvalidTask),
+    /// Residuals that nobody could hold.
+    #[error("manifest: residuals: {0}")]
+    Residual(#[from] InvalidLayout),
+    /// Residuals of nothing.
+    #[error("manifest: the method has residuals, but the adapter has no pair of LoRA factors")]
+    NoPairs,
 }
 
 impl Manifest {
@@ -181,15 +188,28 @@ impl Manifest {
             }
         }
         inputs::check(&self.inputs, self.text.as_ref())?;
-        let taken = |input: &&InputSpec| {
-            input.name == LABELS || self.adapter.tensors().iter().any(|tensor| tensor.name == input.name)
-        };
+        let residual = self.residual()?;
+        let given = residual.iter().flat_map(Layout::tensors);
+        let tensors: Vec<_> = self.adapter.tensors().iter().chain(given).map(|spec| &spec.name).collect();
+        let taken = |input: &&InputSpec| input.name == LABELS || tensors.contains(&&input.name);
         if let Some(input) = self.inputs.iter().find(taken) {
             return Err(InvalidInput::NameTaken(input.name.clone()).into());
         }
         self.task.check()?;
         self.task.label_shape(&self.inputs)?;
         Ok(())
+    }
+
+    /// What LoRA's factors do not hold of the mean updates, where the method has residuals ([`fedpeft_peft::Lora`]): inputs
+    /// of the graphs that no client trains or sends.
+    ///
+    /// # Errors
+    /// [`ManifestError`] where it cannot be; not of a manifest that was checked.
+    pub fn residual(&self) -> Result<Option<Layout>, ManifestError> {
+        if !self.method.has_residuals() {
+            return Ok(None);
+        }
+        residuals(&self.adapter)?.map_or(Err(ManifestError::NoPairs), |layout| Ok(Some(layout)))
     }
 
     /// Type of a batch's labels, and their shape for one example.

@@ -141,6 +141,8 @@ fn what_a_stranger_may_not_say_is_refused() {
     for name in ["", "/etc/passwd", "a/b", "a\\b", ".hidden", "a\0b", &"x".repeat(129)] {
         refused("/files/backbone/name", json!(name), "file names are");
     }
+    let exact = json!([{ "kind": "lora", "residual": true }]);
+    refused("/method", exact, "residuals, but the adapter has no pair of LoRA factors");
     refused("/text/max_length", json!(7), "max_length 7");
     refused("/text/vocabulary", json!(u32::MAX), "vocabulary");
     refused("/text/pad_id", json!(20), "pad_id");

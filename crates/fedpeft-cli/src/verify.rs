@@ -16,7 +16,9 @@ use fedpeft_protocol::{
     round::{ClientOutcome, RoundReport},
     run::{RunSpec, RunView},
 };
-use fedpeft_strategy::{Claim, Closing, Fold, Kept, Rule, Spool, Weight, max_partial_bytes, of_spec};
+use fedpeft_strategy::{
+    Claim, Closing, Encoded, Fold, Kept, Rule, Spool, Weight, lora::Residual, max_partial_bytes, of_spec,
+};
 use serde::Serialize;
 
 use crate::view::{Sink, View};
@@ -67,16 +69,21 @@ pub async fn verify(bus: &Bus, view: &RunView) -> Result<Verified> {
         let scope = Scope::new(&manifest.adapter, &record.spec.training.local)?;
         let layout = scope.shared();
         let progress = View::new(0, Sink::Stderr);
-        let mut kept = None;
+        let mut kept = Carried::default();
         for report in &view.rounds {
-            progress.spin(format!("aggregating round {} again", report.round));
+            let (round, run) = (report.round, &record.run);
+            progress.spin(format!("aggregating round {round} again"));
             let found = Digest::of(aggregate(bus, view, report, layout, &mut kept).await?);
             if found != report.adapter {
+                let said = report.adapter;
+                bail!("round {round} of run {run}: its updates give adapter {found}, its report says {said}");
+            }
+            let residual = kept.residual.as_ref().map(Digest::of);
+            if residual != report.residual {
+                let name = |digest: Option<Digest>| digest.map_or("none".to_owned(), |it| it.to_string());
+                let (found, said) = (name(residual), name(report.residual));
                 bail!(
-                    "round {} of run {}: its updates give adapter {found}, its report says {}",
-                    report.round,
-                    record.run,
-                    report.adapter
+                    "round {round} of run {run}: its updates give residual {found}, its report says {said}"
                 );
             }
             aggregated_again += 1;
@@ -92,13 +99,22 @@ pub async fn verify(bus: &Bus, view: &RunView) -> Result<Verified> {
     })
 }
 
-/// The global adapter that the updates of a round lead to. `kept` is what the strategy keeps between rounds.
+/// What one round hands on to the next, beside the global adapter.
+#[derive(Default)]
+struct Carried {
+    /// What the strategy keeps.
+    moments: Option<Vec<u8>>,
+    /// What the adapter's LoRA factors do not hold.
+    residual: Option<Vec<u8>>,
+}
+
+/// The global adapter that the updates of a round lead to.
 async fn aggregate(
     bus: &Bus,
     view: &RunView,
     report: &RoundReport,
     layout: &Layout,
-    kept: &mut Option<Vec<u8>>,
+    carried: &mut Carried,
 ) -> Result<Vec<u8>> {
     let fetch_within = async |digest: &Digest, limit: u64, what: &str| {
         let blob = bus.get_blob(digest, limit).await;
@@ -130,7 +146,7 @@ async fn aggregate(
             (fetch(&digest, &format!("the update of {}", client.client)).await?, Weight::new(weight)?);
         let update = decoded(&update, &held, spec, layout)
             .with_context(|| format!("the update of {} in round {}", client.client, report.round))?;
-        fold.add_held(&update, &mut Cursor::new(held), weight)?;
+        fold.add(Encoded::Held(update.clone()), &mut Cursor::new(held), weight)?;
         fold.keep(client.client.as_str(), Box::new(Cursor::new(update)), weight);
         examples.push(client.examples);
         *bases.entry(base).or_default() += weight.get();
@@ -143,7 +159,7 @@ async fn aggregate(
         }
     }
     let global = fetch(&report.previous, "the adapter before it").await?;
-    let (mut before, mut after, mut next) = (kept.take().map(Cursor::new), Vec::new(), Vec::new());
+    let (mut before, mut after, mut next) = (carried.moments.take().map(Cursor::new), Vec::new(), Vec::new());
     let state = Kept { before: before.as_mut().map(|cursor| cursor as &mut dyn Spool), after: &mut after };
     let closing = Closing {
         global: &mut Cursor::new(global.clone()),
@@ -152,13 +168,22 @@ async fn aggregate(
         noise: &mut |_| (),
     };
     of_spec(&spec.strategy).next(&mut Cursor::new(global), state, &mut fold.close(closing), &mut next)?;
-    *kept = Some(after);
-    if spec.downlink.is_plain() {
-        return Ok(next);
+    carried.moments = Some(after);
+    if !spec.downlink.is_plain() {
+        let codec = Codec::new(spec.downlink, layout);
+        let (_, received) = codec.broadcast(&fedpeft_codec::view(&next, layout)?, spec.seed, report.round)?;
+        next = as_bytes(&received).into_owned();
     }
-    let codec = Codec::new(spec.downlink, layout);
-    let (_, received) = codec.broadcast(&fedpeft_codec::view(&next, layout)?, spec.seed, report.round)?;
-    Ok(as_bytes(&received).into_owned())
+    if rule == Rule::Exact {
+        let (mut before, mut after) = (carried.residual.take().map(Cursor::new), Vec::new());
+        fold.residual(Residual {
+            before: before.as_mut().map(|cursor| cursor as &mut dyn Spool),
+            adapter: &mut Cursor::new(&next),
+            out: &mut after,
+        })?;
+        carried.residual = Some(after);
+    }
+    Ok(next)
 }
 
 /// The plain values of an update, which its client began with `base`.

@@ -273,6 +273,7 @@ mod tests {
             seconds: PhaseSeconds { total: 1.5, ..Default::default() },
             previous: Digest::of("p"),
             adapter: Digest::of("y"),
+            residual: None,
             epoch: 1,
             ledger: fedpeft_protocol::ledger::empty(),
         }

@@ -19,6 +19,7 @@ mod integers;
 mod layout;
 mod rank;
 mod read;
+mod residual;
 mod scope;
 mod seed;
 mod sparse;
@@ -31,6 +32,7 @@ pub use error::CodecError;
 pub use fedpeft_protocol::pipeline::{InvalidPipeline, Pipeline};
 pub use layout::{InvalidLayout, Layout, MAX_VALUES, TensorSpec};
 pub use rank::{FACTOR_A, FACTOR_B, LowRank, decode_update, least_plain_bytes};
+pub use residual::{RESIDUAL, residuals};
 pub use scope::{InvalidScope, Scope};
 pub use seed::Seed;
 

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `model.onnx` | a plain inference model (inputs) -> logits of standard operators, with what was learnt merged into it |
 //! | `model.onnx.data` | its weights, where they are too large for one file |
-//! | `adapter.safetensors` | the adapter, with the method in its metadata |
+//! | `adapter.safetensors` | the adapter, and what its LoRA factors do not hold, with the method in its metadata |
 //! | `peft/` | LoRA, DoRA or IA3 as a folder that HF `peft` loads, and the head beside it |
 
 mod adapter;
@@ -15,7 +15,7 @@ mod tidy;
 mod widen;
 mod write;
 
-pub use adapter::{adapter_safetensors, read_adapter};
+pub use adapter::{Trained, adapter_safetensors, read_adapter, read_trained};
 pub use error::ExportError;
 pub use onnx::{Inference, inference};
 pub use peft::{PeftFolder, peft_folder};

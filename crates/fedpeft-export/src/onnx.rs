@@ -7,7 +7,7 @@ use fedpeft_onnx::{Model, Tensor, surgery};
 use fedpeft_passes::fold;
 use fedpeft_peft::merge::{MergedLayer, merge};
 
-use crate::{ExportError, adapter, tidy::tidy, widen::widen};
+use crate::{ExportError, Trained, tidy::tidy, widen::widen};
 
 /// A plain inference model.
 #[derive(Debug, Clone)]
@@ -18,25 +18,29 @@ pub struct Inference {
     pub merged: Vec<MergedLayer>,
 }
 
-/// Makes an inference model from the evaluation graph of `folder` and the adapter `values`, flat in layout order.
-/// Labels and loss are gone; the adapter is part of the weights.
+/// Makes an inference model from the evaluation graph of `folder` and what was trained. Labels and loss are gone; the
+/// adapter, and what its factors do not hold, is part of the weights.
 ///
 /// # Errors
 /// [`ExportError`] where the adapter is not of this folder, or the folder is damaged.
-pub fn inference(folder: &ArtifactFolder, values: &[f32]) -> Result<Inference, ExportError> {
-    let manifest = folder.manifest();
-    adapter::check(&manifest.adapter, values)?;
+pub fn inference<'a>(
+    folder: &ArtifactFolder,
+    trained: impl Into<Trained<'a>>,
+) -> Result<Inference, ExportError> {
+    let (manifest, trained) = (folder.manifest(), trained.into());
+    let zeros = manifest.residual()?.map(|layout| vec![0.0; layout.values()]);
+    let given = Trained { residual: trained.residual.or(zeros.as_deref()), ..trained }.tensors(manifest)?;
     let eval = folder.file(&manifest.files.eval);
     let constants = constants(&Model::load_graph(&eval)?);
     let mut graph = Model::load(&eval)?.graph;
     graph.outputs.retain(|output| output.name == LOGITS);
     surgery::prune(&mut graph)?;
     widen(&mut graph);
-    let tensor = |(spec, range): (&fedpeft_codec::TensorSpec, std::ops::Range<usize>)| {
+    let tensor = |(spec, values): (fedpeft_codec::TensorSpec, &[f32])| {
         let shape: Vec<usize> = spec.shape.iter().map(|dim| *dim as usize).collect();
-        (spec.name.clone(), Tensor::f32(shape, &values[range]))
+        (spec.name, Tensor::f32(shape, values))
     };
-    let learnt: BTreeMap<String, Tensor> = manifest.adapter.ranges().map(tensor).collect();
+    let learnt: BTreeMap<String, Tensor> = given.into_iter().map(tensor).collect();
     let merged = merge(&mut graph, learnt)?;
     let weights: BTreeSet<String> =
         graph.initializers.keys().filter(|name| !constants.contains(*name)).cloned().collect();

@@ -16,7 +16,7 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::ExportError;
+use crate::{ExportError, Trained};
 
 /// The files of a folder that HF `peft` loads.
 #[derive(Debug, Clone)]
@@ -32,13 +32,22 @@ pub struct PeftFolder {
 /// Describes `merged` to HF `peft`. Modules are called after the weights of the backbone.
 ///
 /// # Errors
-/// [`ExportError::Peft`] where the method is not one that `peft` has, or a layer's module is not known.
-pub fn peft_folder(
+/// [`ExportError::Peft`] where the method is not one that `peft` has, a layer's module is not known, or its factors do not
+/// hold all that was learnt.
+pub fn peft_folder<'a>(
     manifest: &Manifest,
-    values: &[f32],
+    trained: impl Into<Trained<'a>>,
     merged: &[MergedLayer],
 ) -> Result<PeftFolder, ExportError> {
     let fail = |reason: String| Err(ExportError::Peft(reason));
+    let trained = trained.into();
+    if !trained.fits_its_rank() {
+        return fail(
+            "the run averaged with lora_exact, and what its factors do not hold has no place in HF peft: use format onnx, \
+             which has all of it merged"
+                .into(),
+        );
+    }
     let (config, tensors) = match manifest.method.methods() {
         [Method::Lora(lora) | Method::Dora(lora)] => low_rank(lora, merged)?,
         [Method::Ia3(_)] => scales(merged)?,
@@ -56,7 +65,7 @@ pub fn peft_folder(
     for (spec, range) in manifest.adapter.ranges() {
         if spec.name == HEAD_WEIGHT || spec.name == HEAD_BIAS {
             let shape = spec.shape.iter().map(|dim| *dim as usize).collect();
-            head.push(Stored { name: spec.name.clone(), shape, values: values[range].to_vec() });
+            head.push(Stored { name: spec.name.clone(), shape, values: trained.adapter[range].to_vec() });
         }
     }
     let mut config = serde_json::to_vec_pretty(&config)?;

@@ -13,7 +13,7 @@ use fedpeft_artifacts::ArtifactFolder;
 use fedpeft_onnx::{Data, Model};
 use serde::Serialize;
 
-use crate::{ExportError, adapter_safetensors, inference, peft_folder};
+use crate::{ExportError, Trained, adapter_safetensors, inference, peft_folder};
 
 /// Weights of more bytes than this are not put into the model's file: one file of protobuf has at most 2 GiB.
 pub const INLINE_LIMIT: u64 = 1 << 30;
@@ -111,30 +111,31 @@ pub struct ExportedFile {
     pub size: u64,
 }
 
-/// Writes the adapter `values` of `folder` to `destination`, which appears complete or not at all.
+/// Writes what was trained with `folder` to `destination`, which appears complete or not at all.
 ///
 /// # Errors
 /// [`ExportError`] in one line: what is wrong and what cures it.
-pub fn export(
+pub fn export<'a>(
     folder: &ArtifactFolder,
-    values: &[f32],
+    trained: impl Into<Trained<'a>>,
     formats: &Formats,
     destination: &Path,
     mut progress: impl FnMut(Step),
 ) -> Result<Exported, ExportError> {
+    let trained = trained.into();
     vacant(destination)?;
     let mut staging = Staging::new(destination)?;
     if formats.wants(Format::Safetensors) {
         progress(Step::Writing(Format::Safetensors));
-        staging.write("adapter.safetensors", &adapter_safetensors(folder.manifest(), values)?)?;
+        staging.write("adapter.safetensors", &adapter_safetensors(folder.manifest(), trained)?)?;
     }
     let mut skipped = Vec::new();
     if formats.wants(Format::Onnx) || formats.wants(Format::Peft) {
         progress(Step::Merging);
-        let inference = inference(folder, values)?;
+        let inference = inference(folder, trained)?;
         if formats.wants(Format::Peft) {
             progress(Step::Writing(Format::Peft));
-            match peft_folder(folder.manifest(), values, &inference.merged) {
+            match peft_folder(folder.manifest(), trained, &inference.merged) {
                 Ok(peft) => {
                     staging.write("peft/adapter_config.json", &peft.config)?;
                     staging.write("peft/adapter_model.safetensors", &peft.model)?;

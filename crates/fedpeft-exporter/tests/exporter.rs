@@ -87,6 +87,7 @@ fn report(round: u32, accuracy: Option<f64>) -> RoundReport {
         seconds: PhaseSeconds { train: 1.5, total: 2.0, ..Default::default() },
         previous: Digest::of("p"),
         adapter: Digest::of(b"g"),
+        residual: None,
         epoch: 1,
         ledger: fedpeft_protocol::ledger::empty(),
     }

@@ -45,6 +45,11 @@ pub struct Lora {
     /// 2403.12313): the adapter has half the values, and the mean of products `B A` is the product of the means.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub freeze_a: bool,
+    /// Whether each layer has a residual beside its update, `W + alpha / rank (B A + R)`, `R [out, in]` zero at first: an
+    /// input of the graphs that is not trained and no part of the adapter. A server that averages products puts there what
+    /// the mean factors do not hold of them (FedEx-LoRA, Singhal et al., arXiv 2410.09432).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub residual: bool,
     /// Linear layers, as globs over the names that `fedpeft artifacts inspect --targets` lists.
     pub targets: Vec<String>,
 }
@@ -52,7 +57,7 @@ pub struct Lora {
 impl Default for Lora {
     fn default() -> Self {
         let targets = vec!["query".into(), "value".into()];
-        Self { rank: 8, alpha: 16.0, dropout: 0.0, freeze_a: false, targets }
+        Self { rank: 8, alpha: 16.0, dropout: 0.0, freeze_a: false, residual: false, targets }
     }
 }
 
@@ -204,6 +209,19 @@ impl Method {
                 if !(0.0..1.0).contains(&lora.dropout) {
                     return wrong(format!("dropout must lie in [0, 1), not {}", lora.dropout));
                 }
+                if lora.residual && matches!(self, Self::Dora(_)) {
+                    return wrong(
+                        "residual is for lora: dora's magnitudes are no part of the mean, leave residual out"
+                            .into(),
+                    );
+                }
+                if lora.residual && lora.freeze_a {
+                    return wrong(
+                        "residual and freeze_a exclude each other: with freeze_a plain means are exact, leave \
+                         residual out"
+                            .into(),
+                    );
+                }
                 if lora.targets.is_empty() {
                     wrong("targets is empty: name linear layers".into())
                 } else {
@@ -290,6 +308,11 @@ impl Peft {
     /// The methods.
     pub fn methods(&self) -> &[Method] {
         &self.0
+    }
+
+    /// Whether the layers that it tunes have residuals beside their updates, see [`Lora::residual`].
+    pub fn has_residuals(&self) -> bool {
+        self.0.iter().any(|method| matches!(method, Method::Lora(lora) if lora.residual))
     }
 
     /// Replaces the method of the same name, where there is one.
@@ -401,8 +424,12 @@ mod tests {
         let frozen = read(r#"{"kind": "lora", "freeze_a": true}"#).unwrap();
         assert_eq!(frozen, Method::Lora(Lora { freeze_a: true, ..Lora::default() }).into());
         assert_eq!(read(&serde_json::to_string(&frozen).unwrap()).unwrap(), frozen);
-        // Programs that do not know the option read what does not use it.
-        assert!(!serde_json::to_string(&both).unwrap().contains("freeze_a"));
+        let exact = read(r#"{"kind": "lora", "residual": true}"#).unwrap();
+        assert!(exact.has_residuals() && !both.has_residuals());
+        assert_eq!(read(&serde_json::to_string(&exact).unwrap()).unwrap(), exact);
+        // Programs that do not know the options read what does not use them.
+        let written = serde_json::to_string(&both).unwrap();
+        assert!(!written.contains("freeze_a") && !written.contains("residual"));
     }
 
     #[test]
@@ -412,6 +439,9 @@ mod tests {
         assert!(refuse(Method::Lora(Lora { rank: 0, ..lora() })).contains("rank"));
         assert!(refuse(Method::Dora(Lora { alpha: f64::NAN, ..lora() })).contains("alpha"));
         assert!(refuse(Method::Lora(Lora { dropout: 1.0, ..lora() })).contains("dropout"));
+        let exact = || Lora { residual: true, ..lora() };
+        assert!(refuse(Method::Dora(exact())).contains("residual is for lora"));
+        assert!(refuse(Method::Lora(Lora { freeze_a: true, ..exact() })).contains("freeze_a"));
         assert!(refuse(Method::Prefix(Prefix { tokens: 0 })).contains("tokens"));
         assert!(
             refuse(Method::Adapter(Bottleneck { reduction: 0, ..Bottleneck::default() }))

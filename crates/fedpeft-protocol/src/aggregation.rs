@@ -30,6 +30,11 @@ pub enum AggregationSpec {
     /// The mean of LoRA's updates `B A`, weighted by examples, split into factors of the adapter's rank again; the mean of
     /// all else (FlexLoRA, Bai et al., arXiv 2402.11505). The aggregator holds 16 bytes for each weight of the tuned layers.
     LoraProduct,
+    /// The mean of all values, factors of LoRA too, weighted by examples; what the mean of the updates `B A` has beyond the
+    /// product of mean factors is kept beside the adapter and goes to every client, so that nothing of it is lost (FedEx-LoRA,
+    /// Singhal et al., arXiv 2410.09432). For artifacts of LoRA with residuals. The aggregator holds 16 bytes for each weight
+    /// of the tuned layers.
+    LoraExact,
     /// The median of every value, unweighted; kept (Yin et al., arXiv 1803.01498).
     Median,
     /// The mean of every value without the smallest and the largest, unweighted; kept (Yin et al., arXiv 1803.01498).
@@ -80,6 +85,15 @@ impl AggregationSpec {
         *self == Self::Mean
     }
 
+    /// Its name, where it averages the updates of LoRA rather than their factors.
+    pub fn products(&self) -> Option<&'static str> {
+        match self {
+            Self::LoraProduct => Some("lora_product"),
+            Self::LoraExact => Some("lora_exact"),
+            _ => None,
+        }
+    }
+
     /// Fewest updates of a round that it can work with.
     pub fn least_updates(&self) -> u32 {
         match *self {
@@ -94,6 +108,7 @@ impl AggregationSpec {
             | Self::Fednova
             | Self::ClippedMean { .. }
             | Self::LoraProduct
+            | Self::LoraExact
             | Self::Median
             | Self::GeometricMedian { .. } => 1,
         }
@@ -102,7 +117,7 @@ impl AggregationSpec {
     /// Checks every number, and that the training is of a kind that it knows.
     pub(crate) fn validate(&self, training: &TrainingSpec) -> Result<(), InvalidSpec> {
         match *self {
-            Self::Mean | Self::LoraProduct | Self::Median => Ok(()),
+            Self::Mean | Self::LoraProduct | Self::LoraExact | Self::Median => Ok(()),
             Self::Fednova => {
                 let is_sgd = matches!(training.optimizer, OptimizerSpec::Sgd { .. });
                 check("aggregation", is_sgd, || {

@@ -18,12 +18,16 @@ pub fn empty() -> Digest {
 }
 
 /// The ledger after `report`'s round, where `before` is the one before it: SHA-256 over lines of text, one field
-/// a line: `before`, round, adapter before, adapter after, of a secure round the word `secure`, the session's digest and
-/// the sum of weights, and for each accepted update in the order of the
+/// a line: `before`, round, adapter before, adapter after, where there is a residual the word `residual` and its digest
+/// after, of a secure round the word `secure`, the session's digest and the sum of weights, and for each accepted update in the order of the
 /// report its name, client, digest, weight and staleness.
 pub fn extend(before: Digest, report: &RoundReport) -> Digest {
     use std::fmt::Write as _;
     let mut text = format!("{before}\n{}\n{}\n{}\n", report.round, report.previous, report.adapter);
+    if let Some(residual) = &report.residual {
+        // Writing to a string does not fail.
+        let _ = write!(text, "residual\n{residual}\n");
+    }
     if let Some(secure) = &report.secure {
         // Writing to a string does not fail.
         let _ = write!(text, "secure\n{}\n{}\n", secure.session, secure.weight);
@@ -96,6 +100,16 @@ pub enum LedgerError {
         /// What it should have begun with.
         ended: Digest,
     },
+    /// The record has another residual than the last round ended with.
+    #[error("round {round} ended with {}, the record has {}", residual(*.ended), residual(*.found))]
+    Residual {
+        /// The round.
+        round: Round,
+        /// What it ended with.
+        ended: Option<Digest>,
+        /// What the record has.
+        found: Option<Digest>,
+    },
     /// A report was changed after its commit, or never committed.
     #[error("round {round}: the ledger's hash is {found}, its entries give {expected}")]
     Hash {
@@ -106,6 +120,10 @@ pub enum LedgerError {
         /// The hash of its entries.
         expected: Digest,
     },
+}
+
+fn residual(digest: Option<Digest>) -> String {
+    digest.map_or("no residual".to_owned(), |digest| format!("residual {digest}"))
 }
 
 /// Checks the ledger of a run: rounds without gaps, adapters that follow one another, no update twice, and the
@@ -148,6 +166,10 @@ pub fn check(view: &RunView) -> Result<Checked, LedgerError> {
     if let Some(ended) = adapter.filter(|ended| *ended != record.adapter) {
         return Err(LedgerError::Broken { round: record.round, began: record.adapter, ended });
     }
+    let ended = view.rounds.last().and_then(|report| report.residual);
+    if record.residual != ended {
+        return Err(LedgerError::Residual { round: record.round, ended, found: record.residual });
+    }
     Ok(checked)
 }
 
@@ -170,6 +192,7 @@ mod tests {
             sent: None,
             moments: None,
             control: None,
+            residual: None,
             privacy: None,
             open: None,
             upstream: None,
@@ -214,11 +237,13 @@ mod tests {
                 seconds: PhaseSeconds::default(),
                 previous: record.adapter,
                 adapter: Digest::of(format!("adapter {round}")),
+                residual: Some(Digest::of(format!("residual {round}"))),
                 epoch: 1,
                 ledger: empty(),
             };
             report.ledger = extend(record.ledger, &report);
             (record.round, record.adapter, record.ledger) = (round, report.adapter, report.ledger);
+            record.residual = report.residual;
             rounds.push(report);
         }
         RunView { record, rounds }
@@ -255,7 +280,7 @@ mod tests {
     #[test]
     fn every_change_is_found() {
         type Case = (&'static str, fn(&mut RunView));
-        let cases: [Case; 9] = [
+        let cases: [Case; 11] = [
             ("gap", |view| drop(view.rounds.remove(1))),
             ("missing", |view| drop(view.rounds.pop())),
             ("broken", |view| view.rounds[1].previous = Digest::of("other")),
@@ -276,6 +301,8 @@ mod tests {
             }),
             ("hash", |view| view.record.ledger = empty()),
             ("broken", |view| view.record.adapter = Digest::of("other")),
+            ("hash", |view| view.rounds[0].residual = None),
+            ("residual", |view| view.record.residual = Some(Digest::of("other"))),
         ];
         for (expected, change) in cases {
             let mut changed = view();
@@ -285,6 +312,7 @@ mod tests {
                 LedgerError::Missing { .. } => "missing",
                 LedgerError::Twice { .. } => "twice",
                 LedgerError::Broken { .. } => "broken",
+                LedgerError::Residual { .. } => "residual",
                 LedgerError::Hash { .. } => "hash",
             };
             assert_eq!(found, expected);

@@ -32,6 +32,10 @@ pub struct Task {
     /// How it is encoded.
     #[serde(default, skip_serializing_if = "Pipeline::is_plain")]
     pub downlink: Pipeline,
+    /// What its LoRA factors do not hold of the mean updates, as plain values, where there is something: the model has it in
+    /// addition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual: Option<Payload>,
     /// What to do with it.
     pub work: Work,
     /// After this moment (milliseconds since the Unix epoch, by the sender's clock) nobody waits for the update.
@@ -124,13 +128,13 @@ impl Work {
 }
 
 impl Task {
-    /// What it holds in the shape of the adapter.
+    /// The global adapter, and what comes in its shape or beside it.
     pub fn payloads(&self) -> impl Iterator<Item = &Payload> {
         let control = match &self.work {
             Work::Train { memory: Some(memory), .. } => memory.control.as_ref(),
             Work::Train { .. } | Work::Secure { .. } | Work::Evaluate | Work::Aggregate { .. } => None,
         };
-        [Some(&self.adapter), control].into_iter().flatten()
+        [Some(&self.adapter), self.residual.as_ref(), control].into_iter().flatten()
     }
 }
 
@@ -532,6 +536,9 @@ pub struct RoundReport {
     pub previous: Digest,
     /// Digest of the new global adapter.
     pub adapter: Digest,
+    /// Digest of what its LoRA factors do not hold, where the run keeps that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual: Option<Digest>,
     /// Fencing token of the owner that committed the round.
     #[serde(default)]
     pub epoch: Epoch,

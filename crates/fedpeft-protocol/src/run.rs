@@ -262,10 +262,10 @@ impl RunSpec {
         check("aggregation", !buffered || self.aggregation.is_mean(), || {
             "of buffered rounds must be mean: they weigh updates by their staleness".to_owned()
         })?;
-        let products = self.aggregation == AggregationSpec::LoraProduct;
-        check("strategy", !products || self.strategy == StrategySpec::Fedavg, || {
-            "of aggregation lora_product must be fedavg: factors of two rounds have no common moments"
-                .to_owned()
+        let products = self.aggregation.products();
+        check("strategy", products.is_none() || self.strategy == StrategySpec::Fedavg, || {
+            let kind = products.unwrap_or_default();
+            format!("of aggregation {kind} must be fedavg: factors of two rounds have no common moments")
         })?;
         check("quorum", self.aggregation.is_mean() || quorum >= least, || {
             format!("is {quorum}, the aggregation needs at least {least} updates: raise it")
@@ -483,6 +483,10 @@ pub struct RunRecord {
     /// Blob of the server's control variate, where the strategy is SCAFFOLD. Like adapters, those of earlier rounds stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<Digest>,
+    /// Blob of what the factors of [`Self::adapter`] do not hold, where the aggregation is [`AggregationSpec::LoraExact`] and
+    /// a round is committed: before, it is zero. Like adapters, those of earlier rounds stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual: Option<Digest>,
     /// Where the privacy of the run stands, where it promises any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privacy: Option<PrivacyState>,

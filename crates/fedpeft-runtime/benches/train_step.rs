@@ -16,7 +16,7 @@
 use std::{error::Error, path::Path, time::Instant};
 
 use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
-use fedpeft_peft::Peft;
+use fedpeft_peft::{Lora, Method, Peft};
 use fedpeft_protocol::run::{DpSgdSpec, ExampleSampling, TrainingSpec};
 use fedpeft_runtime::{
     Device, InMemory, Kernels, LocalTraining, Optimizer, OrderSeed, Runtime, SessionOptions, Shapes, Trainer,
@@ -24,6 +24,8 @@ use fedpeft_runtime::{
 };
 
 const OUTPUT: &str = "/backbone/layernorm/Add_1_output_0";
+/// LoRA with a residual beside each tuned weight, as aggregation `lora_exact` has it.
+const RESIDUAL: &str = "residual";
 
 struct Settings {
     size: usize,
@@ -125,6 +127,7 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
     let own = SessionOptions { kernels: Kernels::Portable, weights: Weights::Packed, ..Default::default() };
     let portable = SessionOptions { kernels: Kernels::Portable, ..Default::default() };
     let packed = SessionOptions { weights: Weights::Packed, ..Default::default() };
+    let mapped = SessionOptions { weights: Weights::Once, ..Default::default() };
     let usual = SessionOptions::default();
     let round = |private| Timed::Round { private };
     let rows = [
@@ -132,12 +135,14 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
         ("forward, as evaluated", "bias", &usual, Timed::Forward),
         ("head", "head", &usual, Timed::Gradients),
         ("bias", "bias", &usual, Timed::Gradients),
+        ("bias, mapped weights", "bias", &mapped, Timed::Gradients),
         ("bias, packed weights", "bias", &packed, Timed::Gradients),
         ("bias, portable operators", "bias", &portable, Timed::Gradients),
         ("bias and AdamW step", "bias", &usual, Timed::Step),
         ("layernorm", "layernorm", &usual, Timed::Gradients),
         ("lora", "lora", &usual, Timed::Gradients),
         ("lora, packed weights", "lora", &packed, Timed::Gradients),
+        ("lora with residuals", RESIDUAL, &usual, Timed::Gradients),
         ("ia3", "ia3", &usual, Timed::Gradients),
         ("forward of adapter", "adapter", &own, Timed::Forward),
         ("adapter", "adapter", &usual, Timed::Gradients),
@@ -160,13 +165,11 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
     for (name, method, options, timed) in wanted {
         let path = folder.join(method);
         if !path.exists() {
-            let options = BuildOptions::image_classification(
-                &backbone,
-                OUTPUT,
-                settings.size,
-                10,
-                method.parse::<Peft>()?,
-            );
+            let peft = match method {
+                RESIDUAL => Method::Lora(Lora { residual: true, ..Lora::default() }).into(),
+                named => named.parse::<Peft>()?,
+            };
+            let options = BuildOptions::image_classification(&backbone, OUTPUT, settings.size, 10, peft);
             build(&BuildOptions { dp_sgd: !settings.steps, ..options }, &path)?;
         }
         let artifacts = ArtifactFolder::open(&path)?;

@@ -84,6 +84,14 @@ pub enum RuntimeError {
         /// Values needed.
         expected: usize,
     },
+    /// The values do not fit the artifacts' residuals.
+    #[error("the residuals have {got} values, these artifacts take {expected}")]
+    Residual {
+        /// Values given.
+        got: usize,
+        /// Values taken.
+        expected: usize,
+    },
     /// The examples cannot be read.
     #[error("examples cannot be read: {0}")]
     Examples(String),

@@ -9,7 +9,7 @@ use ort::{memory::Allocator, value::Tensor};
 
 use crate::{
     Batch, Examples, RuntimeError, Shapes, Values, buffer::Staged, check::Limits, memory::Memory,
-    source::Source, weight::Weighing,
+    residual::Residual, source::Source, weight::Weighing,
 };
 use program::{Bound, Program};
 
@@ -38,6 +38,7 @@ pub(crate) struct Site<'a> {
     pub layout: &'a Layout,
     pub memory: &'a Memory,
     pub adapter: &'a [Tensor<f32>],
+    pub residual: &'a Residual,
     pub side: Side,
 }
 

@@ -26,6 +26,7 @@ mod order;
 mod parts;
 mod private;
 mod products;
+mod residual;
 mod schedule;
 mod session;
 mod source;

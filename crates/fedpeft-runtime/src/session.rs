@@ -51,12 +51,29 @@ impl Shapes {
 /// How frozen weights are held on the processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Weights {
+    /// Packed for small batches, which gain most by it and leave the memory for it; else once.
+    #[default]
+    Auto,
     /// Once for each session, at most. Where products read them in both directions, they stay where the backbone's file is
     /// mapped, which all sessions and processes of a machine share; where in one alone, they are packed.
-    #[default]
     Once,
     /// Packed: copied into the order in which products read them, one copy for each direction. Fastest.
     Packed,
+}
+
+/// Examples of the largest batch that is small: ordering weights anew in each product takes a tenth of a step and more, and
+/// activations take as much less memory than those of 32 examples as packed weights take.
+const SMALL_BATCH: usize = 8;
+
+impl Weights {
+    /// What is meant for batches that mostly have this size.
+    pub(crate) fn for_batches(self, usual: Option<usize>) -> Self {
+        match self {
+            Self::Auto if usual.is_some_and(|usual| usual <= SMALL_BATCH) => Self::Packed,
+            Self::Auto => Self::Once,
+            chosen => chosen,
+        }
+    }
 }
 
 /// How sessions are made.

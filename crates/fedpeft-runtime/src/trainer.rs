@@ -7,12 +7,13 @@ mod snapshot;
 use std::time::Instant;
 
 use crate::{
-    ChosenDevice, Examples, FeatureExtractor, Runtime, RuntimeError, SessionOptions, Shapes,
+    ChosenDevice, Examples, FeatureExtractor, Runtime, RuntimeError, SessionOptions, Shapes, Weights,
     adapter::Adapter,
     buffer::{Fed, feeds},
     frozen,
     graph::{Graph, Measured, Site, tensors},
     memory::Memory,
+    residual::Residual,
     session,
     source::Source,
 };
@@ -36,6 +37,7 @@ pub struct Trainer {
     training: Option<Graph>,
     evaluation: Option<Graph>,
     adapter: Adapter,
+    residual: Residual,
     memory: Memory,
     runtime: Runtime,
     folder: ArtifactFolder,
@@ -47,6 +49,8 @@ pub struct Trainer {
     begin: Option<Fed>,
     /// Size of most batches of training, once that is known.
     usual: Option<usize>,
+    /// How the training session holds frozen weights.
+    weights: Weights,
 }
 
 /// What evaluation came to.
@@ -78,7 +82,7 @@ pub struct Stepped {
 
 impl Trainer {
     /// Prepares the artifacts for the device of `options`. The adapter is all zeros until
-    /// [`Self::set_adapter`].
+    /// [`Self::set_adapter`], and residuals are until [`Self::set_residual`].
     ///
     /// # Errors
     /// [`RuntimeError`] naming the file that is missing or damaged, or the device that cannot be used.
@@ -101,11 +105,13 @@ impl Trainer {
         memory: Memory,
     ) -> Result<Self, RuntimeError> {
         let adapter = Adapter::new(&folder.manifest().adapter, &memory.allocator, memory.residence)?;
+        let residual = Residual::new(folder.manifest(), &memory.allocator, memory.residence)?;
         let runtime = runtime.clone();
         Ok(Self {
             training: None,
             evaluation: None,
             adapter,
+            residual,
             memory,
             runtime,
             folder,
@@ -114,6 +120,7 @@ impl Trainer {
             dropout: 0,
             begin: None,
             usual: None,
+            weights: Weights::Auto,
         })
     }
 
@@ -148,7 +155,7 @@ impl Trainer {
             folder: folder.clone(),
             file: file.clone(),
             device: *device,
-            options: options.clone(),
+            options: SessionOptions { weights: options.weights.for_batches(self.usual), ..options.clone() },
             fed: self.fed()?,
             begins: begin.is_some(),
         })
@@ -183,6 +190,15 @@ impl Trainer {
     /// Overwrites the adapter with `values`, in layout order.
     pub fn set_adapter(&mut self, values: &[f32]) -> Result<(), RuntimeError> {
         self.adapter.write(&self.folder.manifest().adapter, values)
+    }
+
+    /// Overwrites what the factors do not hold with `values`, in the order of
+    /// [`Manifest::residual`](fedpeft_artifacts::Manifest::residual), or with zeros where there are none.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Residual`] where the artifacts have others, or none.
+    pub fn set_residual(&mut self, values: Option<&[f32]>) -> Result<(), RuntimeError> {
+        self.residual.write(values)
     }
 
     /// Replaces `values` by the adapter's, in layout order.
@@ -222,12 +238,12 @@ impl Trainer {
         examples: &dyn Examples,
         indices: &[usize],
     ) -> Result<Measured, RuntimeError> {
-        let Self { training: Some(training), adapter, folder, memory, .. } = self else {
+        let Self { training: Some(training), adapter, residual, folder, memory, .. } = self else {
             return Err(RuntimeError::Run("the training session is gone".to_owned()));
         };
         training.reseed(seed);
         let layout = &folder.manifest().adapter;
-        let site = Site { layout, memory, adapter: adapter.current(), side: adapter.side() };
+        let site = Site { layout, memory, adapter: adapter.current(), residual, side: adapter.side() };
         training.run(site, examples, indices)
     }
 
@@ -243,11 +259,11 @@ impl Trainer {
             return Err(RuntimeError::NoExamples);
         }
         self.evaluation(count)?;
-        let Self { evaluation: Some(evaluation), adapter, folder, memory, .. } = self else {
+        let Self { evaluation: Some(evaluation), adapter, residual, folder, memory, .. } = self else {
             return Err(RuntimeError::Run("the evaluation session is gone".to_owned()));
         };
         let layout = &folder.manifest().adapter;
-        let site = Site { layout, memory, adapter: adapter.current(), side: adapter.side() };
+        let site = Site { layout, memory, adapter: adapter.current(), residual, side: adapter.side() };
         let (mut loss, mut correct, mut decisions, mut weight) = (0.0, 0, 0, 0.0);
         let all: Vec<usize> = (0..count).collect();
         for indices in all.chunks(EVALUATION_BATCH) {
@@ -272,8 +288,10 @@ impl Trainer {
 
     /// Makes the training session, that of clipped gradients where these are asked for.
     fn training(&mut self, clips: bool) -> Result<(), RuntimeError> {
-        if self.training.as_ref().is_none_or(|training| training.clips() != clips) {
-            self.training = None;
+        let weights = self.options.weights.for_batches(self.usual);
+        if self.training.as_ref().is_none_or(|training| training.clips() != clips || self.weights != weights)
+        {
+            (self.training, self.weights) = (None, weights);
             let manifest = self.folder.manifest();
             let file = match clips {
                 true => manifest.files.dp_training.as_ref().ok_or(RuntimeError::NoClipping)?,

@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use fedpeft_artifacts::{ArtifactFolder, BuildOptions, build};
+use fedpeft_codec::{FACTOR_A, FACTOR_B, Layout, LowRank};
 use fedpeft_peft::{Lora, Method, Peft};
-use fedpeft_protocol::run::{OptimizerSpec, TrainingSpec};
+use fedpeft_protocol::run::{DpSgdSpec, ExampleSampling, OptimizerSpec, TrainingSpec};
 use fedpeft_runtime::{
     Device, Examples, InMemory, Kernels, LocalTraining, OrderSeed, Runtime, SessionOptions, Shapes, Trainer,
 };
@@ -84,6 +85,10 @@ fn frozen() -> Peft {
     Method::Lora(Lora { rank: 4, freeze_a: true, ..Lora::default() }).into()
 }
 
+fn exact() -> Peft {
+    Method::Lora(Lora { rank: 4, residual: true, ..Lora::default() }).into()
+}
+
 fn methods() -> impl Iterator<Item = Peft> {
     let named = [
         "head",
@@ -98,7 +103,7 @@ fn methods() -> impl Iterator<Item = Peft> {
         "ia3",
         "lora+bias",
     ];
-    named.map(|name| name.parse::<Peft>().unwrap()).into_iter().chain([dropping(), frozen()])
+    named.map(|name| name.parse::<Peft>().unwrap()).into_iter().chain([dropping(), frozen(), exact()])
 }
 
 #[test]
@@ -119,6 +124,91 @@ fn every_method_learns_and_kernels_change_nothing() {
         });
         let difference = difference(&results[0], &results[1]);
         assert!(difference < 2e-3, "{method}: kernels differ by {difference}");
+    }
+}
+
+/// LoRA of this rank on ViTs that pack their projections, and that do not.
+fn exact_options(export: &str, rank: u32, residual: bool) -> BuildOptions {
+    let targets = ["query", "value", "down"].map(str::to_owned).into();
+    let method =
+        Method::Lora(Lora { rank, alpha: 2.0 * f64::from(rank), residual, targets, ..Lora::default() });
+    let model =
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../../tests/golden/exports/{export}.onnx"));
+    BuildOptions { model, dp_sgd: true, ..options(method.into()) }
+}
+
+/// `sum over k >= from of B[., k] A[k, .]` for every pair of factors, in the order of the residuals.
+fn products_from(from: usize, layout: &Layout, values: &[f32]) -> Vec<f32> {
+    let tensor = |name: String| layout.ranges().find(|(spec, _)| spec.name == name).unwrap();
+    let modules = layout.tensors().iter().filter_map(|spec| spec.name.strip_suffix(FACTOR_A));
+    let product = |module: &str| -> Vec<f32> {
+        let (a_spec, a) = tensor(format!("{module}{FACTOR_A}"));
+        let (b_spec, b) = tensor(format!("{module}{FACTOR_B}"));
+        let [rank, inputs, outputs] =
+            [a_spec.shape[0], a_spec.shape[1], b_spec.shape[0]].map(|dim| dim as usize);
+        let (a, b) = (&values[a], &values[b]);
+        let entry = |row: usize, column: usize| -> f32 {
+            (from..rank).map(|at| b[row * rank + at] * a[at * inputs + column]).sum()
+        };
+        (0..outputs).flat_map(|row| (0..inputs).map(move |column| entry(row, column))).collect()
+    };
+    modules.flat_map(product).collect()
+}
+
+/// A residual `R = B' A'` is worth what factors `B'` and `A'` of more rank are, forward, in every gradient, and in those that
+/// are clipped; where there is none, graphs compute what those without residuals do.
+#[test]
+fn residuals_are_part_of_the_weights() {
+    let examples = examples(6);
+    // What is clipped to so much, without noise, are the gradients.
+    let (sampling, noise_multiplier) = (ExampleSampling::Shuffle, 1e-12);
+    let dp_sgd = DpSgdSpec { clip_norm: 1e3, noise_multiplier, sampling, delta: 1e-5, epsilon: None };
+    for export in ["vit-sdpa", "vit-eager", "vit-dynamo", "vit-opset14"] {
+        let directory = tempfile::tempdir().unwrap();
+        let built = |name: &str, rank, residual| {
+            let path = directory.path().join(name);
+            build(&exact_options(export, rank, residual), &path).unwrap();
+            ArtifactFolder::open(path).unwrap()
+        };
+        let (low, full, exact) = (built("low", 3, false), built("full", 5, false), built("exact", 3, true));
+        let wide = &full.manifest().adapter;
+        let rank = LowRank::new(wide, 3).unwrap();
+        assert_eq!(
+            (rank.layout(), &exact.manifest().adapter),
+            (&low.manifest().adapter, &low.manifest().adapter)
+        );
+        let values: Vec<f32> = (0..wide.values()).map(|i| (i as f32 * 0.7).sin() * 0.1).collect();
+        let rest = products_from(3, wide, &values);
+        for kernels in [Kernels::Fused, Kernels::Portable] {
+            // The loss before one step, and what that changes.
+            let step = |folder: &ArtifactFolder, start: &[f32], residual: Option<&[f32]>, dp_sgd| {
+                let mut trainer = trainer(folder, kernels);
+                trainer.set_adapter(start).unwrap();
+                // Whether there is a residual or none, nothing is left of another client's.
+                trainer.set_residual(Some(&vec![9.0; rest.len()])).ok();
+                trainer.set_residual(residual).unwrap();
+                let loss = trainer.evaluate(&examples, &mut || true).unwrap().loss;
+                let optimizer = OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+                let spec = TrainingSpec { local_epochs: 1, batch_size: 6, optimizer, dp_sgd, ..spec() };
+                let (_, after) = train_as(&spec, None, &mut trainer, &examples);
+                (loss, after.iter().zip(start).map(|(after, start)| after - start).collect::<Vec<f32>>())
+            };
+            let alike = |(loss, change): &(f64, Vec<f32>), (wanted, other): &(f64, Vec<f32>)| {
+                let largest = other.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+                let apart = difference(change, other);
+                assert!((loss - wanted).abs() < 1e-5, "{export}: losses {loss} {wanted}");
+                assert!(largest > 1e-4 && apart < 1e-4 * largest, "{export}: {apart} of {largest}");
+            };
+            let start = rank.cut(&values);
+            let found = step(&exact, &start, Some(&rest), None);
+            let (loss, change) = step(&full, &values, None, None);
+            alike(&found, &(loss, rank.cut(&change)));
+            alike(&step(&exact, &start, Some(&rest), Some(dp_sgd)), &found);
+            alike(&step(&exact, &start, None, None), &step(&low, &start, None, None));
+        }
+        let mut plain = trainer(&low, Kernels::Fused);
+        let error = plain.set_residual(Some(&rest)).unwrap_err().to_string();
+        assert!(error.contains("these artifacts take 0"), "{error}");
     }
 }
 

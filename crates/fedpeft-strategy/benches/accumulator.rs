@@ -1,11 +1,15 @@
 //! Folding one update into the sum, and dividing it, beside a plain copy of the same bytes in the same run.
 #![allow(clippy::unwrap_used, reason = "a benchmark has nobody to report an error to")]
 
-use std::{hint::black_box, time::Duration};
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
 
+use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use fedpeft_codec::{Layout, TensorSpec, encode};
-use fedpeft_strategy::{Accumulator, Weight};
+use fedpeft_strategy::{Accumulator, BATCH, Encoded, Gathering, Weight};
 
 /// Values of the `bias` adapter of a ViT-S with 10 classes, and of the whole ViT-S.
 const SIZES: [u64; 2] = [57_610, 22_000_000];
@@ -22,7 +26,7 @@ fn accumulator(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("memcpy", values), |bench| {
             bench.iter(|| black_box(&mut copy).copy_from_slice(black_box(&adapter)));
         });
-        let empty = Accumulator::new(layout).unwrap();
+        let empty = Accumulator::new(layout.clone()).unwrap();
         let mut sum = empty.clone();
         group.bench_function(BenchmarkId::new("add", values), |bench| {
             bench.iter(|| {
@@ -30,6 +34,21 @@ fn accumulator(criterion: &mut Criterion) {
                     sum = empty.clone();
                 }
                 sum.add(black_box(&adapter), weight).unwrap();
+            });
+        });
+        // As the aggregator adds them; each lies in memory of its own.
+        let adapters = [(); BATCH].map(|()| Bytes::copy_from_slice(&adapter));
+        group.bench_function(BenchmarkId::new("add, four at once", values), |bench| {
+            bench.iter_custom(|times| {
+                let mut sum = Gathering::new(layout.clone()).unwrap();
+                // The first pass over fresh memory is that of the system.
+                let mut add = |adapter: &Bytes| sum.add(Encoded::Held(adapter.clone()), weight).unwrap();
+                adapters.iter().for_each(&mut add);
+                let started = Instant::now();
+                for _ in 0..times {
+                    adapters.iter().for_each(&mut add);
+                }
+                started.elapsed() / BATCH as u32
             });
         });
         group.bench_function(BenchmarkId::new("mean", values), |bench| {

@@ -16,6 +16,7 @@
 //! [`MAX_WEIGHT`] and [`MAX_UPDATES`]. Values of magnitude 2^-31 and above are summed exactly; below that a
 //! term is rounded to a multiple of 2^-54. The mean is rounded to `f32` once.
 
+mod batch;
 mod partial;
 mod spooled;
 
@@ -24,6 +25,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use fedpeft_codec::{CodecError, Layout};
 
+pub use batch::{BATCH, Encoded, Gathering};
 pub use partial::{Claim, max_partial_bytes, partial_distance};
 pub use spooled::{Spool, SpoolError, check_update};
 
@@ -127,6 +129,16 @@ pub enum AccumulateError {
         /// The tuned layer.
         module: String,
         /// What its entries may reach.
+        value: String,
+    },
+    /// A residual that left the range.
+    #[error(
+        "what the mean factors do not hold of {module} reaches {value}, more than {MAX_MAGNITUDE}: lower training.learning_rate"
+    )]
+    Residual {
+        /// The tuned layer.
+        module: String,
+        /// What its largest entry is.
         value: String,
     },
     /// A clipping norm.

@@ -4,13 +4,13 @@
 //! | --- | --- | --- |
 //! | mean, FedNova, FedBuff, clipped mean | its share of an exact sum | 16 bytes per value |
 //! | private | its share of an exact sum on a grid | 8 bytes per value |
-//! | products | its share of exact sums, of low-rank updates as well | 16 bytes per value, and per weight of tuned layers |
+//! | products, exact | its share of exact sums, of low-rank updates as well | 16 bytes per value, and per weight of tuned layers |
 //! | secure | nothing: their sum is made elsewhere | 4 bytes per value |
 //! | robust | all of it, in files that the caller provides | a chunk of each |
 //!
 //! None of them depends on the order in which updates come, not by a byte.
 
-use std::io::{Cursor, Write};
+use std::io::Write;
 
 use fedpeft_codec::Layout;
 use fedpeft_protocol::{
@@ -19,11 +19,11 @@ use fedpeft_protocol::{
 };
 
 use crate::{
-    accumulator::{AccumulateError, Accumulator, Claim, Spool, SpoolError, Weight, check_update},
+    accumulator::{AccumulateError, Claim, Encoded, Gathering, Spool, SpoolError, Weight, check_update},
     buffered,
     clip::Scaled,
     clipped::ClippedSum,
-    lora::{Pair, ProductMean},
+    lora::{Pair, ProductMean, Residual},
     mean::{EachChunk, Mean, Moved, Shifted},
     norm::distance_spooled,
     nova::Steps,
@@ -45,6 +45,9 @@ pub enum Rule {
     Clipped(f64),
     /// The mean, of low-rank updates rather than of their factors.
     Products,
+    /// The mean, of factors as of all else, and beside it what their product lacks of the mean low-rank update:
+    /// [`Fold::residual`].
+    Exact,
     /// What lies in the middle of all updates.
     Robust(RobustRule),
     /// The mean of updates that nobody sees: [`Fold::set_mean`].
@@ -79,6 +82,7 @@ impl Rule {
             AggregationSpec::Fednova => Self::Nova(Steps::of_spec(&spec.training)),
             AggregationSpec::ClippedMean { norm } => Self::Clipped(norm),
             AggregationSpec::LoraProduct => Self::Products,
+            AggregationSpec::LoraExact => Self::Exact,
             AggregationSpec::Median => Self::Robust(RobustRule::Median),
             AggregationSpec::TrimmedMean { trim } => Self::Robust(RobustRule::TrimmedMean { trim }),
             AggregationSpec::Krum { byzantine, keep } => Self::Robust(RobustRule::Krum { byzantine, keep }),
@@ -99,6 +103,7 @@ impl Rule {
             | Self::Secure
             | Self::Clipped(_)
             | Self::Products
+            | Self::Exact
             | Self::Robust(RobustRule::GeometricMedian { .. } | RobustRule::Krum { .. }) => Ok(by_examples),
             Self::Buffered(spec) => buffered::weight(examples, spec.factor(staleness)),
             Self::Nova(steps) => steps.weight(examples),
@@ -145,7 +150,7 @@ pub struct Fold {
 }
 
 enum State {
-    Sum(Accumulator),
+    Sum(Gathering),
     Products(Box<ProductMean>),
     Private(ClippedSum),
     /// The mean of the updates, as differences to the global adapter, once it is known.
@@ -177,13 +182,13 @@ impl Fold {
             Rule::Private { clip_norm, noise_multiplier, .. } => {
                 State::Private(ClippedSum::new(layout.clone(), clip_norm, noise_multiplier)?)
             }
-            Rule::Products => {
+            Rule::Products | Rule::Exact => {
                 let pairs = Pair::all(&layout)?;
                 State::Products(Box::new(ProductMean::new(layout.clone(), pairs)?))
             }
             Rule::Secure => State::Secure(None),
             Rule::Robust(_) => State::Kept { clients: Vec::new(), updates: Vec::new() },
-            _ => State::Sum(Accumulator::new(layout.clone())?),
+            _ => State::Sum(Gathering::new(layout.clone())?),
         };
         Ok(Self { rule, layout, state, unclipped: 0, lost: None })
     }
@@ -208,45 +213,35 @@ impl Fold {
     /// with an error, nothing.
     pub fn add(
         &mut self,
-        adapter: &mut dyn Spool,
+        mut adapter: Encoded,
         base: &mut dyn Spool,
         weight: Weight,
     ) -> Result<(), SpoolError> {
         match (&mut self.state, self.rule) {
             (State::Sum(sum), Rule::Clipped(norm)) => {
-                check_update(adapter, &self.layout)?;
-                let length = distance_spooled(adapter, base)?;
+                check_update(&mut *adapter.reader(), &self.layout)?;
+                let length = distance_spooled(&mut *adapter.reader(), base)?;
                 if length <= norm {
-                    sum.add_spooled(adapter, weight)?;
+                    sum.add(adapter, weight)?;
                     self.unclipped += 1;
                 } else {
-                    sum.add_spooled(&mut Scaled::new(adapter, base, norm / length), weight)?;
+                    let mut reader = adapter.reader();
+                    let mut scaled = Scaled::new(&mut *reader, base, norm / length);
+                    sum.settled()?.add_spooled(&mut scaled, weight)?;
                 }
             }
-            (State::Sum(sum), _) => sum.add_spooled(adapter, weight)?,
-            (State::Products(sum), _) => sum.add(adapter, weight)?,
+            (State::Sum(sum), _) => sum.add(adapter, weight)?,
+            (State::Products(sum), _) => sum.add(&mut *adapter.reader(), weight)?,
             (State::Private(sum), Rule::Private { clip_norm, .. }) => {
-                let length = sum.add(adapter, base)?;
+                let length = sum.add(&mut *adapter.reader(), base)?;
                 self.unclipped += u64::from(length <= clip_norm);
             }
             (State::Secure(_), _) => return Err(AccumulateError::Unseen.into()),
-            (State::Private(_) | State::Kept { .. }, _) => check_update(adapter, &self.layout)?,
+            (State::Private(_) | State::Kept { .. }, _) => {
+                check_update(&mut *adapter.reader(), &self.layout)?;
+            }
         }
         Ok(())
-    }
-
-    /// [`Self::add`], of an adapter in memory.
-    pub fn add_held(
-        &mut self,
-        adapter: &[u8],
-        base: &mut dyn Spool,
-        weight: Weight,
-    ) -> Result<(), SpoolError> {
-        match (&mut self.state, self.rule) {
-            (State::Sum(_), Rule::Clipped(_)) => self.add(&mut Cursor::new(adapter), base, weight),
-            (State::Sum(sum), _) => Ok(sum.add(adapter, weight)?),
-            _ => self.add(&mut Cursor::new(adapter), base, weight),
-        }
     }
 
     /// Keeps an adapter that [`Self::add`] found to be good until the round closes, where [`Rule::keeps`].
@@ -266,7 +261,7 @@ impl Fold {
     /// Subtracts the adapter that updates of this weight began with, where [`Rule::subtracts_bases`].
     pub fn subtract(&mut self, base: &mut dyn Spool, weight: u64) -> Result<(), SpoolError> {
         match &mut self.state {
-            State::Sum(sum) => sum.subtract_spooled(base, weight),
+            State::Sum(sum) => sum.settled()?.subtract_spooled(base, weight),
             State::Products(_) | State::Private(_) | State::Secure(_) | State::Kept { .. } => Ok(()),
         }
     }
@@ -275,15 +270,16 @@ impl Fold {
     /// nothing.
     pub fn merge(&mut self, partial: &mut dyn Spool, claim: Claim) -> Result<(), SpoolError> {
         match (&mut self.state, self.rule.merges()) {
-            (State::Sum(sum), true) => sum.merge_partial(partial, claim),
+            (State::Sum(sum), true) => sum.settled()?.merge_partial(partial, claim),
             _ => Err(AccumulateError::Single.into()),
         }
     }
 
     /// Writes the updates added up for [`Self::merge`], where [`Rule::merges`]; what the bytes claim to be.
-    pub fn partial(&self, out: &mut dyn Write) -> Result<Claim, SpoolError> {
-        match (&self.state, self.rule.merges()) {
+    pub fn partial(&mut self, out: &mut dyn Write) -> Result<Claim, SpoolError> {
+        match (&mut self.state, self.rule.merges()) {
             (State::Sum(sum), true) => {
+                let sum = sum.settled()?;
                 sum.write_partial(out)?;
                 Ok(sum.claim()?)
             }
@@ -305,6 +301,18 @@ impl Fold {
         }
     }
 
+    /// Writes what the factors of the next global adapter do not hold of the mean low-rank update, where the rule is
+    /// [`Rule::Exact`].
+    ///
+    /// # Errors
+    /// Another rule, no update, a value out of range, or what cannot be read or written.
+    pub fn residual(&self, residual: Residual<'_>) -> Result<(), SpoolError> {
+        match (&self.state, self.rule) {
+            (State::Products(sum), Rule::Exact) => sum.residual(residual),
+            _ => Err(AccumulateError::NoPairs.into()),
+        }
+    }
+
     /// What the updates come to.
     pub fn close<'a>(&'a mut self, closing: Closing<'a>) -> Closed<'a> {
         Closed { fold: self, closing }
@@ -323,12 +331,14 @@ impl Mean for Closed<'_> {
         match (&mut self.fold.state, self.fold.rule) {
             (State::Sum(sum), Rule::Buffered(_)) => {
                 let divisor = (examples.iter().sum::<u64>() * buffered::UNIT) as f64;
-                Moved { base: *global, sum, divisor }.each(each)
+                Moved { base: *global, sum: sum.settled()?, divisor }.each(each)
             }
             (State::Sum(sum), Rule::Nova(steps)) => {
-                Moved { base: *global, sum, divisor: steps.divisor(examples) }.each(each)
+                let divisor = steps.divisor(examples);
+                Moved { base: *global, sum: sum.settled()?, divisor }.each(each)
             }
-            (State::Sum(sum), _) => (&*sum).each(each),
+            (State::Sum(sum), _) => (&*sum.settled()?).each(each),
+            (State::Products(sum), Rule::Exact) => sum.each_factor(each),
             (State::Products(sum), _) => {
                 self.fold.lost = Some(sum.each_mean(each)?);
                 Ok(())
@@ -351,6 +361,8 @@ impl Mean for Closed<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
     use fedpeft_codec::{TensorSpec, decode, encode};
     use fedpeft_protocol::run::{OptimizerSpec, StrategySpec, TrainingSpec};
     use proptest::prelude::*;
@@ -393,7 +405,7 @@ mod tests {
         let mut fold = Fold::new(rule, layout()).unwrap();
         for (client, values, examples) in updates {
             let (bytes, weight) = (encode(values), rule.weight(*examples, 0).unwrap());
-            fold.add_held(&bytes, &mut Cursor::new(&global), weight).unwrap();
+            fold.add(Encoded::Held(bytes.clone()), &mut Cursor::new(&global), weight).unwrap();
             fold.keep(client, Box::new(Cursor::new(bytes)), weight);
             if rule.subtracts_bases() {
                 fold.subtract(&mut Cursor::new(&global), weight.get()).unwrap();
@@ -427,7 +439,7 @@ mod tests {
             let mut below = Fold::new(rule, layout()).unwrap();
             let weight = rule.weight(3, 0).unwrap();
             let (adapter, global) = (encode(&[0.5; VALUES]), encode(&[0.0; VALUES]));
-            below.add_held(&adapter, &mut Cursor::new(&global), weight).unwrap();
+            below.add(Encoded::Held(adapter), &mut Cursor::new(&global), weight).unwrap();
             let mut bytes = Vec::new();
             let written = below.partial(&mut bytes);
             assert_eq!(
@@ -521,7 +533,7 @@ mod tests {
         // Of opposite signs, both diag(2, 0).
         for values in [[1.0, 0.0, 2.0, 0.0], [-1.0, 0.0, -2.0, 0.0]] {
             let weight = fold.rule().weight(10, 0).unwrap();
-            fold.add_held(&encode(&values), &mut std::io::empty(), weight).unwrap();
+            fold.add(Encoded::Held(encode(&values)), &mut std::io::empty(), weight).unwrap();
         }
         let closing = Closing { global: &mut std::io::empty(), examples: &[10, 10], noise: &mut |_| () };
         let (mut next, kept) = (Vec::new(), Kept { before: None, after: &mut std::io::sink() });
@@ -531,8 +543,40 @@ mod tests {
         assert!((next[0] * next[2] - 2.0).abs() < 1e-6 && next[1] == 0.0 && next[3] == 0.0, "{next:?}");
         assert!(fold.lost().is_some_and(|lost| lost < 1e-12));
 
-        let other = Fold::new(Rule::Products, layout()).err().unwrap();
-        assert_eq!(other, AccumulateError::NoPairs);
+        for rule in [Rule::Products, Rule::Exact] {
+            let other = Fold::new(rule, layout()).err().unwrap();
+            assert_eq!(other, AccumulateError::NoPairs);
+        }
+    }
+
+    #[test]
+    fn what_factors_do_not_hold_of_low_rank_updates_is_kept_where_the_rule_is_exact() {
+        let spec = |name: &str, shape: [u64; 2]| TensorSpec { name: name.into(), shape: shape.into() };
+        let pair = [spec("q.lora_A.weight", [1, 1]), spec("q.lora_B.weight", [1, 1])];
+        let factors = Layout::new(pair.into()).unwrap();
+        let folded = |rule: Rule| {
+            let mut fold = Fold::new(rule, factors.clone()).unwrap();
+            for values in [[1.0, 2.0], [3.0, 4.0]] {
+                let weight = fold.rule().weight(10, 0).unwrap();
+                fold.add(Encoded::Held(encode(&values)), &mut std::io::empty(), weight).unwrap();
+            }
+            fold
+        };
+        let mut fold = folded(Rule::Exact);
+        let closing = Closing { global: &mut std::io::empty(), examples: &[10, 10], noise: &mut |_| () };
+        let (mut next, kept) = (Vec::new(), Kept { before: None, after: &mut std::io::sink() });
+        let strategy = of_spec(&StrategySpec::Fedavg);
+        strategy.next(&mut std::io::empty(), kept, &mut fold.close(closing), &mut next).unwrap();
+        assert_eq!(decode(&next, &factors).unwrap(), [2.0, 3.0], "factors are averaged as they are");
+        assert_eq!(fold.lost(), None);
+        let residual = |fold: &Fold| {
+            let mut out = Vec::new();
+            let adapter = &mut Cursor::new(encode(&[2.0, 3.0]));
+            fold.residual(Residual { before: None, adapter, out: &mut out }).map(|()| out)
+        };
+        // (2 + 12) / 2 - 2 x 3
+        assert_eq!(residual(&fold).unwrap(), encode(&[1.0]));
+        assert!(residual(&folded(Rule::Products)).is_err());
     }
 
     #[test]

@@ -23,8 +23,8 @@ pub mod scaffold;
 pub mod strategy;
 
 pub use accumulator::{
-    AccumulateError, Accumulator, Claim, Spool, SpoolError, Weight, check_update, max_partial_bytes,
-    partial_distance,
+    AccumulateError, Accumulator, BATCH, Claim, Encoded, Gathering, Spool, SpoolError, Weight, check_update,
+    max_partial_bytes, partial_distance,
 };
 pub use clipped::ClippedSum;
 pub use fold::{Closing, Fold, Rule};

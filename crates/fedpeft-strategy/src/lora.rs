@@ -22,12 +22,13 @@
 //! What else there is:
 //!
 //! - FFA-LoRA (arXiv 2403.12313) trains `B` alone (`freeze_a`). The plain mean is exact then, and nothing is lost.
-//! - FedEx-LoRA (arXiv 2410.09432) and FLoRA (arXiv 2409.05976) lose nothing either: they add what the rank does not hold,
-//!   or all of it, to the frozen weights. It has a rank of up to the number of clients times that of the adapter, and
-//!   every client would have to receive and add it in every round. Here weights are immutable, named by their digest and
-//!   shared between runs and between the clients of a machine, and bytes per round must not grow with the cohort: so
-//!   it is not done.
+//! - FedEx-LoRA (arXiv 2410.09432) loses nothing either: the factors are averaged as they are, and what their product does
+//!   not hold of the mean update goes into a matrix of its own beside the frozen weights, of whatever rank it has. It is
+//!   dense here, so that its bytes do not grow with the cohort: see [`ProductMean::residual`].
+//! - FLoRA (arXiv 2409.05976) adds all of the update to the frozen weights, and begins with new factors. Every client
+//!   would receive the factors of all, bytes that grow with the cohort: it is not done.
 
+mod residual;
 mod svd;
 
 use std::{io::SeekFrom, ops::Range};
@@ -38,6 +39,7 @@ use crate::accumulator::{
     AccumulateError, Accumulator, HIGH_SCALE, MAX_MAGNITUDE, Spool, SpoolError, Weight, add_integers,
     add_term, check_update, total, zeros,
 };
+pub use residual::Residual;
 use svd::Largest;
 
 /// The factors `A [rank, inputs]` and `B [outputs, rank]` of one layer's update.
@@ -261,6 +263,18 @@ impl ProductMean {
             each(&chunk)
         })?;
         Ok(if all > 0.0 { lost / all } else { 0.0 })
+    }
+
+    /// Gives the mean of everything, factors as they are, to `each`, as [`Self::each_mean`] does.
+    ///
+    /// # Errors
+    /// Nothing was added, or what `each` returns.
+    pub fn each_factor(
+        &self,
+        each: &mut dyn FnMut(&[f64]) -> Result<(), SpoolError>,
+    ) -> Result<(), SpoolError> {
+        self.usable()?;
+        self.sum.each_over(self.sum.weight() as f64, each)
     }
 
     /// The best factors of the mean of one layer's updates.

@@ -130,7 +130,8 @@ pub struct Args {
     #[serde(skip_serializing_if = "Option::is_none")]
     threads: Option<u16>,
     /// Copy frozen weights into the order in which products read them, once for each direction: steps of training take less
-    /// time, a twentieth at batch 32 and a seventh at batch 8, for twice the memory of the backbone (processor only)
+    /// time, a twentieth at batch 32, for twice the memory of the backbone; batches of up to 8 do so in any case (processor
+    /// only)
     #[arg(long, env = "FEDPEFT_PACK_WEIGHTS")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pack_weights: bool,

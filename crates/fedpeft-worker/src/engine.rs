@@ -28,6 +28,8 @@ use crate::{
 pub(crate) struct Job {
     pub folder: ArtifactFolder,
     pub adapter: Arc<Vec<f32>>,
+    /// What the adapter's LoRA factors do not hold, where there is something.
+    pub residual: Option<Arc<Vec<f32>>>,
     /// What is added to the gradient of every step.
     pub correction: Option<Vec<f32>>,
     pub client: ClientId,
@@ -227,6 +229,8 @@ impl Thread {
     fn work(&mut self, mut job: Job) -> Result<Done, EngineError> {
         let most = self.feature_cache;
         let loaded = self.load(job.folder)?;
+        let residual = job.residual.as_ref().map(|residual| residual.as_slice());
+        loaded.trainer.set_residual(residual)?;
         match job.work {
             EngineWork::Train { training, seed, round, rounds, personal } => {
                 let cache = training.cache_features.then_some(most);

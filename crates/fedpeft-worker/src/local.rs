@@ -62,6 +62,16 @@ pub(crate) fn scope(task: &Task, manifest: &Manifest) -> Result<Scope, Failure> 
     Scope::new(&manifest.adapter, globs).map_err(Failure::new)
 }
 
+/// What the residual of a task fills.
+pub(crate) fn residual(manifest: &Manifest) -> Result<Layout, Failure> {
+    let layout = manifest.residual().map_err(Failure::new)?;
+    layout.ok_or_else(|| {
+        Failure::new(
+            "the task has a residual, and its artifacts take none: build them with --method lora --residual",
+        )
+    })
+}
+
 /// The server's control variate, where the task has one.
 pub(crate) fn control(task: &Task) -> Option<&Payload> {
     match &task.work {

@@ -87,6 +87,7 @@ mod tests {
             work: Work::Evaluate,
             deadline_ms: 0,
             downlink: Default::default(),
+            residual: None,
             lifetime_ms: 60_000,
         }
     }

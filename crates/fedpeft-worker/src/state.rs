@@ -35,8 +35,10 @@ pub(crate) fn key(task: &Task, client: &ClientId, data: &Digest) -> Digest {
     let work = rmp_serde::to_vec_named(&task.work).unwrap_or_default();
     let (work, adapter, manifest) = (Digest::of(work), task.adapter.digest(), task.manifest);
     let (run, round, name) = (&task.run, task.round, &task.task);
+    let residual =
+        task.residual.as_ref().map(|residual| format!(" {}", residual.digest())).unwrap_or_default();
     Digest::of(format!(
-        "fedpeft checkpoint/{VERSION} {client} {run} {round} {manifest} {adapter} {work} {data} {name}"
+        "fedpeft checkpoint/{VERSION} {client} {run} {round} {manifest} {adapter} {work} {data} {name}{residual}"
     ))
 }
 
@@ -327,6 +329,7 @@ mod tests {
                 },
                 deadline_ms: 0,
                 downlink: Default::default(),
+                residual: None,
                 lifetime_ms: 0,
             };
             change(&mut task);

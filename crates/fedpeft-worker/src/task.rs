@@ -270,7 +270,7 @@ impl Workshop {
             (work, _) => return Err(Failure::new(format!("client {} does not {}", client.id, work.name()))),
         };
         let download = self.download(assignment, fetched).instrument(span!("download"));
-        let (folder, beginning) = Box::pin(download).await?;
+        let Begun { folder, beginning, residual } = Box::pin(download).await?;
         let adapter = beginning.adapter.clone();
         let turn = self.stoppable(&self.shutdown, self.engine.turn().instrument(span!("wait"))).await?;
         let job = |folder, adapter, fetched: &[Transfer]| {
@@ -289,8 +289,20 @@ impl Workshop {
                 (client.id.clone(), client.data.clone(), client.held_back.clone());
             let correction = beginning.correction();
             let spending = self.spending(assignment)?;
-            let work = work.clone();
-            Ok(Job { folder, adapter, correction, client, data, held_back, work, keep, spending, next })
+            let (work, residual) = (work.clone(), residual.clone());
+            Ok(Job {
+                folder,
+                adapter,
+                residual,
+                correction,
+                client,
+                data,
+                held_back,
+                work,
+                keep,
+                spending,
+                next,
+            })
         };
         let compute = || span!("compute", otel.name = task.work.name());
         let mut done = turn.run(job(folder, adapter.clone(), fetched)?).instrument(compute()).await;
@@ -328,12 +340,12 @@ impl Workshop {
         }
     }
 
-    /// What the task begins with: artifacts, and the global adapter with what the client keeps.
+    /// What the task begins with: artifacts, the global adapter with what the client keeps, and what its factors do not hold.
     async fn download(
         &self,
         assignment: &Assignment<'_>,
         fetched: &mut Vec<Transfer>,
-    ) -> Result<(ArtifactFolder, Beginning), Failure> {
+    ) -> Result<Begun, Failure> {
         let task = assignment.task;
         let folder = self.pull(assignment, false, fetched).await?;
         let scope = local::scope(task, folder.manifest())?;
@@ -346,8 +358,16 @@ impl Workshop {
             }
             None => None,
         };
+        let residual = match &task.residual {
+            Some(residual) => {
+                let layout = local::residual(folder.manifest())?;
+                let codec = Codec::new(Pipeline::default(), &layout);
+                Some(Arc::new(self.adapter(assignment, residual, codec, fetched).await?))
+            }
+            None => None,
+        };
         let beginning = self.beginning(assignment, scope, &folder, shared, server).await?;
-        Ok((folder, beginning))
+        Ok(Begun { folder, beginning, residual })
     }
 
     /// The client's account, where the task is private training.
@@ -447,6 +467,14 @@ impl Workshop {
             done = work => Ok(done),
         }
     }
+}
+
+/// What computing begins with.
+struct Begun {
+    folder: ArtifactFolder,
+    beginning: Beginning,
+    /// What the LoRA factors of the global adapter do not hold, where there is something.
+    residual: Option<Arc<Vec<f32>>>,
 }
 
 /// What computing came to.

@@ -24,6 +24,7 @@ pub fn method(spec: &Spec) -> Peft {
         targets: spec.targets.clone(),
         dropout: spec.dropout,
         freeze_a: spec.freeze_a,
+        residual: spec.residual,
     };
     let method = match spec.method.as_str() {
         "head" => Method::Head,

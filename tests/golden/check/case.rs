@@ -21,6 +21,7 @@ pub struct Spec {
     pub targets: Vec<String>,
     pub dropout: f64,
     pub freeze_a: bool,
+    pub residual: bool,
     pub bias: Option<String>,
     pub tokens: u32,
     pub depth: String,

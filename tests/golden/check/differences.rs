@@ -7,7 +7,12 @@ use fedpeft_onnx::{DType, Model};
 use fedpeft_peft::DROPOUT_SEED;
 use ndarray::{ArrayD, IxDyn};
 
-use crate::{build, case::Case, draw, export::tensors};
+use crate::{
+    build,
+    case::Case,
+    draw,
+    export::{residual, tensors},
+};
 
 /// Half the distance of the two points: its square and the rounding of a loss over it are both below what is
 /// asserted.
@@ -36,9 +41,9 @@ fn hold(mut model: Model, inputs: &HashMap<String, Value>) -> Model {
     model
 }
 
-fn check(name: &str, export: &str, dropout: f64, freeze_a: bool) {
+fn check(name: &str, export: &str, dropout: f64, freeze_a: bool, exact: bool) {
     let mut case = Case::load(name);
-    (case.spec.dropout, case.spec.freeze_a) = (dropout, freeze_a);
+    (case.spec.dropout, case.spec.freeze_a, case.spec.residual) = (dropout, freeze_a, exact);
     let dir = tempfile::tempdir().unwrap();
     let folder = build::artifacts(&case, export, &dir.path().join("artifacts"));
     let manifest = folder.manifest();
@@ -46,6 +51,7 @@ fn check(name: &str, export: &str, dropout: f64, freeze_a: bool) {
     inputs.insert("labels".into(), case.labels.clone());
     inputs.insert(DROPOUT_SEED.into(), Value::Int(ArrayD::from_elem(IxDyn(&[]), 5)));
     inputs.extend(tensors(&folder, &draw::perturbed(&folder.initial_adapter().unwrap())));
+    inputs.extend(residual(&folder).map(|(_, inputs)| inputs).unwrap_or_default());
 
     let training = Model::load(folder.file(&manifest.files.training)).unwrap();
     let gradients = Interpreter::new(&training).unwrap().run(&inputs).unwrap();
@@ -85,7 +91,8 @@ macro_rules! cases {
         #[test]
         fn $test() {
             let option = |name| stringify!($test).ends_with(name);
-            check($case, $export, if option("dropout") { 0.3 } else { 0.0 }, option("frozen"));
+            let dropout = if option("dropout") { 0.3 } else { 0.0 };
+            check($case, $export, dropout, option("frozen"), option("exact"));
         }
     )*};
 }
@@ -99,6 +106,7 @@ cases! {
     vit_lora_dropout: "vit-lora" on "vit-sdpa",
     vit_lora_frozen: "vit-lora" on "vit-sdpa",
     vit_lora_packed_frozen: "vit-lora-packed" on "vit-sdpa",
+    vit_lora_packed_exact: "vit-lora-packed" on "vit-sdpa",
     vit_dora: "vit-dora" on "vit-sdpa",
     vit_dora_dropout: "vit-dora" on "vit-sdpa",
     vit_adapter: "vit-adapter-houlsby" on "vit-sdpa",
@@ -113,6 +121,7 @@ cases! {
     bert_lora: "bert-lora-all" on "bert-sdpa",
     bert_lora_dropout: "bert-lora-all" on "bert-sdpa",
     bert_lora_frozen: "bert-lora-all" on "bert-sdpa",
+    bert_lora_exact: "bert-lora-all" on "bert-sdpa",
     bert_dora: "bert-dora" on "bert-sdpa",
     bert_adapter: "bert-adapter-pfeiffer" on "bert-sdpa",
     bert_prompt_shallow: "bert-prompt-shallow" on "bert-sdpa",
@@ -126,6 +135,7 @@ cases! {
     gpt_lora: "gpt-lora" on "gpt-sdpa",
     gpt_lora_dropout: "gpt-lora-packed" on "gpt-sdpa",
     gpt_lora_frozen: "gpt-lora-packed" on "gpt-sdpa",
+    gpt_lora_exact: "gpt-lora" on "gpt-sdpa",
     gpt_dora_frozen: "gpt-dora-packed" on "gpt-sdpa",
     gpt_dora: "gpt-dora" on "gpt-sdpa",
     gpt_dora_packed: "gpt-dora-packed" on "gpt-sdpa",

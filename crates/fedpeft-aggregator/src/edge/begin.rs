@@ -125,6 +125,7 @@ fn fresh(task: &Task, spec: &RunSpec) -> RunRecord {
         sent: None,
         moments: None,
         control: None,
+        residual: None,
         privacy: None,
         open: None,
         upstream: Some(upstream(task)),

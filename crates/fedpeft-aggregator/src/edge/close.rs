@@ -46,7 +46,7 @@ pub(super) async fn run(
     let kept = drive.store(&blob).await?;
     round.seconds.aggregate = (round.folding + started.elapsed()).as_secs_f64();
     round.seconds.total = round.started.elapsed().as_secs_f64();
-    let report = round.report(drive.record, &[], digest);
+    let report = round.report(drive.record, &[], (digest, None));
     let update = answer(
         task,
         fetched,

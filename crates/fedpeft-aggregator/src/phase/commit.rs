@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, io::Write, time::Instant};
 
 use fedpeft_bus::{Mark, Stale};
 use fedpeft_protocol::{Digest, RunId, run::PrivacyState};
-use fedpeft_strategy::{Closing, Kept, Spool as Readable, SpoolError, scaffold};
+use fedpeft_strategy::{Closing, Kept, Spool as Readable, SpoolError, lora::Residual, scaffold};
 use tokio::sync::OnceCell;
 
 use super::{Phase, evaluate::Committed};
@@ -31,20 +31,16 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     privacy::announce(drive, &round).await?;
     let (wire, spec) = ((drive.bus, drive.spool), &drive.record.spec);
     let (next, sent) = encoding::sent(wire, &drive.model, spec, round.open.round, next).await?;
+    let residual = next_residual(drive, &round, &next).await?;
     let digest = drive.store(&next).await?;
-    let moments = match &moments {
-        Some(moments) => Some(drive.store(moments).await?),
-        None => None,
-    };
-    let control_digest = match &control {
-        Some(control) => Some(drive.store(control).await?),
-        None => None,
-    };
+    let moments = stored(drive, moments.as_ref()).await?;
+    let control_digest = stored(drive, control.as_ref()).await?;
+    let residual_digest = stored(drive, residual.as_ref()).await?;
     let forgotten = drive.record.moments.filter(|before| Some(*before) != moments);
     round.seconds.aggregate = (round.folding + started.elapsed()).as_secs_f64();
     round.seconds.total = round.started.elapsed().as_secs_f64();
     let carried = round.carried(&drive.record.spec);
-    let mut report = round.report(drive.record, &carried, digest);
+    let mut report = round.report(drive.record, &carried, (digest, residual_digest));
     report.privacy = drive.record.privacy.map(|spent| PrivacyState { release: None, ..spent });
     let privacy = match report.privacy {
         Some(spent) => {
@@ -69,6 +65,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
             record.sent = sent;
             record.moments = moments;
             record.control = control_digest;
+            record.residual = residual_digest;
             record.privacy = privacy;
             record.ledger = report.ledger;
             record.open = None;
@@ -76,7 +73,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         })
         .await?;
     (drive.adapter, drive.encoded) = (OnceCell::new_with(Some(next)), OnceCell::new());
-    drive.control = OnceCell::new_with(control);
+    (drive.control, drive.residual) = (OnceCell::new_with(control), OnceCell::new_with(residual));
     if drive.record.spec.has_memory() {
         drive.counted.add(&report);
     }
@@ -188,6 +185,36 @@ async fn next_control(drive: &Drive<'_>, round: &RoundState) -> Result<Option<Ad
         Ok(Some(target.done()))
     };
     round.with_updates(work).await?.map_err(|error| drive.broken(error))
+}
+
+/// What the factors of the next global adapter, as clients get it, do not hold of the mean low-rank updates, where the run
+/// keeps that.
+async fn next_residual(
+    drive: &Drive<'_>,
+    round: &RoundState,
+    next: &Adapter,
+) -> Result<Option<Adapter>, Stop> {
+    let Some(layout) = &drive.model.residual else { return Ok(None) };
+    let (before, next) = (drive.present_residual().await?, next.clone());
+    let mut target = drive.target(layout.bytes())?;
+    let work = move |Updates { fold, .. }: &mut Updates| -> Result<Adapter, SpoolError> {
+        let mut before = before.as_ref().map(Adapter::reader);
+        fold.residual(Residual {
+            before: before.as_deref_mut().map(|reader| reader as &mut dyn Readable),
+            adapter: &mut *next.reader(),
+            out: &mut target,
+        })?;
+        Ok(target.done())
+    };
+    round.with_updates(work).await?.map(Some).map_err(|error| drive.broken(error))
+}
+
+/// Stores what there is.
+async fn stored(drive: &Drive<'_>, kept: Option<&Adapter>) -> Result<Option<Digest>, Stop> {
+    match kept {
+        Some(kept) => Ok(Some(drive.store(kept).await?)),
+        None => Ok(None),
+    }
 }
 
 /// Takes the adapters that updates began with out of their sum, one by one, where it is a sum of differences.

@@ -1,6 +1,6 @@
 //! A broker with a published model, aggregators to start and kill, and clients to play.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, ops::Range, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use fedpeft_aggregator::{Aggregator, EdgeOptions, EdgeRounds, Options};
@@ -9,6 +9,7 @@ use fedpeft_artifacts::manifest::{
 };
 use fedpeft_bus::{Bus, BusError, Stored, Tasks, UploadKey};
 use fedpeft_codec::{Base, Codec, Layout, Seed, TensorSpec, encode};
+use fedpeft_peft::Method;
 use fedpeft_privacy::NoiseSecret;
 use fedpeft_protocol::{
     ClientId, Digest, ModelName, PROTOCOL_VERSION, Round, RunId,
@@ -34,6 +35,7 @@ pub struct Federation {
     pub nats: NatsServer,
     pub bus: Bus,
     pub layout: Layout,
+    method: Method,
     heartbeats: BTreeMap<ClientId, JoinHandle<()>>,
 }
 
@@ -109,26 +111,33 @@ impl Federation {
         Self::on(NatsServer::start().await, values).await
     }
 
+    /// A broker with version 1 of the model `tiny`, which this method tunes by these tensors.
+    pub async fn start_with(method: Method, tensors: &[(&str, &[u64])]) -> Self {
+        let spec =
+            |(name, shape): &(&str, &[u64])| TensorSpec { name: (*name).into(), shape: shape.to_vec() };
+        let mut federation = Self::bare(2).await;
+        federation.layout = Layout::new(tensors.iter().map(spec).collect()).unwrap();
+        federation.method = method;
+        federation.publish_model().await;
+        federation
+    }
+
     async fn on(nats: NatsServer, values: u64) -> Self {
         let bus = nats.bus().await;
         let spec = |name: &str, shape: Vec<u64>| TensorSpec { name: name.into(), shape };
         let layout =
             Layout::new(vec![spec("head.weight", vec![values - 1]), spec("head.bias", vec![1])]).unwrap();
-        Self { nats, bus, layout, heartbeats: BTreeMap::new() }
+        Self { nats, bus, layout, method: Method::Head, heartbeats: BTreeMap::new() }
     }
 
     async fn publish_model(&self) {
         let initial = self.initial();
-        let (weight, bias) = initial.split_at(initial.len() - 4);
-        let view = |shape, data| TensorView::new(Dtype::F32, shape, data).unwrap();
-        let checkpoint = safetensors::serialize(
-            [
-                ("head.bias", view(vec![1], bias)),
-                ("head.weight", view(vec![self.layout.values() - 1], weight)),
-            ],
-            None,
-        )
-        .unwrap();
+        let view = |(spec, range): (&TensorSpec, Range<usize>)| {
+            let shape = spec.shape.iter().map(|dim| *dim as usize).collect();
+            let data = &initial[range.start * 4..range.end * 4];
+            (spec.name.clone(), TensorView::new(Dtype::F32, shape, data).unwrap())
+        };
+        let checkpoint = safetensors::serialize(self.layout.ranges().map(view), None).unwrap();
         let file = |name: &str, bytes: &[u8]| FileRef {
             name: name.into(),
             digest: Digest::of(bytes),
@@ -136,7 +145,7 @@ impl Federation {
         };
         let manifest = Manifest {
             format: FORMAT_VERSION,
-            method: fedpeft_peft::Method::Head.into(),
+            method: self.method.clone().into(),
             adapter: self.layout.clone(),
             excluded: BTreeMap::new(),
             inputs: vec![InputSpec {

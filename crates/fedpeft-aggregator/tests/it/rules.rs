@@ -1,9 +1,10 @@
 //! What the updates of a round come to: robust rules, normalised and clipped means, and private sums.
 
 use fedpeft_codec::{decode, encode};
+use fedpeft_peft::{Lora, Method};
 use fedpeft_privacy::NoiseSecret;
 use fedpeft_protocol::{
-    round::{Payload, RoundReport},
+    round::{ClientOutcome, Payload, RoundReport},
     run::{
         AccountantSpec, AggregationSpec, OptimizerSpec, PrivacySpec, RunSpec, RunStatus, RunView,
         SamplingSpec,
@@ -242,9 +243,110 @@ async fn a_run_beyond_its_budget_is_refused() {
 async fn products_of_an_adapter_without_factors_are_refused() {
     let federation = Federation::start(20).await;
     let _service = federation.aggregator().await;
-    let wanted = RunSpec { aggregation: AggregationSpec::LoraProduct, ..spec(1, 1) };
+    for (aggregation, name) in
+        [(AggregationSpec::LoraProduct, "lora_product"), (AggregationSpec::LoraExact, "lora_exact")]
+    {
+        let error =
+            federation.create("r", RunSpec { aggregation, ..spec(1, 1) }).await.unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("LoRA"), "{error}");
+    }
+}
+
+/// One layer `[2] -> [3]` with factors of rank 1, and a head beside it.
+const PAIR: [(&str, &[u64]); 3] =
+    [("head.bias", &[2]), ("q.lora_A.weight", &[1, 2]), ("q.lora_B.weight", &[3, 1])];
+
+fn lora(residual: bool) -> Method {
+    Method::Lora(Lora { rank: 1, residual, ..Lora::default() })
+}
+
+fn exact() -> RunSpec {
+    RunSpec { aggregation: AggregationSpec::LoraExact, quorum: Some(2), ..spec(2, 2) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exact_means_need_residuals_of_factors_that_are_shared() {
+    let federation = Federation::start_with(lora(false), &PAIR).await;
+    let _service = federation.aggregator().await;
+    let error = federation.create("r", exact()).await.unwrap_err().to_string();
+    assert!(error.contains("--method lora --residual"), "{error}");
+
+    let federation = Federation::start_with(lora(true), &PAIR).await;
+    let _service = federation.aggregator().await;
+    let mut wanted = exact();
+    wanted.training.local = vec!["*.lora_A.*".to_owned()];
     let error = federation.create("r", wanted).await.unwrap_err().to_string();
-    assert!(error.contains("lora_product") && error.contains("LoRA"), "{error}");
+    assert!(error.contains("LoRA factors"), "{error}");
+}
+
+/// Two rounds of an exact mean; in the second the aggregator is killed between two updates if asked for. Returns what the
+/// rounds began with, what clients sent, and the view.
+async fn exact_run(kill: bool) -> (Federation, RunView) {
+    let mut federation = Federation::start_with(lora(true), &PAIR).await;
+    let mut players = Vec::new();
+    for name in ["a", "b"] {
+        federation.join(name, 40).await;
+        players.push(federation.player(name).await);
+    }
+    let mut service = federation.aggregator().await;
+    // What the downlink rounds off factors is in the residual, too.
+    let downlink = "bf16".parse().unwrap();
+    let created = federation.create("r", RunSpec { keep_updates: true, downlink, ..exact() }).await.unwrap();
+    assert_eq!(created.residual, None);
+    for round in 1..=2 {
+        let (task, other) = (players[0].task().await, players[1].task().await);
+        assert_eq!((task.round, task.residual.is_some()), (round, round == 2));
+        assert_eq!(task.residual, other.residual);
+        players[0].send(&task, &players[0].trained(&task, 10).await).await;
+        if round == 2 && kill {
+            service.kill().await;
+            service = federation.aggregator().await;
+        }
+        players[1].send(&other, &players[1].trained(&other, 30).await).await;
+    }
+    let view = federation.completed("r").await;
+    service.stop().await;
+    (federation, view)
+}
+
+/// `B A` of an adapter with [`PAIR`].
+fn update(adapter: &[f32]) -> Vec<f64> {
+    let (a, b) = (&adapter[2..4], &adapter[4..7]);
+    b.iter().flat_map(|b| a.iter().map(move |a| f64::from(*b) * f64::from(*a))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn factors_and_residual_are_the_mean_of_all_updates() {
+    let (federation, view) = Box::pin(exact_run(false)).await;
+    let mut before = vec![0.0; 6];
+    for report in &view.rounds {
+        let mut wanted: Vec<f64> = before.clone();
+        for client in &report.clients {
+            let ClientOutcome::Accepted { digest, weight, .. } = client.outcome else { panic!("{client:?}") };
+            let sent = decode(&federation.adapter(&digest).await, &federation.layout).unwrap();
+            let share = weight as f64 / 40.0;
+            wanted.iter_mut().zip(update(&sent)).for_each(|(sum, value)| *sum += share * value);
+        }
+        let adapter = decode(&federation.adapter(&report.adapter).await, &federation.layout).unwrap();
+        let residual = federation.adapter(&report.residual.unwrap()).await;
+        let residual: Vec<f64> =
+            residual.as_chunks::<4>().0.iter().map(|value| f64::from(f32::from_le_bytes(*value))).collect();
+        for ((wanted, held), rest) in wanted.iter().zip(update(&adapter)).zip(&residual) {
+            assert!((wanted - held - rest).abs() < 1e-7, "{wanted} is not {held} and {rest}");
+        }
+        assert!(residual.iter().any(|value| value.abs() > 1e-4), "{residual:?}");
+        before = residual;
+    }
+    assert_eq!(view.record.residual, view.rounds[1].residual);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exact_round_folded_again_has_the_same_bytes() {
+    let (_, undisturbed) = Box::pin(exact_run(false)).await;
+    let (_, disturbed) = Box::pin(exact_run(true)).await;
+    let left = |view: &RunView| (view.record.adapter, view.record.residual);
+    assert_eq!(left(&undisturbed), left(&disturbed));
+    assert!(undisturbed.record.residual.is_some());
 }
 
 /// One private round whose aggregator is killed between two updates; its successor finds that another sum was about to be

@@ -26,6 +26,7 @@ fn task() -> Task {
         work: Work::Evaluate,
         deadline_ms: 1,
         downlink: Default::default(),
+        residual: None,
         lifetime_ms: 1,
     }
 }

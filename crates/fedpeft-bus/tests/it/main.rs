@@ -36,6 +36,7 @@ fn task(run: &RunId, round: u32) -> Task {
         work: Work::Evaluate,
         deadline_ms: 1,
         downlink: Default::default(),
+        residual: None,
         lifetime_ms: 1,
     }
 }

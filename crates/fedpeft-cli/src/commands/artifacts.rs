@@ -34,6 +34,7 @@ The folder trains on any stock ONNX Runtime: its graphs have standard operators 
 Examples:
   fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method bias -o vit-bias
   fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method lora --rank 4 --targets query,value -o vit-lora
+  fedpeft artifacts build --model vit.onnx --output last_hidden_state --input-size 56 --classes 10 --method lora --residual -o vit-exact
   fedpeft artifacts build --model all-MiniLM-L6-v2 --max-length 64 --classes 5 --method bias -o minilm-bias
   fedpeft artifacts build --model gpt2.onnx --output logits --tokenizer tokenizer.json --task causal-lm --method lora -o gpt2-lora")]
     Build(Box<BuildArgs>),
@@ -171,6 +172,9 @@ struct Inspection<'a> {
     manifest: &'a Manifest,
     adapter_values: u64,
     adapter_bytes: u64,
+    /// Bytes of what LoRA's factors do not hold, where the artifacts have residuals.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    residual_bytes: Option<u64>,
     backbone_values: u64,
     /// Adapter values of all values of the model.
     share: f64,
@@ -185,6 +189,8 @@ impl<'a> Inspection<'a> {
             manifest,
             adapter_values,
             adapter_bytes: manifest.adapter.bytes(),
+            // What was read was checked.
+            residual_bytes: manifest.residual().ok().flatten().map(|layout| layout.bytes()),
             backbone_values,
             share: adapter_values as f64 / backbone_values.max(1) as f64,
         }
@@ -232,6 +238,13 @@ fn human(inspection: &Inspection<'_>) -> String {
         output::bytes(inspection.adapter_bytes),
         output::bytes(inspection.backbone_values * 4),
     );
+    if let Some(bytes) = inspection.residual_bytes {
+        let _ = writeln!(
+            text,
+            "With aggregation lora_exact, {} more come down from the second round on: what mean factors do not hold.",
+            output::bytes(bytes)
+        );
+    }
     for (name, reason) in &manifest.excluded {
         let _ = writeln!(text, "Not trained: {name}: {reason}");
     }

@@ -9,7 +9,9 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use fedpeft_artifacts::{ArtifactFolder, read_checkpoint};
 use fedpeft_bus::{Bus, BusError};
 use fedpeft_codec::Scope;
-use fedpeft_export::{ExportError, Exported, ExportedFile, Format, Formats, Step, export, read_adapter};
+use fedpeft_export::{
+    ExportError, Exported, ExportedFile, Format, Formats, Step, Trained, export, read_trained,
+};
 use fedpeft_protocol::{Digest, Round, RunId, run::RunRecord};
 use fedpeft_registry::{Cache, pull};
 use serde::Serialize;
@@ -26,9 +28,11 @@ use crate::{
 #[command(after_help = "\
 onnx         model.onnx: inputs -> logits, of standard operators alone. LoRA, DoRA and IA3 are merged into the
              weights; other methods keep their nodes.
-safetensors  adapter.safetensors: the adapter's tensors under their names, with the method in the metadata.
+safetensors  adapter.safetensors: the adapter's tensors under their names, with the method in the metadata; of
+             lora_exact, what the factors do not hold as well.
 peft         peft/: LoRA, DoRA or IA3 as a folder that HF peft loads, with the head in head.safetensors. Modules are
-             called as in the model that the artifacts were built from.
+             called as in the model that the artifacts were built from. Not after lora_exact: the folder has no place for
+             what the factors do not hold.
 
 Examples:
   fedpeft export --run trial-7 -o exported
@@ -90,6 +94,8 @@ struct Skipped {
 struct Source {
     folder: ArtifactFolder,
     values: Vec<f32>,
+    /// What its LoRA factors do not hold, where there is something.
+    residual: Option<Vec<f32>>,
     run: Option<(RunId, Round)>,
 }
 
@@ -113,11 +119,11 @@ pub fn run(args: Args) -> Result<()> {
         (None, Some(artifacts)) => {
             let folder = ArtifactFolder::open(artifacts)?;
             folder.verify()?;
-            let values = match &args.checkpoint {
-                Some(checkpoint) => read_adapter(checkpoint, &folder.manifest().adapter)?,
-                None => folder.initial_adapter()?,
+            let (values, residual) = match &args.checkpoint {
+                Some(checkpoint) => read_trained(checkpoint, folder.manifest())?,
+                None => (folder.initial_adapter()?, None),
             };
-            write(Source { folder, values, run: None }, &formats, args.out, args.output)
+            write(Source { folder, values, residual, run: None }, &formats, args.out, args.output)
         }
         (None, None) => bail!("give --run or --artifacts"),
     }
@@ -135,7 +141,7 @@ async fn fetch(connection: Connection, wanted: Wanted, folder: &Path) -> Result<
     let Wanted { run, round, local } = wanted;
     let bus = connection.open().await?;
     let record = records::record(&bus, &run).await?;
-    let (round, adapter) = adapter_of(&bus, &record, round).await?;
+    let Kept { round, adapter, residual } = kept(&bus, &record, round).await?;
     let bar = Transfer::new();
     let cache = Cache::new(folder);
     let pulled =
@@ -152,7 +158,16 @@ async fn fetch(connection: Connection, wanted: Wanted, folder: &Path) -> Result<
     };
     let shared = fedpeft_codec::decode(&bytes, layout)
         .with_context(|| format!("the adapter of run {run} after round {round} is not of its artifacts"))?;
-    Ok(Source { folder, values: scope.join(&shared, &local), run: Some((run, round)) })
+    let residual = match (residual, folder.manifest().residual()?) {
+        (Some(digest), Some(layout)) => {
+            let (bytes, _) = bus.get_blob(&digest, layout.bytes()).await.with_context(|| {
+                format!("what the factors of run {run} do not hold after round {round} cannot be read")
+            })?;
+            Some(fedpeft_codec::decode(&bytes, &layout)?)
+        }
+        _ => None,
+    };
+    Ok(Source { folder, values: scope.join(&shared, &local), residual, run: Some((run, round)) })
 }
 
 /// The tensors that a run keeps at its clients, as one of them has them; none where it keeps none.
@@ -173,10 +188,19 @@ fn local_values(run: &RunId, scope: &Scope, file: Option<&Path>) -> Result<Vec<f
     }
 }
 
-/// The round asked for and the global adapter after it.
-async fn adapter_of(bus: &Bus, record: &RunRecord, round: Option<Round>) -> Result<(Round, Digest)> {
+/// What there is after a round.
+struct Kept {
+    round: Round,
+    /// The global adapter.
+    adapter: Digest,
+    /// What its LoRA factors do not hold, where the run keeps that.
+    residual: Option<Digest>,
+}
+
+/// What there is after the round asked for.
+async fn kept(bus: &Bus, record: &RunRecord, round: Option<Round>) -> Result<Kept> {
     let Some(round) = round.filter(|round| *round != record.round) else {
-        return Ok((record.round, record.adapter));
+        return Ok(Kept { round: record.round, adapter: record.adapter, residual: record.residual });
     };
     let committed = match record.round {
         0 => "no round yet".to_owned(),
@@ -186,12 +210,13 @@ async fn adapter_of(bus: &Bus, record: &RunRecord, round: Option<Round>) -> Resu
     let report = view.rounds.iter().find(|report| report.round == round);
     let report =
         report.ok_or_else(|| anyhow!("run {} has committed {committed}, not {round}", record.run))?;
-    Ok((round, report.adapter))
+    Ok(Kept { round, adapter: report.adapter, residual: report.residual })
 }
 
 fn write(source: Source, formats: &Formats, out: PathBuf, output: Output) -> Result<()> {
     let work = Work::new();
-    let exported = export(&source.folder, &source.values, formats, &out, |step| {
+    let trained = Trained { adapter: &source.values, residual: source.residual.as_deref() };
+    let exported = export(&source.folder, trained, formats, &out, |step| {
         work.show(match step {
             Step::Merging => "merging the adapter into the backbone".to_owned(),
             Step::Writing(format) => format!("writing {format}"),

@@ -40,6 +40,9 @@ enum Kind {
     ClippedMean,
     /// The mean of low-rank updates rather than of their factors (lora)
     LoraProduct,
+    /// The mean of low-rank updates, all of it: what the factors do not hold is kept and sent beside them (lora with
+    /// --residual)
+    LoraExact,
     /// The median of every value
     Median,
     /// The mean of every value without the --trim smallest and largest
@@ -57,6 +60,7 @@ impl Kind {
             Self::Fednova => "fednova",
             Self::ClippedMean => "clipped_mean",
             Self::LoraProduct => "lora_product",
+            Self::LoraExact => "lora_exact",
             Self::Median => "median",
             Self::TrimmedMean => "trimmed_mean",
             Self::Krum => "krum",
@@ -130,6 +134,10 @@ mod tests {
         let told = aggregation("[run.strategy]\nkind = 'fedadam'", &["--aggregation=lora-product"]);
         let told = crate::output::one_line(&told.unwrap_err());
         assert!(told.contains("lora_product must be fedavg"), "{told}");
+        assert_eq!(aggregation("", &["--aggregation=lora-exact"]).unwrap(), AggregationSpec::LoraExact);
+        let told = aggregation("[run.strategy]\nkind = 'fedadam'", &["--aggregation=lora-exact"]);
+        let told = crate::output::one_line(&told.unwrap_err());
+        assert!(told.contains("lora_exact must be fedavg"), "{told}");
         let told = error(&["--aggregation=fednova"]);
         assert!(told.contains("sgd"), "{told}");
     }

@@ -25,6 +25,10 @@ pub struct MethodArgs {
     /// a mean without bias (FFA-LoRA; lora, dora).
     #[arg(long)]
     freeze_a: bool,
+    /// Give each tuned layer a residual beside its low-rank update, which --aggregation lora-exact fills with what mean
+    /// factors do not hold of the mean update (lora).
+    #[arg(long)]
+    residual: bool,
     /// Linear layers to tune, as globs separated by commas, such as query,value or 'blocks.*.mlp.*' (lora, dora,
     /// ia3); `fedpeft artifacts inspect --targets MODEL` lists the names.
     #[arg(long, value_name = "GLOBS", value_delimiter = ',')]
@@ -113,11 +117,12 @@ impl MethodArgs {
     fn flags(&self) -> Vec<(&'static str, &'static [&'static str])> {
         const LOW_RANK: &[&str] = &["lora", "dora"];
         const ADAPTER: &[&str] = &["adapter"];
-        let all: [(&'static str, &'static [&'static str], bool); 14] = [
+        let all: [(&'static str, &'static [&'static str], bool); 15] = [
             ("--rank", LOW_RANK, self.rank.is_some()),
             ("--lora-alpha", LOW_RANK, self.lora_alpha.is_some()),
             ("--lora-dropout", LOW_RANK, self.lora_dropout.is_some()),
             ("--freeze-a", LOW_RANK, self.freeze_a),
+            ("--residual", &["lora"], self.residual),
             ("--targets", &["lora", "dora", "ia3"], self.targets.is_some()),
             ("--feedforward", &["ia3"], self.feedforward.is_some()),
             ("--bottleneck", ADAPTER, self.bottleneck.is_some()),
@@ -138,6 +143,7 @@ impl MethodArgs {
             alpha: self.lora_alpha.unwrap_or(lora.alpha),
             dropout: self.lora_dropout.unwrap_or(lora.dropout),
             freeze_a: self.freeze_a || lora.freeze_a,
+            residual: self.residual || lora.residual,
             targets: self.targets.clone().unwrap_or(lora.targets),
         };
         match method {
@@ -200,6 +206,8 @@ mod tests {
         assert_eq!(peft.methods(), [Method::Lora(expected)]);
         let peft = over("--freeze-a", Some(r#"{"kind": "dora"}"#)).unwrap().unwrap();
         assert_eq!(peft.methods(), [Method::Dora(Lora { freeze_a: true, ..Lora::default() })]);
+        let peft = over("--residual", Some(file)).unwrap().unwrap();
+        assert!(peft.has_residuals());
         let peft = over("--method lora+bias --targets query,up", None).unwrap().unwrap();
         assert_eq!(peft.to_string(), "lora+bias");
         assert_eq!(over("", None).unwrap(), None);
@@ -213,6 +221,11 @@ mod tests {
             "--rank belongs to method lora or dora, the method is bias"
         );
         assert!(message("--method ia3 --freeze-a").starts_with("--freeze-a belongs to method lora or dora"));
+        assert_eq!(
+            message("--method dora --residual"),
+            "--residual belongs to method lora, the method is dora"
+        );
+        assert!(message("--method lora --residual --freeze-a").contains("exclude each other"));
         assert_eq!(message("--tokens 3"), "--tokens needs --method");
         assert!(message("--method prompt --tokens 0").contains("tokens must be 1 to"));
     }

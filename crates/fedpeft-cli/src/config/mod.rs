@@ -63,7 +63,8 @@ pub struct Simulation {
     pub exporter: Option<std::net::SocketAddr>,
     /// Most LoRA rank of each client, over again, for aggregation lora_product. Default: that of the model.
     pub lora_ranks: Vec<u32>,
-    /// Whether workers copy frozen weights into the order in which products read them, which takes memory and saves time.
+    /// Whether workers copy frozen weights into the order in which products read them, which takes memory and saves time, even
+    /// for batches of more than 8.
     pub pack_weights: bool,
 }
 

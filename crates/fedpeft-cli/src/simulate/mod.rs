@@ -27,11 +27,11 @@ use fedpeft_bus::BusConfig;
 use fedpeft_data::Federation;
 use fedpeft_protocol::{
     RunId,
-    run::{RunView, StrategySpec},
+    run::{AggregationSpec, RunView, StrategySpec},
 };
 
 use crate::{
-    config::{Config, DataOverrides, Document, RunOverrides, SimulationOverrides},
+    config::{Config, DataOverrides, Document, RunOverrides, SimulationOverrides, Source},
     connect,
     output::{self, Interrupted},
     report::{Format, Processes, Report},
@@ -48,6 +48,7 @@ use store::Store;
 Examples:
   fedpeft simulate --config run.toml
   fedpeft simulate --config run.toml --clients 20 --cohort 8 --alpha 0.1 --json report.json --html report.html
+  fedpeft simulate --config run.toml --method lora --residual --aggregation lora-exact
   fedpeft simulate --config run.toml --store state       # again with the same store: goes on
   fedpeft simulate --config run.toml --server nats://127.0.0.1:4222
 
@@ -137,6 +138,14 @@ pub fn simulated(document: Document, assets: Option<&Path>) -> Result<Config> {
         bail!(
             "simulate.lora_ranks (--lora-ranks) is for run.aggregation.kind = \"lora_product\" (--aggregation lora-product), \
              without dp_sgd, local tensors and error feedback"
+        );
+    }
+    if let (Source::Build(build), AggregationSpec::LoraExact) = (&config.model.source, run.aggregation)
+        && !build.method.has_residuals()
+    {
+        bail!(
+            "run.aggregation.kind = \"lora_exact\" (--aggregation lora-exact) needs a model with residuals: set \
+             model.method = {{ kind = \"lora\", residual = true }} (--method lora --residual)"
         );
     }
     if run.is_personal() && run.evaluation.every > 0 && config.data.client_holdout.is_none() {

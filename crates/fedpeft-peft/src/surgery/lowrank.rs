@@ -16,6 +16,7 @@ use crate::{
 pub(crate) const FACTOR_A: &str = ".lora_A.weight";
 pub(crate) const FACTOR_B: &str = ".lora_B.weight";
 pub(crate) const MAGNITUDE: &str = ".lora_magnitude_vector.weight";
+pub(crate) const RESIDUAL: &str = ".lora_residual.weight";
 
 /// A low-rank update of a layer or of a part of it.
 struct Update {
@@ -30,13 +31,27 @@ impl Update {
     fn magnitude(&self) -> String {
         format!("{}{MAGNITUDE}", self.module)
     }
+
+    /// Name of the residual.
+    fn residual(&self) -> String {
+        format!("{}{RESIDUAL}", self.module)
+    }
 }
 
 impl Surgery<'_> {
-    /// `y = x W + b + alpha / rank drop(x) A^T B^T`.
+    /// `y = x W + b + alpha / rank drop(x) A^T B^T`; with residuals, `W + alpha / rank R^T` in the place of `W`.
     pub(super) fn lora(mut self, spec: &Lora) -> Result<BTreeSet<String>, PeftError> {
         let updates = self.updates("lora", spec)?;
         let linears = self.structure.linears.clone();
+        if spec.residual {
+            for (linear, updates) in updates.values() {
+                let linear = &linears[*linear];
+                for update in updates {
+                    let outputs = update.columns.as_ref().map_or(linear.outputs, Vec::len);
+                    self.add(update.residual(), |_, _| zeros(&[outputs, linear.inputs]));
+                }
+            }
+        }
         let scale = (spec.alpha / f64::from(spec.rank)) as f32;
         let dropout = Dropout { rate: spec.dropout as f32 };
         let added = self.finish(|builder, index, mut node| {
@@ -44,6 +59,9 @@ impl Surgery<'_> {
             let (x, y) = (node.inputs[0].clone(), node.outputs[0].clone());
             let base = builder.fresh("frozen");
             node.outputs[0].clone_from(&base);
+            if spec.residual {
+                node.inputs[1] = with_residual(builder, &linears[*linear], &node, scale, updates)?;
+            }
             builder.push(node)?;
             let x = dropout.apply(builder, &x, index)?;
             let (a, b) = factors(builder, updates, linears[*linear].outputs)?;
@@ -138,10 +156,38 @@ impl Surgery<'_> {
     }
 }
 
-/// New tensors without the factors that stay as they are.
+/// New tensors without the factors that stay as they are, and without residuals.
 fn trained(mut added: BTreeSet<String>, spec: &Lora) -> BTreeSet<String> {
-    added.retain(|name| !(spec.freeze_a && name.ends_with(FACTOR_A)));
+    let stays = |name: &str| (spec.freeze_a && name.ends_with(FACTOR_A)) || name.ends_with(RESIDUAL);
+    added.retain(|name| !stays(name));
     added
+}
+
+/// The weight of `layer` and the scaled residuals of its updates, as the layer reads it: one sum of the size of a weight
+/// in every step, where products of their own would read every activation once more, forward and backward.
+fn with_residual(
+    builder: &mut Builder,
+    linear: &Linear,
+    layer: &Node,
+    scale: f32,
+    updates: &[Update],
+) -> Result<String, PassError> {
+    // The layer multiplies its weight by a scale of its own.
+    let scale = builder.scalar(scale / layer.float("alpha").unwrap_or(1.0));
+    let mut weight = layer.inputs[1].clone();
+    for update in updates {
+        let scaled = builder.op("Mul", &[&update.residual(), &scale])?;
+        let wide = match &update.columns {
+            None => scaled,
+            Some(columns) => packed::spread(builder, &scaled, columns, linear.outputs, 0.0)?,
+        };
+        let oriented = match linear.transposed {
+            true => wide,
+            false => builder.add(Node::new("Transpose", &[&wide], &[]).with("perm", vec![1i64, 0]))?,
+        };
+        weight = builder.op("Add", &[&weight, &oriented])?;
+    }
+    Ok(weight)
 }
 
 /// Dropout on the inputs of low-rank updates.

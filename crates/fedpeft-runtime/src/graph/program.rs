@@ -115,6 +115,9 @@ impl Program {
         for (spec, tensor) in site.layout.tensors().iter().zip(site.adapter) {
             binding.bind_input(spec.name.as_str(), tensor)?;
         }
+        for (name, tensor) in site.residual.named() {
+            binding.bind_input(name, tensor)?;
+        }
         binding.bind_output(MEASURED, tensors.measured.written())?;
         for (spec, gradient) in site.layout.tensors().iter().zip(&mut tensors.gradients) {
             binding.bind_output(format!("{}{GRADIENT_SUFFIX}", spec.name), gradient)?;

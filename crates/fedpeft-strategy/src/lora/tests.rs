@@ -76,6 +76,60 @@ fn the_mean_of_updates_is_not_that_of_their_factors() {
     assert!(lost < 1e-12);
 }
 
+/// The next global adapter, of plain means, and the residual that goes with it.
+fn exact(sum: &ProductMean, before: Option<&[f32]>) -> (Vec<f32>, Vec<f32>) {
+    let (mut adapter, mut out) = (Vec::new(), Vec::new());
+    sum.each_factor(&mut |chunk| {
+        adapter.extend(chunk.iter().map(|value| *value as f32));
+        Ok(())
+    })
+    .unwrap();
+    let mut before = before.map(|values| Cursor::new(encode(values)));
+    sum.residual(Residual {
+        before: before.as_mut().map(|before| before as &mut dyn Spool),
+        adapter: &mut Cursor::new(encode(&adapter)),
+        out: &mut out,
+    })
+    .unwrap();
+    (adapter, out.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect())
+}
+
+/// The same two clients: of their factors nothing is left, and the residual is the whole update.
+#[test]
+fn what_mean_factors_do_not_hold_is_the_residual() {
+    let layout = layout(1, 2, 2);
+    let updates = [(vec![1.0, 0.0, 5.0, 6.0, 2.0, 0.0], 3), (vec![-1.0, 0.0, 1.0, 2.0, -2.0, 0.0], 3)];
+    let sum = sum(&layout, &updates);
+    let (adapter, residual) = exact(&sum, None);
+    assert_eq!(adapter, [0.0, 0.0, 3.0, 4.0, 0.0, 0.0]);
+    assert_eq!(residual, [2.0, 0.0, 0.0, 0.0]);
+    // What was there stays.
+    let (_, residual) = exact(&sum, Some(&[0.5, 1.0, -1.0, 0.25]));
+    assert_eq!(residual, [2.5, 1.0, -1.0, 0.25]);
+}
+
+#[test]
+fn a_residual_that_leaves_the_range_is_named() {
+    let layout = layout(1, 2, 2);
+    let sum = sum(&layout, &[(vec![256.0, 0.0, 0.0, 0.0, 200.0, 0.0], 1), (vec![0.0; 6], 1)]);
+    let write = |before: f32| {
+        sum.residual(Residual {
+            before: Some(&mut Cursor::new(encode(&[before; 4]))),
+            adapter: &mut Cursor::new(encode(&[0.0; 6])),
+            out: &mut io::sink(),
+        })
+    };
+    write(30_000.0).unwrap();
+    let error = write(60_000.0).unwrap_err().to_string();
+    assert!(error.contains("of q reaches 8.56e4") && error.contains("learning_rate"), "{error}");
+    let nothing = empty(&layout).residual(Residual {
+        before: None,
+        adapter: &mut Cursor::new(encode(&[0.0; 6])),
+        out: &mut io::sink(),
+    });
+    assert!(matches!(nothing, Err(SpoolError::Accumulate(AccumulateError::Empty))));
+}
+
 /// `diag(3, 0)` and `diag(0, 1)`, weights 1 to 3: the mean is `diag(0.75, 0.75)`; of rank 1 half of its square is lost.
 #[test]
 fn what_does_not_fit_the_rank_is_counted() {
@@ -195,6 +249,35 @@ proptest! {
         }
         prop_assert_eq!(&merged, &flat);
         prop_assert_eq!(mean(&merged), mean(&flat));
+    }
+
+    /// Factors and residual together are the mean of the updates, on top of the residual that all began with: but for one
+    /// rounding of each entry to `f32`.
+    #[test]
+    fn nothing_of_the_mean_update_is_lost(
+        ((layout, updates), before, seed) in (updates(), prop::collection::vec(-10f32..10.0, 25), any::<usize>()),
+    ) {
+        let flat = sum(&layout, &updates);
+        let pair = &Pair::all(&layout).unwrap()[0];
+        let before = &before[..pair.inputs * pair.outputs];
+        let (adapter, residual) = exact(&flat, Some(before));
+        let total: u64 = updates.iter().map(|(_, weight)| weight).sum();
+        let held = product(&layout, &real(&adapter));
+        for (at, value) in residual.iter().enumerate() {
+            let share = |(values, weight): &(Vec<f32>, u64)| {
+                product(&layout, &real(values))[at] * *weight as f64 / total as f64
+            };
+            let mean: f64 = updates.iter().map(share).sum();
+            let wanted = f64::from(before[at]) + mean;
+            let size = f64::from(value.abs()) * f64::from(f32::EPSILON) + 1e-9 * (1.0 + wanted.abs() + held[at].abs());
+            let got = f64::from(*value) + held[at];
+            prop_assert!((got - wanted).abs() <= size, "{got} {wanted}");
+        }
+        let mut shuffled = updates.clone();
+        shuffled.rotate_left(seed % updates.len());
+        shuffled.reverse();
+        let (again, rest) = exact(&sum(&layout, &shuffled), Some(before));
+        prop_assert_eq!((encode(&again), encode(&rest)), (encode(&adapter), encode(&residual)));
     }
 
     #[test]

@@ -207,6 +207,7 @@ impl Setup {
             work,
             deadline_ms: fedpeft_service::now_ms() + 60_000,
             downlink: Default::default(),
+            residual: None,
             lifetime_ms: 60_000,
         }
     }
