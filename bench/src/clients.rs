@@ -120,6 +120,5 @@ async fn serve(
             let _turn = publishing.acquire().await;
             bus.publish_update(&task.run, task.round, &client, &update).await?;
         }
-        delivery.ack().await?;
     }
 }

@@ -394,8 +394,13 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// Forgets the updates of clients for rounds that were stored before `mark`.
-    pub async fn forget_all(&self, updates: Vec<(Round, &ClientId)>, mark: Mark) -> Result<(), Stop> {
+    /// Forgets the updates of clients for rounds that were stored before `mark`, and their tasks of before `tasks`.
+    pub async fn forget_all(
+        &self,
+        updates: Vec<(Round, &ClientId)>,
+        mark: Mark,
+        tasks: Option<Mark>,
+    ) -> Result<(), Stop> {
         let (mut updates, mut forgetting) = (updates.into_iter(), FuturesUnordered::new());
         loop {
             while forgetting.len() < IN_FLIGHT
@@ -403,6 +408,9 @@ impl<'a> Drive<'a> {
             {
                 let run = &self.record.run;
                 forgetting.push(async move {
+                    if let Some(tasks) = tasks {
+                        self.bus.purge_task(run, client, tasks).await?;
+                    }
                     self.bus.purge_updates(run, Stale::Client(round, client), mark).await
                 });
             }
@@ -421,6 +429,15 @@ impl<'a> Drive<'a> {
         self.record.confirm().await?;
         self.bus.purge_updates(&self.record.run, Stale::Client(round, client), mark).await?;
         Ok(())
+    }
+
+    /// Forgets the task of a client that was answered, and the answer, as [`Self::forget`] does.
+    pub async fn forget_task(&self, round: Round, client: &ClientId) -> Result<(), Stop> {
+        let mark = self.bus.task_mark().await?;
+        // First the task: a client that finds it still finds its answer.
+        self.record.confirm().await?;
+        self.bus.purge_task(&self.record.run, client, mark).await?;
+        self.forget(round, client).await
     }
 }
 

@@ -13,9 +13,9 @@
 //! aggregator, with the phases, checks and records of any other. The sum it sends is exact, so that the next global
 //! adapter is, to the byte, what it would be if its clients were those of the aggregator upstream.
 //!
-//! The task stays unacknowledged until its answer is stored upstream. The answer is decided by one write to the local
-//! record, before it is sent: a crash before it folds the round again from the stored updates, a crash after it sends
-//! the same bytes again.
+//! The task stays stored upstream until its round is over, and the edge's next process finds it. The answer is decided by
+//! one write to the local record, before it is sent: a crash before it folds the round again from the stored updates, a
+//! crash after it sends the same bytes again.
 
 mod begin;
 mod close;
@@ -30,7 +30,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fedpeft_bus::{Bus, BusError, TaskDelivery, Tasks};
+use fedpeft_bus::{Bus, BusError, Tasks};
 use fedpeft_protocol::{ClientId, RunId, round::Task};
 use fedpeft_service::{CancellationToken, now_ms};
 use tokio::task::{AbortHandle, JoinSet};
@@ -127,23 +127,13 @@ async fn take(edge: &Arc<Edge>, mut tasks: Tasks, shutdown: &CancellationToken) 
                     let job = job::run(edge.clone(), delivery, deadline, shutdown.clone());
                     running.insert(run, jobs.spawn(job));
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "skipping a task that cannot be read");
-                    acknowledge(&delivery).await;
-                }
+                Err(error) => tracing::warn!(%error, "skipping a task that cannot be read"),
             },
             Err(error) => tracing::warn!(%error, "no task from upstream"),
         }
     }
-    // They hear of the shutdown themselves, and hand their tasks back.
+    // They hear of the shutdown themselves, and leave their tasks to the next process.
     while jobs.join_next().await.is_some() {}
-}
-
-/// An acknowledgement that is lost costs a repetition, which the record knows.
-async fn acknowledge(delivery: &TaskDelivery) {
-    if let Err(error) = delivery.ack().await {
-        tracing::warn!(%error, "task not acknowledged");
-    }
 }
 
 /// When it is too late for the newest task of each run: its lifetime after it was first seen, by our own clock.

@@ -29,14 +29,19 @@ async fn sweep(bus: &Bus) -> Result<(), BusError> {
     if stored.is_empty() {
         return Ok(());
     }
-    let records = bus.runs().await?.list_top().await?;
-    let active: BTreeSet<RunId> = records
+    let records = bus.runs().await?;
+    let listed = records.list_top().await?;
+    let active: BTreeSet<RunId> = listed
         .into_iter()
         .map(|entry| entry.value)
         .filter(|record| !record.status.is_final())
         .map(|record| record.run)
         .collect();
     for run in stored.difference(&active) {
+        // What a list does not show, for it was replaced at that moment, is there all the same.
+        if records.get(run.as_str()).await?.is_some_and(|(record, _)| !record.status.is_final()) {
+            continue;
+        }
         bus.purge_updates(run, Stale::Run, mark).await?;
         tracing::info!(%run, "forgot updates of a run that is not active");
     }

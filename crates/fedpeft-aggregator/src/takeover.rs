@@ -57,7 +57,9 @@ pub(crate) async fn forget_counted(drive: &Drive<'_>) -> Result<(), Stop> {
         let uploads = accepted.iter().map(|(began, client, digest)| (*began, (*client).clone(), *digest));
         retention::forget_uploads_of(drive, uploads.collect()).await;
     }
-    drive.forget_all(accepted.into_iter().map(|(began, client, _)| (began, client)).collect(), mark).await
+    drive
+        .forget_all(accepted.into_iter().map(|(began, client, _)| (began, client)).collect(), mark, None)
+        .await
 }
 
 /// Whether [`EventKind::RoundClosed`] was published for `round`.

@@ -79,25 +79,27 @@ pub(crate) struct Account {
     pub default_permissions: Permissions,
 }
 
-/// A service of another account that is seen here under a local subject.
+/// A service or a stream of another account that is seen here, a service under a local subject.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Import {
     pub name: String,
     pub subject: String,
     pub account: String,
-    pub local_subject: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_subject: Option<String>,
     #[serde(rename = "type")]
     pub kind: &'static str,
 }
 
-/// A service that other accounts may import.
+/// A service or a stream that other accounts may import.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Export {
     pub name: String,
     pub subject: String,
     #[serde(rename = "type")]
     pub kind: &'static str,
-    pub response_type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response_type: Option<&'static str>,
 }
 
 #[derive(Debug, Clone, Serialize)]

@@ -5,8 +5,9 @@
 use std::{fmt, str::FromStr};
 
 use fedpeft_protocol::subject::{
-    API, BLOB_BUCKET, CLIENT_API, CLIENT_BUCKET, EVENT_STREAM, EVENT_SUBJECTS, LEASE_BUCKET, MODEL_BUCKET,
-    PREFIX, RUN_BUCKET, TASK_STREAM, TASK_SUBJECTS, UPDATE_STREAM, UPLOAD_BUCKET,
+    API, BLOB_BUCKET, CLIENT_API, CLIENT_BUCKET, EVENT_STREAM, EVENT_SUBJECTS, FORMER_TASK_STREAM,
+    HINT_SUBJECTS, LEASE_BUCKET, MODEL_BUCKET, PREFIX, RUN_BUCKET, TASK_STREAM, TASK_SUBJECTS, UPDATE_STREAM,
+    UPLOAD_BUCKET,
 };
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +49,7 @@ impl Role {
     /// What everybody of this role may do.
     pub(crate) fn template(self) -> Template {
         let (publish, mut subscribe, answers) = match self {
-            Self::Client => (client(), vec![], false),
+            Self::Client => (client(), vec![format!("{PREFIX}.hint.{{{{tag(client)}}}}.*")], false),
             Self::Aggregator => (aggregator(), vec![format!("{API}.runs.>"), "$SRV.>".into()], true),
             Self::Registry => (registry(), vec![format!("{API}.models.>"), "$SRV.>".into()], true),
             Self::Exporter => (exporter(), vec![], false),
@@ -107,7 +108,8 @@ fn streams() -> Vec<String> {
 fn topology() -> Vec<String> {
     let each =
         |stream: String| [format!("$JS.API.STREAM.INFO.{stream}"), format!("$JS.API.STREAM.CREATE.{stream}")];
-    ["$JS.API.INFO".to_owned()].into_iter().chain(streams().into_iter().flat_map(each)).collect()
+    let former = format!("$JS.API.STREAM.INFO.{FORMER_TASK_STREAM}");
+    ["$JS.API.INFO".to_owned(), former].into_iter().chain(streams().into_iter().flat_map(each)).collect()
 }
 
 /// Subjects that read a stream through short-lived consumers and by subject, under an API prefix.
@@ -179,9 +181,12 @@ fn client() -> Vec<String> {
         format!("{CLIENT_API}.$KV.{CLIENT_BUCKET}.{me}"),
         format!("$O.{UPLOAD_BUCKET}.C.{me}.>"),
         format!("$O.{UPLOAD_BUCKET}.M.{me}.>"),
-        format!("{CLIENT_API}.CONSUMER.CREATE.{TASK_STREAM}.{me}.{PREFIX}.run.*.client.{me}.task"),
-        format!("{CLIENT_API}.CONSUMER.MSG.NEXT.{TASK_STREAM}.{me}"),
-        format!("$JS.ACK.{TASK_STREAM}.{me}.>"),
+        format!("{CLIENT_API}.DIRECT.GET.{TASK_STREAM}.{PREFIX}.task.{me}.*"),
+        format!("{CLIENT_API}.CONSUMER.CREATE.{TASK_STREAM}.*.{PREFIX}.task.{me}.*"),
+        format!("{CLIENT_API}.CONSUMER.MSG.NEXT.{TASK_STREAM}.*"),
+        // To tell what an earlier process has answered.
+        format!("{CLIENT_API}.CONSUMER.CREATE.{UPDATE_STREAM}.*.{PREFIX}.update.*.*.{me}"),
+        format!("{CLIENT_API}.CONSUMER.MSG.NEXT.{UPDATE_STREAM}.*"),
         // To go on with an upload: what of it is stored.
         format!("{CLIENT_API}.DIRECT.GET.{uploads}.$O.{UPLOAD_BUCKET}.*.{me}.>"),
         format!("{CLIENT_API}.CONSUMER.CREATE.{uploads}.*.$O.{UPLOAD_BUCKET}.*.{me}.>"),
@@ -200,17 +205,18 @@ fn client() -> Vec<String> {
 /// accounts a reply reaches subjects of the client's own account alone.
 fn gates() -> Vec<(String, String, &'static str)> {
     let uploads = objects(UPLOAD_BUCKET);
-    let task_consumer = format!("{TASK_STREAM}.*.{PREFIX}.run.*.client.*.task");
     let same = |subject: String| (subject.clone(), subject, "Singleton");
     let api = |rest: String, replies| (format!("$JS.API.{rest}"), format!("{CLIENT_API}.{rest}"), replies);
     let mut gates = vec![
         same(format!("{PREFIX}.update.*.*.*")),
         same(format!("$O.{UPLOAD_BUCKET}.C.*.>")),
         same(format!("$O.{UPLOAD_BUCKET}.M.*.>")),
-        same(format!("$JS.ACK.{TASK_STREAM}.*.>")),
         (format!("$KV.{CLIENT_BUCKET}.*"), format!("{CLIENT_API}.$KV.{CLIENT_BUCKET}.*"), "Singleton"),
-        api(format!("CONSUMER.CREATE.{task_consumer}"), "Singleton"),
+        api(format!("DIRECT.GET.{TASK_STREAM}.{PREFIX}.task.*.*"), "Singleton"),
+        api(format!("CONSUMER.CREATE.{TASK_STREAM}.*.{PREFIX}.task.*.*"), "Singleton"),
         api(format!("CONSUMER.MSG.NEXT.{TASK_STREAM}.*"), "Stream"),
+        api(format!("CONSUMER.CREATE.{UPDATE_STREAM}.*.{PREFIX}.update.*.*.*"), "Singleton"),
+        api(format!("CONSUMER.MSG.NEXT.{UPDATE_STREAM}.*"), "Stream"),
         api(format!("DIRECT.GET.{uploads}.$O.{UPLOAD_BUCKET}.*.*.>"), "Stream"),
         api(format!("CONSUMER.CREATE.{uploads}.*.$O.{UPLOAD_BUCKET}.*.*.>"), "Singleton"),
         api(format!("CONSUMER.MSG.NEXT.{uploads}.*"), "Stream"),
@@ -230,27 +236,32 @@ fn gates() -> Vec<(String, String, &'static str)> {
     gates
 }
 
-/// The gates as the account of the services opens them.
+/// The gates as the account of the services opens them, and the hints, which go the other way.
 pub(crate) fn exports() -> Vec<Export> {
-    let export = |(subject, _, response_type): (String, String, &'static str)| Export {
-        name: subject.clone(),
-        subject,
-        kind: "service",
-        response_type,
-    };
-    gates().into_iter().map(export).collect()
+    let export =
+        |subject: String, kind, response_type| Export { name: subject.clone(), subject, kind, response_type };
+    let hints = export(HINT_SUBJECTS.to_owned(), "stream", None);
+    let gates = gates().into_iter().map(|(subject, _, replies)| export(subject, "service", Some(replies)));
+    gates.chain([hints]).collect()
 }
 
 /// The gates as the account of the clients sees them; `account` is the key of the services' account.
 pub(crate) fn imports(account: &str) -> Vec<Import> {
     let import = |(subject, local, _): (String, String, &'static str)| Import {
         name: local.clone(),
-        local_subject: numbered(&local),
+        local_subject: Some(numbered(&local)),
         subject,
         account: account.to_owned(),
         kind: "service",
     };
-    gates().into_iter().map(import).collect()
+    let hints = Import {
+        name: HINT_SUBJECTS.to_owned(),
+        subject: HINT_SUBJECTS.to_owned(),
+        account: account.to_owned(),
+        local_subject: None,
+        kind: "stream",
+    };
+    gates().into_iter().map(import).chain([hints]).collect()
 }
 
 /// Wildcards of a local subject refer by number to those of the subject they stand for.

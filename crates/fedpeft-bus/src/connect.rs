@@ -120,6 +120,11 @@ impl Bus {
         }
     }
 
+    /// Whether our credentials are those of clients.
+    pub(crate) fn is_client(&self) -> bool {
+        self.identity.as_ref().is_some_and(|identity| identity.is_client())
+    }
+
     /// Whether the connection is up at this moment.
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected

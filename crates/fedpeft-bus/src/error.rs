@@ -36,6 +36,16 @@ pub enum BusError {
         /// What was attempted.
         what: String,
     },
+    /// A stream is there that somebody made in another way.
+    #[error(
+        "stream {stream} of the NATS server cannot be used: {reason}; while no run is active, remove it with `nats stream rm {stream}`: fedpeft-registry and fedpeft-aggregator make it anew"
+    )]
+    UnfitStream {
+        /// Its name.
+        stream: String,
+        /// What it lacks.
+        reason: &'static str,
+    },
     /// A stream is missing that these credentials must not make.
     #[error(
         "the NATS server has no stream {stream} yet: start fedpeft-registry or fedpeft-aggregator there, which make it"

@@ -54,7 +54,10 @@ impl Bus {
         let consumer = self.js.create_consumer_on_stream(config, stream).await;
         let consumer = consumer.map_err(|error| failed(stream, error))?;
         let found = read(stream, &consumer, &mut connections).await?;
-        // It would vanish by itself, but whoever lists often should not pile consumers up.
+        // It would vanish by itself, but whoever lists often should not pile consumers up. Clients may not delete any.
+        if self.is_client() {
+            return Ok(found);
+        }
         let name = &consumer.cached_info().name;
         if let Err(error) = self.js.delete_consumer_from_stream(name, stream).await {
             tracing::debug!(%error, stream, "listing consumer left to expire");

@@ -46,6 +46,11 @@ impl Bus {
         self.purge(mark, subject::tasks_of_run(run)).await
     }
 
+    /// Forgets the task of one client in `run`, if it was sent before `mark`.
+    pub async fn purge_task(&self, run: &RunId, client: &ClientId, mark: Mark) -> Result<(), BusError> {
+        self.purge(mark, subject::task(run, client)).await
+    }
+
     /// Forgets updates of `run` that were stored before `mark`, which [`Self::update_mark`] gave.
     pub async fn purge_updates(&self, run: &RunId, stale: Stale<'_>, mark: Mark) -> Result<(), BusError> {
         let filter = match stale {

@@ -157,7 +157,8 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
     }
 
     /// Keys that begin with the tokens of `prefix` (`run-1` finds `run-1.1`, not `run-10` and not `run-1`
-    /// itself), in order; every key where it is empty.
+    /// itself), in order; every key where it is empty. One that is replaced while they are listed may be missing: before
+    /// anything is forgotten, ask for its record by [`Self::get`].
     pub async fn keys(&self, prefix: &str) -> Result<Vec<String>, BusError> {
         Ok(self.fetch(prefix, true).await?.into_iter().map(|(key, ..)| key).collect())
     }

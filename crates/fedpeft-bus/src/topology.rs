@@ -74,7 +74,30 @@ impl Bus {
             }
             self.settle(&config.name, created).await?;
         }
+        self.check_tasks().await?;
+        if !self.absent(subject::FORMER_TASK_STREAM).await? {
+            tracing::warn!(
+                "stream {former} is that of an earlier FedPEFT: workers of that version get no tasks from this one; once all are \
+                 upgraded, remove it with `nats stream rm {former}`",
+                former = subject::FORMER_TASK_STREAM
+            );
+        }
         Ok(())
+    }
+
+    /// Makes sure that clients hear of their tasks, whoever made the stream.
+    async fn check_tasks(&self) -> Result<(), BusError> {
+        let stream = subject::TASK_STREAM;
+        let found = self.js.get_stream(stream).await;
+        let found = found.map_err(|error| BusError::broker(format!("looking up stream {stream}"), error))?;
+        let config = &found.cached_info().config;
+        let hinted = config.republish.as_ref().is_some_and(|to| to.destination == hints());
+        let reason = match (config.allow_direct, hinted) {
+            (true, true) => return Ok(()),
+            (false, _) => "it does not allow direct gets",
+            (true, false) => "it does not republish to fedpeft.v1.hint.$1.$2",
+        };
+        Err(BusError::UnfitStream { stream: stream.into(), reason })
     }
 
     /// Creates a stream; in an account that may not have so many readers, with as many as it may have.
@@ -99,7 +122,7 @@ impl Bus {
                 return Err(BusError::NoTopology { stream });
             }
         }
-        Ok(())
+        if client { self.check_tasks().await } else { Ok(()) }
     }
 
     async fn require_jetstream(&self) -> Result<(), BusError> {
@@ -115,7 +138,14 @@ impl Bus {
     }
 
     async fn absent(&self, stream: &str) -> Result<bool, BusError> {
-        let Err(error) = self.js.get_stream(stream).await else { return Ok(false) };
+        let api = if self.is_client() { subject::CLIENT_API } else { "$JS.API" };
+        let found = tokio::select! {
+            found = self.js.get_stream(stream) => found,
+            () = self.forbids(&format!("{api}.STREAM.INFO.{stream}")) => {
+                return Err(BusError::Forbidden { what: format!("looking up stream {stream}") });
+            }
+        };
+        let Err(error) = found else { return Ok(false) };
         match error.kind() {
             GetStreamErrorKind::JetStream(error) if error.code() == 404 => Ok(true),
             _ => Err(BusError::broker(format!("looking up stream {stream}"), error)),
@@ -184,6 +214,11 @@ fn uploads() -> stream::Config {
     }
 }
 
+/// Where hints go, by the wildcards of [`subject::TASK_SUBJECTS`].
+fn hints() -> String {
+    subject::HINT_SUBJECTS.replacen('*', "$1", 1).replacen('*', "$2", 1)
+}
+
 fn streams() -> [stream::Config; 4] {
     let base = |name: &str, subjects: &str, description: &str| stream::Config {
         name: name.into(),
@@ -198,6 +233,13 @@ fn streams() -> [stream::Config; 4] {
             max_messages_per_subject: 1,
             max_age: ABANDONED,
             max_consumers: READERS,
+            allow_direct: true,
+            // What a client waits for: it costs the broker less than a consumer for each of many.
+            republish: Some(stream::Republish {
+                source: subject::TASK_SUBJECTS.into(),
+                destination: hints(),
+                headers_only: true,
+            }),
             ..base(subject::TASK_STREAM, subject::TASK_SUBJECTS, "FedPEFT: tasks waiting for clients")
         },
         stream::Config {

@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
+use async_nats::header::NATS_MESSAGE_ID;
 use fedpeft_protocol::{
     ClientId, Digest, Round, RunId,
-    round::Update,
+    round::{Task, Update},
     subject,
     wire::{self, WireError},
 };
@@ -36,9 +37,17 @@ impl Bus {
         let (mut headers, body) = publish::encode(&what, update)?;
         // The digest keeps others from using up the id beforehand, which would have the update dropped as theirs.
         let digest = Digest::of(&body);
-        let id = format!("{}/{}/{digest}", subject::update_id(run, round, client), update.task);
-        headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
+        headers.insert(NATS_MESSAGE_ID, format!("{}/{digest}", name(run, round, client, &update.task)));
         self.publish_durably(&what, subject::update(run, round, client), headers, body, PATIENCE).await
+    }
+
+    /// Whether the last update of `client` for the round of `task` answers it. Of a round that is committed none is stored.
+    pub async fn is_answered(&self, task: &Task, client: &ClientId) -> Result<bool, BusError> {
+        let filter = subject::update(&task.run, task.round, client);
+        let newest = self.newest(subject::UPDATE_STREAM, filter, true).await?;
+        let name = format!("{}/", name(&task.run, task.round, client, &task.task));
+        let ids = newest.iter().filter_map(|newest| newest.message.headers.as_ref()?.get(NATS_MESSAGE_ID));
+        Ok(ids.into_iter().any(|id| id.as_str().starts_with(&name)))
     }
 
     /// Every update of `run`, from the first one stored.
@@ -61,6 +70,11 @@ impl Bus {
         let pending = follow.stored();
         Ok(Updates { follow, pending })
     }
+}
+
+/// What the names begin with under which the broker knows the answers of a client to a task.
+fn name(run: &RunId, round: Round, client: &ClientId, task: &str) -> String {
+    format!("{}/{task}", subject::update_id(run, round, client))
 }
 
 /// Updates in the order in which the broker stored them.

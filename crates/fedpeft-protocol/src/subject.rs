@@ -7,10 +7,16 @@ pub const PREFIX: &str = "fedpeft.v1";
 /// The control API's subjects begin with this.
 pub const API: &str = "fedpeft.v1.api";
 
-/// Stream of tasks waiting for clients.
-pub const TASK_STREAM: &str = "FEDPEFT_TASKS";
+/// Stream of tasks that clients are at, or will be. The client stands before the run: a client's tasks are found by the
+/// beginning of their subjects, and one task by its whole subject.
+pub const TASK_STREAM: &str = "FEDPEFT_OPEN_TASKS";
 /// Subjects of [`TASK_STREAM`].
-pub const TASK_SUBJECTS: &str = "fedpeft.v1.run.*.client.*.task";
+pub const TASK_SUBJECTS: &str = "fedpeft.v1.task.*.*";
+/// Where the broker says that it has stored a task, without its body: that of [`TASK_SUBJECTS`] with the same last tokens.
+/// Hints are not stored, may be lost and prove nothing: the task is in the stream.
+pub const HINT_SUBJECTS: &str = "fedpeft.v1.hint.*.*";
+/// Stream of tasks in brokers that an earlier FedPEFT has used, where each client had a consumer. Nothing reads it any more.
+pub const FORMER_TASK_STREAM: &str = "FEDPEFT_TASKS";
 /// Stream of updates waiting for the aggregator.
 pub const UPDATE_STREAM: &str = "FEDPEFT_UPDATES";
 /// Subjects of [`UPDATE_STREAM`].
@@ -49,24 +55,35 @@ pub const VERSION_HEADER: &str = "Fedpeft-Version";
 
 /// Where a client finds its task of a run.
 pub fn task(run: &RunId, client: &ClientId) -> String {
-    format!("{PREFIX}.run.{run}.client.{client}.task")
+    format!("{PREFIX}.task.{client}.{run}")
 }
 
-/// What a client subscribes to: its tasks of every run.
+/// Tasks of a client, of every run.
 pub fn tasks_of(client: &ClientId) -> String {
-    format!("{PREFIX}.run.*.client.{client}.task")
+    format!("{PREFIX}.task.{client}.*")
 }
 
 /// Every task of a run.
 pub fn tasks_of_run(run: &RunId) -> String {
-    format!("{PREFIX}.run.{run}.client.*.task")
+    format!("{PREFIX}.task.*.{run}")
 }
 
 /// What [`task`] encoded.
 pub fn parse_task(subject: &str) -> Option<(RunId, ClientId)> {
-    let rest = subject.strip_prefix(PREFIX)?.strip_prefix(".run.")?;
-    let (run, rest) = rest.split_once(".client.")?;
-    Some((RunId::new(run).ok()?, ClientId::new(rest.strip_suffix(".task")?).ok()?))
+    let rest = subject.strip_prefix(PREFIX)?.strip_prefix(".task.")?;
+    let (client, run) = rest.split_once('.')?;
+    Some((RunId::new(run).ok()?, ClientId::new(client).ok()?))
+}
+
+/// What a client subscribes to: hints at its tasks of every run.
+pub fn hints_of(client: &ClientId) -> String {
+    format!("{PREFIX}.hint.{client}.*")
+}
+
+/// The run that a hint is about.
+pub fn parse_hint(subject: &str) -> Option<RunId> {
+    let rest = subject.strip_prefix(PREFIX)?.strip_prefix(".hint.")?;
+    RunId::new(rest.split_once('.')?.1).ok()
 }
 
 /// Where a client publishes its update for a round.
@@ -122,9 +139,13 @@ mod tests {
     fn task_subjects_round_trip_and_strangers_are_refused() {
         let (run, client) = (RunId::new("r1").unwrap(), ClientId::new("c-1").unwrap());
         assert_eq!(parse_task(&task(&run, &client)), Some((run, client)));
-        for bad in ["fedpeft.v1.run.r1.client.c.x", "fedpeft.v1.run.r1.client.c.client.d.task", "x"] {
+        for bad in ["fedpeft.v1.task.c", "fedpeft.v1.task.c.r1.x", "fedpeft.v1.hint.c.r1", "x"] {
             assert_eq!(parse_task(bad), None, "{bad}");
         }
+        assert_eq!(parse_hint("fedpeft.v1.hint.c-1.r1"), Some(RunId::new("r1").unwrap()));
+        assert!(
+            parse_hint("fedpeft.v1.hint.c-1").is_none() && parse_hint("fedpeft.v1.task.c-1.r1").is_none()
+        );
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The life of one hosted client: wait for a task, wait for its turn, do it, answer.
 
 use std::{
-    future::Future,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,8 +17,6 @@ use crate::{
     task::{Answer, Assignment, Held, Workshop},
 };
 
-/// A third of the time after which the broker would deliver a task again.
-const RENEWAL: Duration = Duration::from_secs(4);
 /// Before a task is tried again whose update the broker did not take.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -50,23 +47,22 @@ async fn handle(client: &Hosted, shared: &Shared, seen: &mut Seen, delivery: &Ta
         Ok(task) => task,
         Err(error) => {
             tracing::warn!(client = %client.id, %error, "skipping a task that cannot be read");
-            return settle(client, delivery.ack().await);
+            return;
         }
     };
     tracing::debug!(client = %client.id, run = %task.run, round = task.round, work = task.work.name(), "task");
     if !seen.admit(task) {
         tracing::info!(client = %client.id, run = %task.run, round = task.round, "skipping a task of the past");
-        return settle(client, delivery.ack().await);
+        return;
     }
-    // It was under way to us when we were done with it, or the broker was restarted since. One that is sent anew is
-    // done anew.
+    // One that is sent anew is done anew.
     if seen.has_answered(task, delivery.sequence) {
-        return settle(client, delivery.ack().await);
+        return;
     }
     let faults = if shared.simulate_faults { Faults::of(task, &client.id) } else { Faults::default() };
     if faults.drops_out {
         tracing::info!(client = %client.id, run = %task.run, round = task.round, "simulated drop-out");
-        return settle(client, delivery.ack().await);
+        return;
     }
     let assignment = Assignment { client, task, deadline: seen.deadline(task), faults };
     let span = span!(
@@ -75,26 +71,42 @@ async fn handle(client: &Hosted, shared: &Shared, seen: &mut Seen, delivery: &Ta
     );
     delivery.origin.adopt(&span);
     let work = async {
-        if Instant::now() >= assignment.deadline {
-            return late(client, task, delivery).await;
+        if delivery.was_found && is_answered(shared, client, task).await {
+            seen.answer(task, delivery.sequence);
+            return;
         }
-        match renewing(delivery, Box::pin(shared.workshop.answer(&assignment))).await {
+        if Instant::now() >= assignment.deadline {
+            return late(client, task);
+        }
+        match Box::pin(shared.workshop.answer(&assignment)).await {
             Answer::Update(update, held) => {
-                publish(client, shared, seen, task, *update, held, delivery).await
+                publish(client, shared, seen, task, *update, held, delivery).await;
             }
-            Answer::Late => late(client, task, delivery).await,
-            Answer::HandBack => delivery.retry(Duration::ZERO).await,
+            Answer::Late => late(client, task),
+            // It stays where the next process finds it.
+            Answer::HandBack => {}
         }
     };
-    settle(client, work.instrument(span).await);
+    work.instrument(span).await;
 }
 
-async fn late(client: &Hosted, task: &Task, delivery: &TaskDelivery) -> Result<(), BusError> {
+/// Whether an earlier process of this client has answered a task that was stored before we listened.
+async fn is_answered(shared: &Shared, client: &Hosted, task: &Task) -> bool {
+    match shared.workshop.bus.is_answered(task, &client.id).await {
+        Ok(is_answered) => is_answered,
+        Err(error) => {
+            // To do it again costs time and nothing else.
+            tracing::debug!(client = %client.id, run = %task.run, round = task.round, %error, "answers not looked up");
+            false
+        }
+    }
+}
+
+fn late(client: &Hosted, task: &Task) {
     tracing::info!(client = %client.id, run = %task.run, round = task.round, "skipping a task past its deadline");
-    delivery.ack().await
 }
 
-/// The task is acknowledged after the broker has stored the update, never before.
+/// The task is answered once the broker has stored the update, never before.
 async fn publish(
     client: &Hosted,
     shared: &Shared,
@@ -103,16 +115,13 @@ async fn publish(
     update: Update,
     mut held: Held<'_>,
     delivery: &TaskDelivery,
-) -> Result<(), BusError> {
+) {
     let Workshop { bus, abort, .. } = &shared.workshop;
     let publish = bus.publish_update(&task.run, task.round, &client.id, &update);
     let publish = publish.instrument(span!("publish", otel.kind = "producer"));
     let published = tokio::select! {
-        published = renewing(delivery, Box::pin(publish)) => published,
-        () = abort.cancelled() => {
-            held.saved().await;
-            return delivery.retry(Duration::ZERO).await;
-        }
+        published = publish => published,
+        () = abort.cancelled() => return held.saved().await,
     };
     match published {
         Ok(measured) => {
@@ -122,35 +131,12 @@ async fn publish(
                 outcome = update.outcome.name(), bytes = measured.total, "answered"
             );
             seen.answer(task, delivery.sequence);
-            let settled = delivery.ack().await;
             held.sent().await;
-            settled
         }
         Err(error) => {
             tracing::warn!(client = %client.id, run = %task.run, round = task.round, %error, "update not published");
             held.saved().await;
-            delivery.retry(RETRY).await
+            delivery.retry(RETRY);
         }
-    }
-}
-
-/// Tells the broker that the task is in progress, for as long as `work` takes.
-async fn renewing<T>(delivery: &TaskDelivery, mut work: impl Future<Output = T> + Unpin) -> T {
-    loop {
-        match tokio::time::timeout(RENEWAL, &mut work).await {
-            Ok(done) => return done,
-            Err(_) => {
-                if let Err(error) = delivery.progress().await {
-                    tracing::warn!(%error, "task not renewed");
-                }
-            }
-        }
-    }
-}
-
-/// An acknowledgement that is lost costs a repetition, whose update the broker drops.
-fn settle(client: &Hosted, result: Result<(), BusError>) {
-    if let Err(error) = result {
-        tracing::warn!(client = %client.id, %error, "task not settled");
     }
 }

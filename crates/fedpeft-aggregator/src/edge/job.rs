@@ -1,4 +1,4 @@
-//! One task from upstream, from its delivery to its acknowledgement.
+//! One task from upstream, from its delivery to its answer.
 
 use std::{
     sync::Arc,
@@ -16,7 +16,7 @@ use fedpeft_trace::{Instrument, span};
 use tokio::time::sleep;
 
 use super::{
-    Edge, acknowledge,
+    Edge,
     begin::{self, Taken},
     close, send,
 };
@@ -30,14 +30,12 @@ use crate::{
     takeover, traced,
 };
 
-/// A third of the time after which the broker would deliver the task again.
-const RENEWAL: Duration = Duration::from_secs(4);
 /// How often it is looked whether the run was cancelled here.
 const CANCELLED_CHECK: Duration = Duration::from_secs(2);
 /// Before a task is tried again whose run another process has.
 const TAKEN_OVER: Duration = Duration::from_secs(5);
 
-/// Answers a task; hands it back at `shutdown`.
+/// Answers a task; leaves it to the next process at `shutdown`.
 pub(super) async fn run(
     edge: Arc<Edge>,
     delivery: TaskDelivery,
@@ -53,37 +51,17 @@ pub(super) async fn run(
     delivery.origin.adopt(&span);
     let answered = tokio::select! {
         biased;
-        () = shutdown.cancelled() => return hand_back(&delivery, Duration::ZERO).await,
-        () = renew(&delivery) => return,
+        () = shutdown.cancelled() => return,
         answered = Box::pin(answer(&edge, task, deadline).instrument(span)) => answered,
     };
     match answered {
-        Ok(()) => acknowledge(&delivery).await,
+        Ok(()) => {}
         Err(Stop::Fenced) => {
             tracing::info!(%run, round, "run changed by another process");
-            hand_back(&delivery, TAKEN_OVER).await;
+            delivery.retry(TAKEN_OVER);
         }
         // Nobody waits for it any more.
-        Err(error) => {
-            tracing::warn!(%run, round, %error, "task given up");
-            acknowledge(&delivery).await;
-        }
-    }
-}
-
-/// Tells the broker for ever that the task is in progress.
-async fn renew(delivery: &TaskDelivery) {
-    loop {
-        sleep(RENEWAL).await;
-        if let Err(error) = delivery.progress().await {
-            tracing::warn!(%error, "task not renewed");
-        }
-    }
-}
-
-async fn hand_back(delivery: &TaskDelivery, delay: Duration) {
-    if let Err(error) = delivery.retry(delay).await {
-        tracing::debug!(%error, "task not handed back, it will come again by itself");
+        Err(error) => tracing::warn!(%run, round, %error, "task given up"),
     }
 }
 

@@ -90,7 +90,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
             .keys()
             .filter_map(|client| Some((round.members.get(client)?.round, client)))
             .collect();
-        drive.forget_all(answered, updates).await?;
+        drive.forget_all(answered, updates, Some(tasks)).await?;
     }
     // Written with the report once it is evaluated.
     report.seconds.aggregate = (round.folding + started.elapsed()).as_secs_f64();
@@ -113,10 +113,9 @@ pub(crate) async fn forget(
     (tasks, updates): (Mark, Mark),
 ) -> Result<(), Stop> {
     retention::forget_uploads(drive, round).await;
+    // Tasks first: a client that comes back and finds one still finds its answer.
+    drive.bus.purge_tasks(&drive.record.run, tasks).await?;
     drive.bus.purge_updates(&drive.record.run, Stale::Round(round.open.round), updates).await?;
-    if !round.outstanding().is_empty() || round.secure.is_some() {
-        drive.bus.purge_tasks(&drive.record.run, tasks).await?;
-    }
     Ok(())
 }
 

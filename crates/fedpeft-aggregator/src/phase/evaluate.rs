@@ -138,7 +138,7 @@ async fn ask(
             delivery = answers.next() => {
                 count(ledger, evaluator, &delivery);
                 if let Some(answer) = judge(drive, &task, evaluator, delivery) {
-                    drive.forget(round, evaluator).await?;
+                    drive.forget_task(round, evaluator).await?;
                     return Ok(answer);
                 }
             }

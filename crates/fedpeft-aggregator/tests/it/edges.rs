@@ -138,7 +138,7 @@ async fn played() -> (Federation, Federation, Vec<Player>) {
 async fn an_edge_that_is_killed_between_updates_goes_on() {
     let mut results = Vec::new();
     for stormy in [false, true] {
-        let (root, edge, mut players) = played().await;
+        let (root, edge, mut players) = Box::pin(played()).await;
         let start = async || edge.edge(root.nats.bus().await, "edge", EdgeRounds::default()).await;
         let mut service = start().await;
         root.offers("edge", 33).await;
@@ -171,7 +171,7 @@ async fn an_edge_that_is_killed_between_updates_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_was_decided_is_sent_after_a_crash_as_it_was() {
-    let (root, edge, mut players) = played().await;
+    let (root, edge, mut players) = Box::pin(played()).await;
     let proxy = Proxy::start(&root.nats.url()).await;
     let config = BusConfig { server: proxy.url(), name: "test".into(), ..Default::default() };
     let rounds = EdgeRounds { min_clients: 2, quorum: Some(1), deadline_seconds: Some(3.0) };
@@ -202,7 +202,7 @@ async fn an_answer_that_was_decided_is_sent_after_a_crash_as_it_was() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edge_without_its_quorum_says_so_and_its_operator_may_leave_a_run() {
-    let (root, edge, mut players) = played().await;
+    let (root, edge, mut players) = Box::pin(played()).await;
     let rounds = EdgeRounds { quorum: Some(2), ..EdgeRounds::default() };
     let _edge = edge.edge(root.nats.bus().await, "edge", rounds).await;
     root.offers("edge", 33).await;

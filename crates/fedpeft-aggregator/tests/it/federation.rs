@@ -420,10 +420,9 @@ pub struct Player {
 }
 
 impl Player {
-    /// Its next task, acknowledged.
+    /// Its next task.
     pub async fn task(&mut self) -> Task {
         let delivery = timeout(PATIENCE, self.tasks.next()).await.expect("a task comes in time").unwrap();
-        delivery.ack().await.unwrap();
         delivery.result.unwrap()
     }
 

@@ -33,15 +33,15 @@ async fn replies_to_a_client_reach_no_subject_but_its_own() {
         subject::update(&run(), 1, &client_id("B")),
         format!("{}.$KV.fedpeft-clients.B", subject::CLIENT_API),
         "$KV.fedpeft-clients.B".to_owned(),
-        "fedpeft.v1.run.r.client.B.task".to_owned(),
+        "fedpeft.v1.task.B.r".to_owned(),
         "fedpeft.v1.api.runs.cancel".to_owned(),
-        "$JS.API.STREAM.DELETE.FEDPEFT_TASKS".to_owned(),
+        "$JS.API.STREAM.DELETE.FEDPEFT_OPEN_TASKS".to_owned(),
     ];
     let mut requests =
         world.person("aggregator").await.client.subscribe("fedpeft.v1.api.runs.>").await.unwrap();
     let own = subject::update(&run(), 1, &client_id("a"));
     let read = format!("{}.DIRECT.GET.OBJ_fedpeft-blobs.$O.fedpeft-blobs.M.{blob}", subject::CLIENT_API);
-    let info = format!("{}.STREAM.INFO.FEDPEFT_TASKS", subject::CLIENT_API);
+    let info = format!("{}.STREAM.INFO.FEDPEFT_OPEN_TASKS", subject::CLIENT_API);
     for reply in &wanted {
         for request in [&own, &read, &info] {
             attacker.client.publish_with_reply(request.clone(), reply.clone(), "".into()).await.unwrap();
@@ -66,7 +66,7 @@ async fn replies_to_a_client_reach_no_subject_but_its_own() {
         aggregator.clients().await.unwrap().keys("").await.unwrap().is_empty(),
         "a client wrote presence"
     );
-    let tasks = world.person("aggregator").await.stream("FEDPEFT_TASKS").await;
+    let tasks = world.person("aggregator").await.stream("FEDPEFT_OPEN_TASKS").await;
     assert_eq!(tasks["state"]["messages"], 0, "a client wrote a task: {tasks}");
     let request = tokio::time::timeout(Duration::from_millis(100), requests.next()).await;
     assert!(request.is_err(), "a client commanded the aggregator: {request:?}");
@@ -148,7 +148,7 @@ async fn a_consumer_of_a_client_writes_no_record_no_task_and_no_update() {
     for (name, target) in [
         ("x", "$KV.fedpeft-runs.r"),
         ("y", "fedpeft.v1.update.r.1.B"),
-        ("z", "fedpeft.v1.run.r.client.B.task"),
+        ("z", "fedpeft.v1.task.B.r"),
         ("w", "$KV.fedpeft-clients.B"),
         ("v", "$JS.API.STREAM.PURGE.FEDPEFT_UPDATES"),
     ] {
@@ -158,7 +158,7 @@ async fn a_consumer_of_a_client_writes_no_record_no_task_and_no_update() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let witness = world.person("aggregator").await;
     for (stream, stored) in
-        [("KV_fedpeft-runs", 0), ("FEDPEFT_UPDATES", 1), ("FEDPEFT_TASKS", 0), ("KV_fedpeft-clients", 0)]
+        [("KV_fedpeft-runs", 0), ("FEDPEFT_UPDATES", 1), ("FEDPEFT_OPEN_TASKS", 0), ("KV_fedpeft-clients", 0)]
     {
         let state = &witness.stream(stream).await["state"];
         assert_eq!(

@@ -3,6 +3,7 @@
 
 mod blobs;
 mod connect;
+mod inbox;
 mod messages;
 mod records;
 mod service;

@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use fedpeft_bus::{Bus, BusError, Stale, Updates};
 use fedpeft_protocol::{
     subject,
@@ -7,76 +5,11 @@ use fedpeft_protocol::{
 };
 use fedpeft_testkit::NatsServer;
 
-use crate::{client_id, event, run_id, task, update};
+use crate::{client_id, event, run_id, update};
 
 /// Nothing more comes: what is published after the last expected message arrives next.
 async fn is_next(updates: &mut Updates, client: &str) {
     assert_eq!(updates.next().await.client, client_id(client));
-}
-
-#[tokio::test]
-async fn a_task_arrives_as_sent_and_is_measured_alike_on_both_sides() {
-    let server = NatsServer::start().await;
-    let bus = server.bus().await;
-    let (run, client) = (run_id("r"), client_id("c"));
-    let mut tasks = bus.tasks(&client).await.unwrap();
-    let sent = bus.publish_task(&task(&run, 1), &client).await.unwrap();
-    let delivery = tasks.next().await.unwrap();
-    assert_eq!(delivery.result.as_ref().unwrap(), &task(&run, 1));
-    assert_eq!((delivery.measured, delivery.deliveries), (sent, 1));
-    assert!(sent.payload > 4 && sent.total > sent.payload);
-    delivery.progress().await.unwrap();
-    delivery.ack().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_newer_task_replaces_the_older_one_and_other_clients_see_none() {
-    let server = NatsServer::start().await;
-    let bus = server.bus().await;
-    let (run, client) = (run_id("r"), client_id("c"));
-    for round in 1..=3 {
-        bus.publish_task(&task(&run, round), &client).await.unwrap();
-    }
-    bus.publish_task(&task(&run, 9), &client_id("other")).await.unwrap();
-    let mut tasks = bus.tasks(&client).await.unwrap();
-    assert_eq!(tasks.next().await.unwrap().result.unwrap().round, 3);
-}
-
-#[tokio::test]
-async fn a_task_that_is_put_back_comes_again_and_survives_the_broker() {
-    let mut server = NatsServer::start().await;
-    let bus = server.bus().await;
-    let (run, client) = (run_id("r"), client_id("c"));
-    let mut tasks = bus.tasks(&client).await.unwrap();
-    bus.publish_task(&task(&run, 1), &client).await.unwrap();
-    let first = tasks.next().await.unwrap();
-    first.retry(Duration::from_millis(10)).await.unwrap();
-    let again = tasks.next().await.unwrap();
-    assert_eq!(again.deliveries, 2);
-    again.ack().await.unwrap();
-    // What was acknowledged is known until the broker is restarted; then the same message comes again.
-    server.restart().await;
-    let same = tasks.next().await.unwrap();
-    assert_eq!((same.sequence, same.deliveries), (again.sequence, 1));
-    same.ack().await.unwrap();
-    bus.publish_task(&task(&run, 2), &client).await.unwrap();
-    assert_eq!(tasks.next().await.unwrap().result.unwrap().round, 2);
-}
-
-#[tokio::test]
-async fn purged_tasks_are_not_delivered() {
-    let server = NatsServer::start().await;
-    let bus = server.bus().await;
-    let client = client_id("c");
-    bus.publish_task(&task(&run_id("gone"), 1), &client).await.unwrap();
-    bus.publish_task(&task(&run_id("kept"), 1), &client).await.unwrap();
-    let mark = bus.task_mark().await.unwrap();
-    bus.publish_task(&task(&run_id("gone"), 2), &client_id("later")).await.unwrap();
-    bus.purge_tasks(&run_id("gone"), mark).await.unwrap();
-    let mut later = bus.tasks(&client_id("later")).await.unwrap();
-    assert_eq!(later.next().await.unwrap().result.unwrap().round, 2, "it came after the mark");
-    let mut tasks = bus.tasks(&client).await.unwrap();
-    assert_eq!(tasks.next().await.unwrap().result.unwrap().run, run_id("kept"));
 }
 
 #[tokio::test]

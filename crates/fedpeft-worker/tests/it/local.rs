@@ -97,7 +97,7 @@ async fn a_killed_worker_goes_on_with_the_same_head() {
         let mut worker = setup.worker(&options);
         setup.present("client-000").await;
         let first = trained(&setup, &personal(&setup, 1, None, 4)).await;
-        let task = personal(&setup, 2, Some(Digest::of(&first.adapter)), 3000);
+        let task = personal(&setup, 2, Some(Digest::of(&first.adapter)), 10_000);
         let mut updates = setup.updates_of(2).await;
         setup.send(&task, "client-000").await;
         if killed {

@@ -106,7 +106,7 @@ async fn a_killed_worker_sends_what_was_left_out_and_the_same_bytes() {
 
         let mut task = encoded(&setup, 2, TOPK, Some(Digest::of(&first)));
         if let Work::Train { training, .. } = &mut task.work {
-            (training.local_epochs, training.batch_size) = (3000, 4);
+            (training.local_epochs, training.batch_size) = (10_000, 4);
         }
         let mut updates = setup.updates_of(2).await;
         setup.send(&task, "client-000").await;

@@ -16,7 +16,7 @@ use crate::setup::{Setup, next, train, within};
 fn long(setup: &Setup, round: u32, client: &str) -> Task {
     let mut task = setup.task(round, client, train());
     if let Work::Train { training, .. } = &mut task.work {
-        (training.local_epochs, training.batch_size) = (3000, 4);
+        (training.local_epochs, training.batch_size) = (10_000, 4);
     }
     task
 }
@@ -106,7 +106,7 @@ async fn damaged_checkpoints_are_not_used() {
     std::fs::write(&file, bytes).unwrap();
     let mut worker = setup.worker(&options);
     let (steps, _) = trained(next(&mut updates).await.update.unwrap().outcome);
-    assert_eq!(steps, 30_000);
+    assert_eq!(steps, 100_000);
     assert!(setup.log(&mut worker).await.contains("checkpoint cannot be used, training begins anew"));
 }
 
@@ -126,7 +126,7 @@ async fn sigterm_keeps_the_task_for_the_next_process() {
     assert_eq!(checkpoints(&state).len(), 1);
     let _worker = setup.worker(&options);
     let (steps, _) = trained(next(&mut updates).await.update.unwrap().outcome);
-    assert_eq!(steps, 30_000);
+    assert_eq!(steps, 100_000);
 }
 
 #[tokio::test]
