@@ -31,7 +31,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use crate::{Backoff, Bus, BusError, Measured, publish};
+use crate::{Backoff, Bus, BusError, Measured, newest::Left, publish};
 
 /// How often it is looked up what is stored, whatever hints came: so long a client waits for a task at most whose hint was
 /// lost while the connection lived.
@@ -216,11 +216,12 @@ impl Tasks {
 
     /// Looks up what is stored.
     async fn look_up(&mut self) -> Result<(), BusError> {
-        let newest = self.bus.newest(subject::TASK_STREAM, subject::tasks_of(&self.client), true).await?;
+        let tasks = subject::tasks_of(&self.client);
+        let newest = self.bus.newest(subject::TASK_STREAM, tasks, true, |_, _| ()).await?;
         self.look = Instant::now() + LOOK.mul_f64(1.0 + JITTER * (2.0 * fastrand::f64() - 1.0));
-        for found in newest {
-            if let Some((run, _)) = subject::parse_task(&found.message.subject) {
-                self.want(run, Wanted { sequence: found.sequence, was_found: true });
+        for (subject, Left { sequence, .. }) in newest {
+            if let Some((run, _)) = subject::parse_task(&subject) {
+                self.want(run, Wanted { sequence, was_found: true });
             }
         }
         Ok(())

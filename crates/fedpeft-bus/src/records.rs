@@ -2,7 +2,10 @@
 
 use std::{marker::PhantomData, time::Duration};
 
-use async_nats::jetstream::kv::{self, CreateErrorKind, EntryErrorKind, Operation, UpdateErrorKind};
+use async_nats::{
+    HeaderMap,
+    jetstream::kv::{self, CreateErrorKind, EntryErrorKind, Operation, UpdateErrorKind},
+};
 use bytes::Bytes;
 use fedpeft_protocol::{
     model::ModelVersion, presence::Presence, round::RoundReport, run::RunRecord, subject, wire::Format,
@@ -12,6 +15,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     Backoff, Bus, BusError,
     follow::{self, Follow},
+    newest::{Left, Stored},
     overflow::Overflow,
 };
 
@@ -157,10 +161,10 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
     }
 
     /// Keys that begin with the tokens of `prefix` (`run-1` finds `run-1.1`, not `run-10` and not `run-1`
-    /// itself), in order; every key where it is empty. One that is replaced while they are listed may be missing: before
-    /// anything is forgotten, ask for its record by [`Self::get`].
+    /// itself), in order; every key where it is empty.
     pub async fn keys(&self, prefix: &str) -> Result<Vec<String>, BusError> {
-        Ok(self.fetch(prefix, true).await?.into_iter().map(|(key, ..)| key).collect())
+        let found = self.fetch(prefix, true, |_, _| ()).await?;
+        Ok(found.into_iter().map(|(key, ..)| key).collect())
     }
 
     /// The records that [`Self::keys`] names, in that order. Unreadable ones are left out with a warning.
@@ -168,19 +172,29 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         self.list_as(prefix, |entry| entry).await
     }
 
-    /// What `each` makes of the records of [`Self::list`]: of large ones, one is held at a time.
-    pub async fn list_as<R>(
-        &self,
-        prefix: &str,
-        each: impl FnMut(Entry<T>) -> R,
-    ) -> Result<Vec<R>, BusError> {
-        let fetched = self.fetch(prefix, false).await?;
-        self.readable_all(fetched, each).await
+    /// What `each` makes of the records of [`Self::list`]: of large or many ones, few are held at a time. A record that is
+    /// replaced meanwhile may be made something of twice; the newer counts.
+    pub async fn list_as<R>(&self, prefix: &str, each: impl Fn(Entry<T>) -> R) -> Result<Vec<R>, BusError> {
+        if self.overflow.is_some() {
+            let fetched = self.fetch(prefix, false, |_, stored| stored.payload.clone()).await?;
+            return self.readable_all(fetched, each).await;
+        }
+        let made = self.fetch(prefix, false, |key, stored| match self.decode(key, stored.payload) {
+            Ok(value) => Some(each(Entry { key: key.to_owned(), value, revision: stored.sequence })),
+            Err(error) => {
+                tracing::warn!(%error, "record skipped");
+                None
+            }
+        });
+        Ok(made.await?.into_iter().filter_map(|(_, made, _)| made).collect())
     }
 
     /// The records whose key is a single token: of the run bucket, the runs without their rounds.
     pub async fn list_top(&self) -> Result<Vec<Entry<T>>, BusError> {
-        let fetched = self.repeat("*", || self.fetch_once(format!("{}*", self.store.prefix), false)).await?;
+        let filter = format!("{}*", self.store.prefix);
+        let fetched = self
+            .repeat("*", || self.fetch_once(filter.clone(), false, |_, stored| stored.payload.clone()))
+            .await?;
         self.readable_all(fetched, |entry| entry).await
     }
 
@@ -279,28 +293,32 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         }
     }
 
-    async fn fetch(
+    /// What `make` makes of the values under a prefix as they are stored, with their keys and revisions, in order of keys.
+    async fn fetch<R>(
         &self,
         prefix: &str,
         headers_only: bool,
-    ) -> Result<Vec<(String, Bytes, Revision)>, BusError> {
+        make: impl Fn(&str, Stored<'_>) -> R,
+    ) -> Result<Vec<(String, R, Revision)>, BusError> {
         let filter = self.filter(prefix)?;
-        self.repeat(prefix, || self.fetch_once(filter.clone(), headers_only)).await
+        self.repeat(prefix, || self.fetch_once(filter.clone(), headers_only, &make)).await
     }
 
-    async fn fetch_once(
+    async fn fetch_once<R>(
         &self,
         filter: String,
         headers_only: bool,
-    ) -> Result<Vec<(String, Bytes, Revision)>, BusError> {
-        let newest = self.bus.newest(&self.store.stream_name, filter, headers_only).await?;
-        let put = newest.into_iter().filter(|newest| is_put(&newest.message)).filter_map(|newest| {
-            let key = newest.message.subject.strip_prefix(&self.store.prefix)?.to_owned();
-            Some((key, newest.message.payload.clone(), newest.sequence))
+        make: impl Fn(&str, Stored<'_>) -> R,
+    ) -> Result<Vec<(String, R, Revision)>, BusError> {
+        let stream = &self.store.stream_name;
+        let newest = self.bus.newest(stream, filter, headers_only, |subject, stored| {
+            let key = subject.strip_prefix(&self.store.prefix)?;
+            is_put(stored.headers).then(|| make(key, stored))
         });
-        let mut found: Vec<_> = put.collect();
-        found.sort_by(|a, b| a.0.cmp(&b.0));
-        Ok(found)
+        let put = newest.await?.into_iter().filter_map(|(subject, Left { sequence, made })| {
+            Some((subject.strip_prefix(&self.store.prefix)?.to_owned(), made?, sequence))
+        });
+        Ok(put.collect())
     }
 
     async fn readable_all<R>(
@@ -435,7 +453,7 @@ impl<T: Serialize + DeserializeOwned> Watch<T> {
             let next = self.follow.next().await;
             let message = &next.message;
             let Some(key) = message.subject.strip_prefix(&self.records.store.prefix) else { continue };
-            if !is_put(message) {
+            if !is_put(message.headers.as_ref()) {
                 return Change::Deleted(key.to_owned());
             }
             self.found = Some((key.to_owned(), message.payload.clone(), next.sequence));
@@ -444,8 +462,7 @@ impl<T: Serialize + DeserializeOwned> Watch<T> {
 }
 
 /// Deletions are messages too, told apart by a header.
-fn is_put(message: &async_nats::Message) -> bool {
-    let headers = message.headers.as_ref();
+fn is_put(headers: Option<&HeaderMap>) -> bool {
     !headers.is_some_and(|headers| {
         headers.get("KV-Operation").is_some_and(|operation| operation.as_str() != "PUT")
             || headers.get(async_nats::header::NATS_MARKER_REASON).is_some()

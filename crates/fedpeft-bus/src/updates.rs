@@ -44,10 +44,12 @@ impl Bus {
     /// Whether the last update of `client` for the round of `task` answers it. Of a round that is committed none is stored.
     pub async fn is_answered(&self, task: &Task, client: &ClientId) -> Result<bool, BusError> {
         let filter = subject::update(&task.run, task.round, client);
-        let newest = self.newest(subject::UPDATE_STREAM, filter, true).await?;
-        let name = format!("{}/", name(&task.run, task.round, client, &task.task));
-        let ids = newest.iter().filter_map(|newest| newest.message.headers.as_ref()?.get(NATS_MESSAGE_ID));
-        Ok(ids.into_iter().any(|id| id.as_str().starts_with(&name)))
+        let begins = format!("{}/", name(&task.run, task.round, client, &task.task));
+        let newest = self.newest(subject::UPDATE_STREAM, filter, true, |_, stored| {
+            let id = stored.headers.and_then(|headers| headers.get(NATS_MESSAGE_ID));
+            id.is_some_and(|id| id.as_str().starts_with(&begins))
+        });
+        Ok(newest.await?.values().any(|newest| newest.made))
     }
 
     /// Every update of `run`, from the first one stored.
