@@ -57,6 +57,11 @@ impl Bus {
 
     /// Reports of committed rounds, key `<run>.<round>`.
     pub async fn round_reports(&self) -> Result<Records<RoundReport>, BusError> {
+        self.round_reports_with().await
+    }
+
+    /// As [`Self::round_reports`], with clients in another form than a list, to be written.
+    pub async fn round_reports_with<C>(&self) -> Result<Records<RoundReport<C>>, BusError> {
         self.records(subject::RUN_BUCKET).await
     }
 
@@ -113,7 +118,7 @@ fn pauses() -> Backoff {
     Backoff::new(Duration::from_millis(200), Duration::from_millis(1500))
 }
 
-impl<T: Serialize + DeserializeOwned> Records<T> {
+impl<T: DeserializeOwned> Records<T> {
     /// The value at `key` and its revision.
     pub async fn get(&self, key: &str) -> Result<Option<(T, Revision)>, BusError> {
         let mut backoff = pauses();
@@ -130,41 +135,6 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
             }
         }
         Ok(None)
-    }
-
-    /// Writes a value where there is none; [`BusError::Conflict`] where there is one.
-    pub async fn create(&self, key: &str, value: &T) -> Result<Revision, BusError> {
-        self.compare_and_set(key, value, None).await
-    }
-
-    /// Replaces the value at `revision`; [`BusError::Conflict`] if it is no longer there.
-    pub async fn update(&self, key: &str, value: &T, revision: Revision) -> Result<Revision, BusError> {
-        self.compare_and_set(key, value, Some(revision)).await
-    }
-
-    /// Writes a value whatever was there.
-    pub async fn put(&self, key: &str, value: &T) -> Result<Revision, BusError> {
-        let body = self.packed(key, value).await?;
-        self.repeat(key, || async {
-            self.store.put(key, body.clone()).await.map_err(|error| self.broker("writing", key, error))
-        })
-        .await
-    }
-
-    /// Removes a value; that there is none is fine.
-    pub async fn delete(&self, key: &str) -> Result<(), BusError> {
-        check_key(key)?;
-        self.repeat(key, || async {
-            self.store.delete(key).await.map_err(|error| self.broker("deleting", key, error))
-        })
-        .await
-    }
-
-    /// Keys that begin with the tokens of `prefix` (`run-1` finds `run-1.1`, not `run-10` and not `run-1`
-    /// itself), in order; every key where it is empty.
-    pub async fn keys(&self, prefix: &str) -> Result<Vec<String>, BusError> {
-        let found = self.fetch(prefix, true, |_, _| ()).await?;
-        Ok(found.into_iter().map(|(key, ..)| key).collect())
     }
 
     /// The records that [`Self::keys`] names, in that order. Unreadable ones are left out with a warning.
@@ -208,17 +178,64 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         Ok(Watch { records: self.clone(), follow, found: None })
     }
 
-    async fn stored(&self, key: &str) -> Result<Option<(Bytes, Revision)>, BusError> {
-        check_key(key)?;
-        let entry = self
-            .repeat(key, || async {
-                self.store.entry(key).await.map_err(|error| match error.kind() {
-                    EntryErrorKind::TimedOut => self.timeout("reading", key),
-                    _ => self.broker("reading", key, error),
-                })
-            })
-            .await?;
-        Ok(entry.filter(|entry| entry.operation == Operation::Put).map(|entry| (entry.value, entry.revision)))
+    async fn readable_all<R>(
+        &self,
+        fetched: Vec<(String, Bytes, Revision)>,
+        mut each: impl FnMut(Entry<T>) -> R,
+    ) -> Result<Vec<R>, BusError> {
+        let mut readable = Vec::with_capacity(fetched.len());
+        for (key, stored, revision) in fetched {
+            readable.extend(self.readable(key, stored, revision).await?.map(&mut each));
+        }
+        Ok(readable)
+    }
+
+    /// The record that was stored at `key`, or the newer one there; none, if it cannot be read.
+    async fn readable(
+        &self,
+        key: String,
+        stored: Bytes,
+        revision: Revision,
+    ) -> Result<Option<Entry<T>>, BusError> {
+        let decoded = match self.unpacked(&key, stored).await {
+            Ok(body) => self.decode(&key, &body).map(|value| Some((value, revision))),
+            Err(BusError::NoBlob { .. }) => self.get(&key).await,
+            Err(error) => Err(error),
+        };
+        match decoded {
+            Ok(found) => Ok(found.map(|(value, revision)| Entry { key, value, revision })),
+            Err(error) if error.is_transient() => Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "record skipped");
+                Ok(None)
+            }
+        }
+    }
+
+    fn decode(&self, key: &str, body: &[u8]) -> Result<T, BusError> {
+        let decoded = Format::MessagePack.decode(body);
+        decoded.map_err(|error| BusError::wire(format!("record {key} of {}", self.bucket), error))
+    }
+}
+
+impl<T: Serialize> Records<T> {
+    /// Writes a value where there is none; [`BusError::Conflict`] where there is one.
+    pub async fn create(&self, key: &str, value: &T) -> Result<Revision, BusError> {
+        self.compare_and_set(key, value, None).await
+    }
+
+    /// Replaces the value at `revision`; [`BusError::Conflict`] if it is no longer there.
+    pub async fn update(&self, key: &str, value: &T, revision: Revision) -> Result<Revision, BusError> {
+        self.compare_and_set(key, value, Some(revision)).await
+    }
+
+    /// Writes a value whatever was there.
+    pub async fn put(&self, key: &str, value: &T) -> Result<Revision, BusError> {
+        let body = self.packed(key, value).await?;
+        self.repeat(key, || async {
+            self.store.put(key, body.clone()).await.map_err(|error| self.broker("writing", key, error))
+        })
+        .await
     }
 
     /// When the broker's answer is lost, the record itself tells whether the write took effect: revisions
@@ -244,6 +261,60 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         }
         self.note(key, &body, revision);
         Ok(revision)
+    }
+
+    /// What is stored for a value.
+    async fn packed(&self, key: &str, value: &T) -> Result<Bytes, BusError> {
+        let what = format!("record {key} of {}", self.bucket);
+        let packed = match &self.overflow {
+            Some(overflow) => overflow.packed(&self.bus, &what, key, value).await?,
+            None => match Format::MessagePack.encode(value) {
+                Ok(body) => Bytes::from(body),
+                Err(error) => return Err(BusError::wire(what, error)),
+            },
+        };
+        self.bus.check_size(&what, packed.len())?;
+        Ok(packed)
+    }
+}
+
+impl<T> Records<T> {
+    /// The revision of the value at `key`, without reading it.
+    pub async fn revision(&self, key: &str) -> Result<Option<Revision>, BusError> {
+        let stored = self.stored(key).await?;
+        Ok(stored.map(|(stored, revision)| {
+            self.note(key, &stored, revision);
+            revision
+        }))
+    }
+
+    /// Removes a value; that there is none is fine.
+    pub async fn delete(&self, key: &str) -> Result<(), BusError> {
+        check_key(key)?;
+        self.repeat(key, || async {
+            self.store.delete(key).await.map_err(|error| self.broker("deleting", key, error))
+        })
+        .await
+    }
+
+    /// Keys that begin with the tokens of `prefix` (`run-1` finds `run-1.1`, not `run-10` and not `run-1`
+    /// itself), in order; every key where it is empty.
+    pub async fn keys(&self, prefix: &str) -> Result<Vec<String>, BusError> {
+        let found = self.fetch(prefix, true, |_, _| ()).await?;
+        Ok(found.into_iter().map(|(key, ..)| key).collect())
+    }
+
+    async fn stored(&self, key: &str) -> Result<Option<(Bytes, Revision)>, BusError> {
+        check_key(key)?;
+        let entry = self
+            .repeat(key, || async {
+                self.store.entry(key).await.map_err(|error| match error.kind() {
+                    EntryErrorKind::TimedOut => self.timeout("reading", key),
+                    _ => self.broker("reading", key, error),
+                })
+            })
+            .await?;
+        Ok(entry.filter(|entry| entry.operation == Operation::Put).map(|entry| (entry.value, entry.revision)))
     }
 
     async fn compare_and_store(
@@ -321,61 +392,12 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         Ok(put.collect())
     }
 
-    async fn readable_all<R>(
-        &self,
-        fetched: Vec<(String, Bytes, Revision)>,
-        mut each: impl FnMut(Entry<T>) -> R,
-    ) -> Result<Vec<R>, BusError> {
-        let mut readable = Vec::with_capacity(fetched.len());
-        for (key, stored, revision) in fetched {
-            readable.extend(self.readable(key, stored, revision).await?.map(&mut each));
-        }
-        Ok(readable)
-    }
-
-    /// The record that was stored at `key`, or the newer one there; none, if it cannot be read.
-    async fn readable(
-        &self,
-        key: String,
-        stored: Bytes,
-        revision: Revision,
-    ) -> Result<Option<Entry<T>>, BusError> {
-        let decoded = match self.unpacked(&key, stored).await {
-            Ok(body) => self.decode(&key, &body).map(|value| Some((value, revision))),
-            Err(BusError::NoBlob { .. }) => self.get(&key).await,
-            Err(error) => Err(error),
-        };
-        match decoded {
-            Ok(found) => Ok(found.map(|(value, revision)| Entry { key, value, revision })),
-            Err(error) if error.is_transient() => Err(error),
-            Err(error) => {
-                tracing::warn!(%error, "record skipped");
-                Ok(None)
-            }
-        }
-    }
-
     fn filter(&self, prefix: &str) -> Result<String, BusError> {
         if prefix.is_empty() {
             return Ok(format!("{}>", self.store.prefix));
         }
         check_key(prefix)?;
         Ok(format!("{}{prefix}.>", self.store.prefix))
-    }
-
-    /// What is stored for a value.
-    async fn packed(&self, key: &str, value: &T) -> Result<Bytes, BusError> {
-        let what = format!("record {key} of {}", self.bucket);
-        let body = match Format::MessagePack.encode(value) {
-            Ok(body) => Bytes::from(body),
-            Err(error) => return Err(BusError::wire(what, error)),
-        };
-        let packed = match &self.overflow {
-            Some(overflow) => overflow.packed(&self.bus, &what, key, body).await?,
-            None => body,
-        };
-        self.bus.check_size(&what, packed.len())?;
-        Ok(packed)
     }
 
     /// The encoded value for which `stored` stands.
@@ -390,11 +412,6 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         if let Some(overflow) = &self.overflow {
             overflow.note(key, stored, revision);
         }
-    }
-
-    fn decode(&self, key: &str, body: &[u8]) -> Result<T, BusError> {
-        let decoded = Format::MessagePack.decode(body);
-        decoded.map_err(|error| BusError::wire(format!("record {key} of {}", self.bucket), error))
     }
 
     /// Repeats an operation that may be done twice while the broker does not answer.
@@ -437,7 +454,7 @@ pub struct Watch<T> {
     found: Option<(String, Bytes, Revision)>,
 }
 
-impl<T: Serialize + DeserializeOwned> Watch<T> {
+impl<T: DeserializeOwned> Watch<T> {
     /// The next change. Unreadable records are skipped with a warning. Waits for ever; safe to cancel.
     pub async fn next(&mut self) -> Change<T> {
         loop {
