@@ -106,7 +106,7 @@ pub struct Tasks {
 #[derive(Debug, Clone, Copy)]
 struct Wanted {
     sequence: u64,
-    /// Whether a look found it, and not a hint.
+    /// Whether a look found it, or it was put back, and no hint came just now.
     was_found: bool,
 }
 
@@ -203,7 +203,7 @@ impl Tasks {
         for Return { run, sequence, .. } in due {
             if self.taken.get(&run) == Some(&sequence) {
                 self.taken.remove(&run);
-                self.want(run, Wanted { sequence, was_found: false });
+                self.want(run, Wanted { sequence, was_found: true });
             }
         }
         if self.look <= now
@@ -247,7 +247,7 @@ pub struct TaskDelivery {
     pub measured: Measured,
     /// Its place in the stream: a delivery of the same message has the same.
     pub sequence: u64,
-    /// Whether it was found stored: another process of this client may have seen it, and answered it.
+    /// Whether it was found stored, or comes again: another process of this client may have answered it in the meantime.
     pub was_found: bool,
     /// The span that sent it.
     pub origin: Origin,
