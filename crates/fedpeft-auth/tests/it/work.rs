@@ -14,7 +14,7 @@ fn run() -> RunId {
     RunId::new("r").unwrap()
 }
 
-fn task() -> Task {
+pub fn task() -> Task {
     Task {
         version: PROTOCOL_VERSION,
         run: run(),
