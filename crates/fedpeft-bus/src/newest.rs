@@ -6,7 +6,9 @@
 //! and for each that did not come by itself.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, btree_map::Entry},
+    fmt,
     time::Duration,
 };
 
@@ -18,7 +20,11 @@ use async_nats::{
     },
 };
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
 use tokio::sync::watch;
 
 use crate::{Bus, BusError};
@@ -101,11 +107,7 @@ impl Bus {
         make: &mut impl FnMut(&str, Stored<'_>) -> R,
     ) -> Result<(), BusError> {
         let handle = self.js.get_stream_no_info(stream).await.map_err(|error| failed(stream, error))?;
-        let subjects = handle.info_with_subjects(filter).await.map_err(|error| failed(stream, error))?;
-        let missing = subjects.try_filter_map(async |(subject, _)| {
-            Ok((!newest.contains_key(subject.as_str())).then_some(subject))
-        });
-        let missing: Vec<String> = missing.try_collect().await.map_err(|error| failed(stream, error))?;
+        let missing = self.subjects(stream, filter, |subject| !newest.contains_key(subject)).await?;
         for subject in missing {
             match handle.direct_get_last_for_subject(subject.as_str()).await {
                 Ok(message) => {
@@ -118,6 +120,96 @@ impl Bus {
             }
         }
         Ok(())
+    }
+}
+
+impl Bus {
+    /// Those of the stream's subjects that `filter` matches and `is_wanted` takes.
+    async fn subjects(
+        &self,
+        stream: &str,
+        filter: &str,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<String>, BusError> {
+        let (mut wanted, mut offset) = (Vec::new(), 0);
+        loop {
+            let request = serde_json::json!({ "subjects_filter": filter, "offset": offset }).to_string();
+            let reply = self.client.request(format!("$JS.API.STREAM.INFO.{stream}"), request.into()).await;
+            let reply = reply.map_err(|error| failed(stream, error))?;
+            let info: Info<'_> =
+                serde_json::from_slice(&reply.payload).map_err(|error| failed(stream, error))?;
+            let Some(state) = info.state else {
+                let reason = info.error.map_or_else(|| "no state".to_owned(), |error| error.description);
+                return Err(failed(stream, reason));
+            };
+            let page = state.subjects.0;
+            wanted
+                .extend(page.iter().filter(|subject| is_wanted(subject)).map(|subject| subject.to_string()));
+            offset += page.len();
+            if page.is_empty() || offset >= info.total {
+                return Ok(wanted);
+            }
+        }
+    }
+}
+
+/// What the broker says of a stream, as far as it matters here. Of ten thousand subjects, the types of the client would take
+/// some megabytes.
+#[derive(Deserialize)]
+struct Info<'a> {
+    #[serde(borrow)]
+    state: Option<State<'a>>,
+    error: Option<Refusal>,
+    /// Subjects on all pages.
+    #[serde(default)]
+    total: usize,
+}
+
+#[derive(Deserialize)]
+struct State<'a> {
+    #[serde(borrow, default)]
+    subjects: Subjects<'a>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    #[serde(default)]
+    description: String,
+}
+
+/// The keys of a map whose values are counts.
+#[derive(Default)]
+struct Subjects<'a>(Vec<Cow<'a, str>>);
+
+/// Where it needs no escapes, as our own do, it is not copied.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Subjects<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Vec<Cow<'de, str>>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("subjects and how many messages they have")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut keys = Vec::new();
+                while let Some((Text(key), IgnoredAny)) = map.next_entry()? {
+                    keys.push(key);
+                }
+                Ok(keys)
+            }
+
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Vec::new())
+            }
+        }
+
+        deserializer.deserialize_any(Keys).map(Self)
     }
 }
 
@@ -185,6 +277,28 @@ fn what(stream: &str) -> String {
     format!("listing stream {stream}")
 }
 
-fn failed(stream: &str, reason: impl std::fmt::Display) -> BusError {
+fn failed(stream: &str, reason: impl fmt::Display) -> BusError {
     BusError::broker(what(stream), reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subjects(info: &str) -> Vec<String> {
+        let info: Info<'_> = serde_json::from_str(info).unwrap();
+        info.state.unwrap().subjects.0.into_iter().map(Cow::into_owned).collect()
+    }
+
+    #[test]
+    fn subjects_are_read_whatever_is_in_them() {
+        let some = r#"{"total":2,"state":{"messages":3,"subjects":{"a.b":1,"a.\u003c\"":2},"lost":{}},"config":{"x":[1]}}"#;
+        assert_eq!(subjects(some), ["a.b", "a.<\""]);
+        for none in [r#"{"state":{}}"#, r#"{"state":{"subjects":null}}"#, r#"{"state":{"subjects":{}}}"#] {
+            assert!(subjects(none).is_empty());
+        }
+        let refused = r#"{"error":{"code":404,"err_code":10059,"description":"stream not found"}}"#;
+        let info: Info<'_> = serde_json::from_str(refused).unwrap();
+        assert_eq!(info.error.unwrap().description, "stream not found");
+    }
 }

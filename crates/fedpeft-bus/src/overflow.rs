@@ -250,6 +250,6 @@ mod tests {
         for stored in [&b""[..], b"\x81", b"\xc1", &name.write()[..NAME - 1], b"{}"] {
             assert_eq!(Name::read(stored), None);
         }
-        assert!(fedpeft_protocol::wire::Format::MessagePack.decode::<u8>(&name.write()).is_err());
+        assert!(Format::MessagePack.decode::<u8>(&name.write()).is_err());
     }
 }

@@ -238,6 +238,23 @@ impl<T: Serialize> Records<T> {
         .await
     }
 
+    /// Writes a value whatever was there, and says whether that was the value of revision `last`, 0 for none. Reads nothing, and
+    /// where the broker's answer is lost it may say no where nobody else wrote.
+    pub async fn renew(&self, key: &str, value: &T, last: Revision) -> Result<(Revision, bool), BusError> {
+        let body = self.packed(key, value).await?;
+        self.repeat(key, || async {
+            match self.store.update(key, body.clone(), last).await {
+                Ok(revision) => Ok((revision, true)),
+                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                    let written = self.store.put(key, body.clone()).await;
+                    Ok((written.map_err(|error| self.broker("writing", key, error))?, false))
+                }
+                Err(error) => Err(self.broker("writing", key, error)),
+            }
+        })
+        .await
+    }
+
     /// When the broker's answer is lost, the record itself tells whether the write took effect: revisions
     /// are unique, so a value equal to ours at a newer revision is ours.
     async fn compare_and_set(

@@ -81,7 +81,7 @@ async fn a_round_whose_clients_fit_no_message_survives_its_owner_and_its_report_
         EventKind::RoundClosed { report } => Some(report),
         _ => None,
     });
-    assert_eq!(told.unwrap(), report);
+    assert_eq!(*told.unwrap(), report);
     let view = federation.view("crowd").await;
     assert_eq!(view.record.ledger, report.ledger);
     assert!(view.rounds[0].clients.is_empty() && view.rounds[0].bytes_up > 0);

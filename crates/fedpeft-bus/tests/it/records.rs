@@ -38,6 +38,20 @@ async fn compare_and_set_lets_one_writer_win() {
 }
 
 #[tokio::test]
+async fn who_renews_learns_whether_somebody_else_wrote() {
+    let (_server, records) = records().await;
+    let (first, was_ours) = records.renew("run", &lease("a"), 0).await.unwrap();
+    assert!(was_ours);
+    let (second, was_ours) = records.renew("run", &lease("a"), first).await.unwrap();
+    assert!(was_ours && second > first);
+    let (other, was_ours) = records.renew("run", &lease("b"), 0).await.unwrap();
+    assert!(!was_ours);
+    let (third, was_ours) = records.renew("run", &lease("a"), second).await.unwrap();
+    assert!(!was_ours && third > other);
+    assert_eq!(records.get("run").await.unwrap(), Some((lease("a"), third)));
+}
+
+#[tokio::test]
 async fn of_many_concurrent_writers_exactly_one_wins() {
     let (_server, records) = records().await;
     let revision = records.create("run", &lease("start")).await.unwrap();
