@@ -24,8 +24,10 @@ const UNARY: &[&str] = &[
     "Exp",
     "Gelu",
     "Identity",
+    "IsNaN",
     "Log",
     "Neg",
+    "Not",
     "Reciprocal",
     "Relu",
     "Sigmoid",
@@ -129,7 +131,11 @@ impl Plan {
             shape[row.axis] = row.outer;
             node = reshape(b, &node, &shape)?;
         } else if cuts {
-            node = Node { name: node.name, outputs: node.outputs, ..Node::new("Identity", &[&node.inputs[0]], &[]) };
+            node = Node {
+                name: node.name,
+                outputs: node.outputs,
+                ..Node::new("Identity", &[&node.inputs[0]], &[])
+            };
         }
         b.push(node)
     }
@@ -138,7 +144,8 @@ impl Plan {
 /// `Reshape` of the first input of `node` in its place.
 fn reshape(b: &mut Builder, node: &Node, shape: &[Extent]) -> Result<Node, PassError> {
     let target = as_reshape_target(shape);
-    let target = target.ok_or_else(|| PassError::node(node, format!("{shape:?} is quadratic in the batch")))?;
+    let target =
+        target.ok_or_else(|| PassError::node(node, format!("{shape:?} is quadratic in the batch")))?;
     let target = b.ints(&target);
     Ok(Node::new("Reshape", &[&node.inputs[0], &target], &[&node.outputs[0]]).named(node.name.clone()))
 }
@@ -244,8 +251,9 @@ impl<'a> Rule<'a> {
 
     /// Where a row lies before `Reshape`: as much is before it in memory, and its axis ends with it.
     fn reshaped(&self, row: Row) -> Option<Row> {
-        let product =
-            |shape: &[Extent]| shape.iter().try_fold(Extent::fixed(1), |product, extent| product.times(*extent));
+        let product = |shape: &[Extent]| {
+            shape.iter().try_fold(Extent::fixed(1), |product, extent| product.times(*extent))
+        };
         let (from, to) = (self.shape(0)?, &self.types.get(self.node.output(0)?)?.shape);
         let before = product(to.get(..row.axis)?)?.times(row.outer)?;
         (0..from.len()).find_map(|axis| {
