@@ -188,9 +188,10 @@ impl<'a> Rule<'a> {
         self.types.ints(self.node.input(input)?)?.iter().map(|extent| extent.known()).collect()
     }
 
+    /// The first output, where no other is wanted.
     fn only_output(&self) -> Option<&'a str> {
-        let mut outputs = self.node.outputs.iter().filter(|name| !name.is_empty());
-        outputs.next().filter(|_| outputs.next().is_none()).map(String::as_str)
+        let rest = self.node.outputs.get(1..)?;
+        self.node.output(0).filter(|_| rest.iter().all(String::is_empty))
     }
 
     /// The attribute `axis` of an operator whose first input has this rank.

@@ -163,10 +163,11 @@ fn subjects(settings: &Settings, folder: &Path) -> Result<Vec<Subject>, Box<dyn 
         settings.wants(name) && !(settings.steps && matches!(timed, Timed::Round { .. }))
     });
     for (name, method, options, timed) in wanted {
-        // Our graphs compute no more of the last block than the class token needs, evaluation included. The reference is the
-        // forward pass of the whole backbone, as others compute it: a mean reads every token.
-        let is_reference = name == "forward" || name.starts_with("forward of ");
-        let pooling = if is_reference { Pooling::Mean } else { Pooling::Cls };
+        let reference = name == "forward" || name.starts_with("forward of ");
+        // The reference is the forward pass of the whole backbone. Our graphs, that of evaluation included, compute of the last
+        // block what the class token needs (ADR 30): as a reference they would hide what that saves. A mean needs all
+        // tokens, and costs no more than a selection.
+        let pooling = if reference { Pooling::Mean } else { Pooling::Cls };
         let path = folder.join(format!("{method} {pooling:?}"));
         if !path.exists() {
             let peft = match method {
