@@ -500,8 +500,7 @@ pub struct PhaseSeconds {
 }
 
 /// What happened in one committed round: the value at key `<run>.<round>` of the run bucket.
-///
-/// Its writer need not hold the clients of a large cohort as a list: whatever is serialized as one will do.
+// Its writer need not hold the clients of a large cohort as a list: whatever is serialized as one will do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "RoundReport")]
 pub struct RoundReport<C = Vec<ClientReport>> {
