@@ -83,6 +83,8 @@ impl World {
         publish(&broker.bus, values).await?;
         let aggregator = Command::new(locate_binary("fedpeft-aggregator")?)
             .args(["--server", &broker.url(), "--log", "error"])
+            // As `fedpeft simulate` and the images have it.
+            .env("MALLOC_ARENA_MAX", "1")
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .spawn()

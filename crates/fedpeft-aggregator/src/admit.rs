@@ -13,9 +13,10 @@ use fedpeft_protocol::{
 use fedpeft_strategy::{SpoolError, Weight, check_update};
 
 use crate::{
+    clients::{Accepted, Answer, Member, More},
     drive::Drive,
     encoding,
-    round::{Accepted, Answer, Member, RoundState, Updates},
+    round::{RoundState, Updates},
     spool::Adapter,
     stop::Stop,
 };
@@ -43,10 +44,10 @@ pub(crate) async fn admit(
 ) -> Result<Result<Option<Answer>, Refusal>, Stop> {
     let UpdateDelivery { client, update, measured, .. } = delivery;
     let payloads = update.iter().flat_map(Update::payloads);
-    round.ledger.message(&client, Direction::Up, measured, payloads);
+    round.clients_mut().count(&client, measured.message(Direction::Up, payloads));
     let update = match update {
         Ok(update) => update,
-        Err(error) if round.answers.contains_key(&client) => {
+        Err(error) if round.clients.has_answered(&client) => {
             return Ok(Err(Refusal::Stray(error.to_string())));
         }
         Err(error) => return Ok(Err(Refusal::Answer(error.to_string()))),
@@ -54,14 +55,12 @@ pub(crate) async fn admit(
     if let Err(reason) = answers_task(&update, member, drive, &client) {
         return Ok(Err(Refusal::Stray(reason)));
     }
-    if let Some(answer) = round.answers.get(&client) {
+    if let Some(answer) = round.clients.answer(&client) {
         return Ok(repetition(answer, &update));
     }
-    for transfer in &update.fetched {
-        round.ledger.transfer(&client, *transfer);
-    }
+    round.clients_mut().count(&client, update.fetched.iter().copied());
     match update.outcome {
-        Outcome::Failed { reason } => Ok(Ok(Some(Answer::Failed(one_line(&reason))))),
+        Outcome::Failed { reason } => Ok(Ok(Some(Answer::Failed(one_line(&reason).into())))),
         Outcome::Evaluated { .. } => {
             Ok(Err(Refusal::Answer("the task was to train, the update is an evaluation".into())))
         }
@@ -71,15 +70,13 @@ pub(crate) async fn admit(
         Outcome::Aggregated { updates, examples, loss, seconds, sum } => {
             let reported = update.fetched.iter().any(is_adapter_upload);
             let claimed = Accepted {
-                update: update.task,
                 digest: sum.digest(),
                 examples,
                 weight: examples,
                 loss,
                 seconds,
-                personal: None,
-                updates,
-                epsilon: None,
+                stage: None,
+                more: More { updates, ..More::default() }.of(),
             };
             let added = sum::admit(drive, round, (&client, member), &claimed, sum, reported).await?;
             Ok(added.map(|()| Some(Answer::Accepted(claimed))).map_err(Refusal::Answer))
@@ -121,17 +118,14 @@ pub(crate) async fn admit(
             if let Err(reason) = add(drive, round, (&client, member), given, weight).await? {
                 return Ok(Err(Refusal::Answer(reason)));
             }
-            let (update, weight) = (update.task, weight.get());
             Ok(Ok(Some(Answer::Accepted(Accepted {
-                update,
                 digest,
                 examples,
-                weight,
+                weight: weight.get(),
                 loss,
                 seconds,
-                personal,
-                updates: 0,
-                epsilon,
+                stage: None,
+                more: More { personal, updates: 0, epsilon }.of(),
             }))))
         }
     }
@@ -253,7 +247,7 @@ async fn fetch(
         Ok((adapter, measured)) => {
             // The client knows best what its upload took; where it does not say, what we fetched stands for it.
             if !reported {
-                round.ledger.transfer(client, measured.transfer(Direction::Up, ByteKind::Adapter));
+                round.clients_mut().count(client, [measured.transfer(Direction::Up, ByteKind::Adapter)]);
             }
             Ok(Ok(adapter))
         }

@@ -5,7 +5,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
 use fedpeft_bus::{ApiError, Bus, BusError, Entry, Service, Stale};
@@ -130,23 +130,23 @@ impl Api {
     async fn get(self, RunRequest { run }: RunRequest) -> Result<RunView, ApiError> {
         let found = self.bus.runs().await?.get(run.as_str()).await?;
         let (record, _) = found.ok_or_else(|| unknown(&run))?;
-        let (reports, mut told) = (self.bus.round_reports().await?, 0);
+        let (reports, told) = (self.bus.round_reports().await?, AtomicUsize::new(0));
         let shortened = |entry: Entry<RoundReport>| {
             let mut report = entry.value;
-            told += report.clients.len();
-            if told > MAX_TOLD {
+            let count = report.clients.len();
+            if told.fetch_add(count, Ordering::Relaxed) + count > MAX_TOLD {
                 report.clients = Vec::new();
             }
             report
         };
-        let mut rounds = reports.list_as(run.as_str(), shortened).await?;
+        let mut rounds = reports.list_as(run.as_str(), &shortened).await?;
         // A report beyond the record's round is that of a commit which did not come to its end.
         rounds.retain(|report| report.round <= record.round);
         rounds.sort_by_key(|report| report.round);
         let mut view = RunView { record: shortened_record(record), rounds };
         // A reply tells of all clients or of none. JSON takes a little more.
         let size = Format::MessagePack.encode(&view).map_err(ApiError::internal)?.len();
-        if told > MAX_TOLD || size + size / 4 > self.bus.max_payload() {
+        if told.into_inner() > MAX_TOLD || size + size / 4 > self.bus.max_payload() {
             view.rounds.iter_mut().for_each(|report| report.clients.clear());
         }
         Ok(view)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use fedpeft_protocol::{
     ClientId, Digest,
-    round::{ClientOutcome, RoundReport},
+    round::{ClientOutcome, ClientReport, RoundReport},
 };
 
 /// The last update that counts, of each client that has one. 100 bytes per client of the run, or so.
@@ -16,16 +16,14 @@ impl Counted {
     pub fn of(mut reports: Vec<RoundReport>) -> Self {
         let mut counted = Self::default();
         reports.sort_by_key(|report| report.round);
-        reports.iter().for_each(|report| counted.add(report));
+        reports.iter().flat_map(|report| &report.clients).for_each(|client| counted.add(client));
         counted
     }
 
-    /// Another round was committed.
-    pub fn add(&mut self, report: &RoundReport) {
-        for client in &report.clients {
-            if let ClientOutcome::Accepted { digest, .. } = client.outcome {
-                self.0.insert(client.client.clone(), digest);
-            }
+    /// Another round was committed, in which this became of a client.
+    pub fn add(&mut self, client: &ClientReport) {
+        if let ClientOutcome::Accepted { digest, .. } = client.outcome {
+            self.0.insert(client.client.clone(), digest);
         }
     }
 

@@ -6,13 +6,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use fedpeft_bus::{Bus, BusError, Mark, Measured, Records, Stale, StoredTask, Updates};
+use fedpeft_bus::{Bus, BusError, Entry, Mark, Measured, Records, Stale, StoredTask, Updates};
 use fedpeft_privacy::NoiseSecret;
 use fedpeft_protocol::{
     ClientId, Digest, Epoch, PROTOCOL_VERSION, Round, RunId,
     event::EventKind,
     presence::Presence,
-    round::{Payload, RoundReport, Task, Work},
+    round::{Payload, Task, Work},
     run::{Encoded, RunStatus},
     subject,
 };
@@ -29,6 +29,7 @@ use crate::{
     phase::{Phase, broadcast, collect, commit, complete, evaluate, secure, select},
     privacy,
     record::OwnedRecord,
+    report::Report,
     spool::{Adapter, Spool, Target},
     stop::Stop,
     takeover, traced,
@@ -55,7 +56,7 @@ pub(crate) struct Drive<'a> {
     pub record: &'a mut OwnedRecord,
     pub events: &'a EventLog,
     pub clients: Records<Presence>,
-    pub reports: Records<RoundReport>,
+    pub reports: Records<Report>,
     pub updates: Updates,
     pub model: Model,
     pub strategy: Arc<dyn Strategy>,
@@ -152,8 +153,8 @@ impl<'a> Drive<'a> {
             bus,
             events,
             clients: bus.clients().await?,
-            reports: bus.round_reports().await?,
-            updates: bus.updates(&record.run).await?,
+            reports: bus.round_reports_with().await?,
+            updates: bus.updates_of_size(&record.run, model.update_bytes(bus)).await?,
             strategy: of_spec(&record.spec.strategy).into(),
             record,
             model,
@@ -167,8 +168,8 @@ impl<'a> Drive<'a> {
             counted: Counted::default(),
         };
         if drive.record.spec.has_memory() {
-            let reports =
-                drive.reports.list(drive.record.run.as_str()).await?.into_iter().map(|entry| entry.value);
+            let reports = bus.round_reports().await?.list(drive.record.run.as_str()).await?;
+            let reports = reports.into_iter().map(|entry| entry.value);
             // A report beyond the record's round is that of a commit which did not come to its end.
             let committed = reports.filter(|report| report.round <= drive.record.round);
             drive.counted = Counted::of(committed.collect());
@@ -320,13 +321,19 @@ impl<'a> Drive<'a> {
         Ok(Some(self.bus.publish_task_again(task, client, found).await?))
     }
 
-    /// Present clients that speak our protocol, sorted by name.
-    pub async fn present(&self) -> Result<Vec<Presence>, Stop> {
-        let entries = self.clients.list("").await?;
-        let valid = entries.into_iter().filter(|entry| {
-            entry.value.version == PROTOCOL_VERSION && entry.key == entry.value.client.as_str()
+    /// What `pick` takes of the present clients that speak our protocol, sorted by name: there may be many, and few of their
+    /// words are needed.
+    pub async fn present<R>(&self, pick: impl Fn(Presence) -> Option<R>) -> Result<Vec<R>, Stop> {
+        let picked = self.clients.list_as("", |Entry { key, value, .. }| {
+            let is_valid = value.version == PROTOCOL_VERSION && key == value.client.as_str();
+            is_valid.then(|| pick(value)).flatten()
         });
-        Ok(valid.map(|entry| entry.value).collect())
+        Ok(picked.await?.into_iter().flatten().collect())
+    }
+
+    /// The names of those present.
+    pub async fn present_clients(&self) -> Result<BTreeSet<ClientId>, Stop> {
+        Ok(self.present(|presence| Some(presence.client)).await?.into_iter().collect())
     }
 
     /// What the open round, or the next one, does with updates.

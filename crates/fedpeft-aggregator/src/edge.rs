@@ -13,9 +13,10 @@
 //! aggregator, with the phases, checks and records of any other. The sum it sends is exact, so that the next global
 //! adapter is, to the byte, what it would be if its clients were those of the aggregator upstream.
 //!
-//! The task stays stored upstream until its round is over, and the edge's next process finds it. The answer is decided by
-//! one write to the local record, before it is sent: a crash before it folds the round again from the stored updates, a
-//! crash after it sends the same bytes again.
+//! The task stays stored upstream until its round is over, and every process of the edge sees it; the one that has the
+//! lease of the run works for it, and the others wait for the lease or the answer. The answer is decided by one write to
+//! the local record, before it is sent: a crash before it folds the round again from the stored updates, a crash after it
+//! sends the same bytes again.
 
 mod begin;
 mod close;
@@ -73,15 +74,17 @@ impl Default for EdgeRounds {
 /// An edge, as its jobs share it.
 pub(crate) struct Edge {
     pub shop: Workshop,
+    /// Name of this process in leases.
+    pub owner: String,
     pub upstream: Bus,
     pub client: ClientId,
     pub rounds: EdgeRounds,
 }
 
 impl Edge {
-    pub fn new(shop: Workshop, options: EdgeOptions) -> Self {
+    pub fn new(shop: Workshop, owner: String, options: EdgeOptions) -> Self {
         let EdgeOptions { upstream, client, rounds } = options;
-        Self { shop, upstream, client, rounds }
+        Self { shop, owner, upstream, client, rounds }
     }
 
     /// Works for the aggregator upstream until `shutdown`.
@@ -102,17 +105,24 @@ impl Edge {
     }
 }
 
+/// A job for the newest task of a run.
+struct Running {
+    handle: AbortHandle,
+    /// It gives back the lease before it ends.
+    stop: CancellationToken,
+}
+
 /// Begins a job for every task. A newer task of a run ends the job for an older one.
 async fn take(edge: &Arc<Edge>, mut tasks: Tasks, shutdown: &CancellationToken) {
     let mut jobs = JoinSet::new();
-    let mut running = BTreeMap::<RunId, AbortHandle>::new();
+    let mut running = BTreeMap::<RunId, Running>::new();
     let mut deadlines = Deadlines::default();
     loop {
         let delivery = tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
             Some(_) = jobs.join_next() => {
-                running.retain(|_, job| !job.is_finished());
+                running.retain(|_, job| !job.handle.is_finished());
                 continue;
             }
             delivery = tasks.next() => delivery,
@@ -122,10 +132,11 @@ async fn take(edge: &Arc<Edge>, mut tasks: Tasks, shutdown: &CancellationToken) 
                 Ok(task) => {
                     let (run, deadline) = (task.run.clone(), deadlines.of(task));
                     if let Some(older) = running.remove(&run) {
-                        older.abort();
+                        older.stop.cancel();
                     }
-                    let job = job::run(edge.clone(), delivery, deadline, shutdown.clone());
-                    running.insert(run, jobs.spawn(job));
+                    let stop = shutdown.child_token();
+                    let handle = jobs.spawn(job::run(edge.clone(), delivery, deadline, stop.clone()));
+                    running.insert(run, Running { handle, stop });
                 }
                 Err(error) => tracing::warn!(%error, "skipping a task that cannot be read"),
             },

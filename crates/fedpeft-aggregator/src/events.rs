@@ -9,17 +9,31 @@ use fedpeft_protocol::{
 use fedpeft_service::now_ms;
 use tokio::{sync::mpsc, task::JoinHandle};
 
+use crate::report::Report;
+
 /// Events that may wait for the broker; what comes beyond is lost to onlookers, which is better than holding
 /// up the run.
 const BACKLOG: usize = 4096;
 /// Events on their way at once.
 const IN_FLIGHT: usize = 64;
 
+/// What is to be said, and when it happened.
+enum Said {
+    Event {
+        at_ms: u64,
+        kind: EventKind,
+    },
+    /// A round was closed: an event or several, which are made when they are sent.
+    Closed {
+        at_ms: u64,
+        report: Box<Report>,
+    },
+}
+
 /// Publishes the events of one run.
 pub(crate) struct EventLog {
     run: RunId,
-    epoch: Epoch,
-    sender: mpsc::Sender<Event>,
+    sender: mpsc::Sender<Said>,
     publisher: JoinHandle<()>,
 }
 
@@ -27,20 +41,41 @@ impl EventLog {
     /// Starts publishing what the owner with this fencing token says.
     pub fn start(bus: &Bus, run: &RunId, epoch: Epoch) -> Self {
         let (sender, mut receiver) = mpsc::channel(BACKLOG);
-        let bus = bus.clone();
+        let (bus, of) = (bus.clone(), run.clone());
         // Detached: when the log is dropped, the publisher finishes what was handed to it.
         let publisher = tokio::spawn(async move {
-            let mut events = Vec::with_capacity(IN_FLIGHT);
-            while receiver.recv_many(&mut events, IN_FLIGHT).await > 0 {
-                publish(&bus, events.drain(..)).await;
+            let mut said = Vec::with_capacity(IN_FLIGHT);
+            while receiver.recv_many(&mut said, IN_FLIGHT).await > 0 {
+                let mut told = Vec::with_capacity(said.len());
+                for said in said.drain(..) {
+                    match said {
+                        Said::Event { at_ms, kind } => told.push(event(&of, epoch, at_ms, kind)),
+                        Said::Closed { at_ms, report } => {
+                            publish(&bus, told.drain(..)).await;
+                            let clients = report.clients.clone();
+                            let parts = bus.round_closed(report.with_clients(()), clients.iter());
+                            publish(&bus, parts.map(|kind| event(&of, epoch, at_ms, kind))).await;
+                        }
+                    }
+                }
+                publish(&bus, told).await;
             }
         });
-        Self { run: run.clone(), epoch, sender, publisher }
+        Self { run: run.clone(), sender, publisher }
     }
 
     /// Hands over an event.
     pub fn emit(&self, kind: EventKind) {
-        if let Err(error) = self.sender.try_send(event(&self.run, self.epoch, kind)) {
+        self.say(Said::Event { at_ms: now_ms(), kind });
+    }
+
+    /// Hands over that a round was closed.
+    pub fn close(&self, report: Report) {
+        self.say(Said::Closed { at_ms: now_ms(), report: Box::new(report) });
+    }
+
+    fn say(&self, said: Said) {
+        if let Err(error) = self.sender.try_send(said) {
             tracing::warn!(run = %self.run, %error, "event lost");
         }
     }
@@ -55,11 +90,11 @@ impl EventLog {
 
 /// Publishes one event of a run that nobody drives.
 pub(crate) async fn publish_one(bus: &Bus, run: &RunId, kind: EventKind) {
-    publish(bus, [event(run, 0, kind)]).await;
+    publish(bus, [event(run, 0, now_ms(), kind)]).await;
 }
 
-fn event(run: &RunId, epoch: Epoch, kind: EventKind) -> Event {
-    Event { version: PROTOCOL_VERSION, run: run.clone(), at_ms: now_ms(), epoch, kind }
+fn event(run: &RunId, epoch: Epoch, at_ms: u64, kind: EventKind) -> Event {
+    Event { version: PROTOCOL_VERSION, run: run.clone(), at_ms, epoch, kind }
 }
 
 async fn publish(bus: &Bus, events: impl IntoIterator<Item = Event>) {

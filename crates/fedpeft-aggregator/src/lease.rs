@@ -4,16 +4,53 @@
 //! an owner still writes is refused by the compare-and-set on the run record, which the next owner changes
 //! first of all.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use fedpeft_bus::{Bus, BusError, LEASE_TTL, Lease as Value, Records, Revision};
 use fedpeft_protocol::RunId;
+use fedpeft_service::CancellationToken;
 use tokio::time::{Instant, sleep, timeout_at};
 
 const RENEWAL: Duration = Duration::from_secs(3);
+/// How often the end of another owner's lease is looked for.
+pub(crate) const STANDBY: Duration = Duration::from_millis(500);
+
+/// What came of work on a run.
+pub(crate) enum Held<T> {
+    /// It came to its end.
+    Done(T),
+    /// It was left in the middle: the lease was lost, or this process is to stop.
+    Left,
+    /// Another owner holds the lease, or one that has just died.
+    Elsewhere,
+}
+
+/// Does `work` on a run for as long as its lease can be held, and `stop` does not come.
+pub(crate) async fn hold<T>(
+    bus: &Bus,
+    run: &RunId,
+    owner: &str,
+    stop: &CancellationToken,
+    work: impl Future<Output = T>,
+) -> Result<Held<T>, BusError> {
+    let Some(mut lease) = Lease::acquire(bus, run, owner).await? else { return Ok(Held::Elsewhere) };
+    let held = tokio::select! {
+        done = work => Held::Done(done),
+        () = lease.keep() => {
+            tracing::warn!(%run, "lease lost, run left to its next owner");
+            Held::Left
+        }
+        () = stop.cancelled() => {
+            tracing::info!(%run, "run no longer driven here");
+            Held::Left
+        }
+    };
+    lease.release().await;
+    Ok(held)
+}
 
 /// The lease of one run, held.
-pub(crate) struct Lease {
+struct Lease {
     records: Records<Value>,
     run: RunId,
     value: Value,
@@ -22,7 +59,7 @@ pub(crate) struct Lease {
 
 impl Lease {
     /// Takes the lease, unless somebody holds it.
-    pub async fn acquire(bus: &Bus, run: &RunId, owner: &str) -> Result<Option<Self>, BusError> {
+    async fn acquire(bus: &Bus, run: &RunId, owner: &str) -> Result<Option<Self>, BusError> {
         let records = bus.leases().await?;
         let value = Value { owner: owner.to_owned() };
         match records.create(run.as_str(), &value).await {
@@ -33,7 +70,7 @@ impl Lease {
     }
 
     /// Renews the lease for as long as that works; returns when it is lost.
-    pub async fn keep(&mut self) {
+    async fn keep(&mut self) {
         let mut ends = Instant::now() + LEASE_TTL;
         loop {
             sleep(RENEWAL).await;
@@ -52,7 +89,7 @@ impl Lease {
     }
 
     /// Gives the lease back, so that the next owner need not wait for its end.
-    pub async fn release(self) {
+    async fn release(self) {
         let key = self.run.as_str();
         let released = match self.records.get(key).await {
             Ok(Some((holder, _))) if holder == self.value => self.records.delete(key).await,

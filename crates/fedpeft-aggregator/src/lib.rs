@@ -23,6 +23,7 @@
 mod admit;
 mod api;
 mod checkpoint;
+mod clients;
 mod counted;
 mod drive;
 mod edge;
@@ -33,6 +34,7 @@ mod model;
 mod phase;
 mod privacy;
 mod record;
+mod report;
 mod retention;
 mod round;
 mod secure;

@@ -149,6 +149,11 @@ impl Model {
         self.leaves_room(bus, self.layout.bytes())
     }
 
+    /// What the message of an update takes, about, where nothing is encoded.
+    pub fn update_bytes(&self, bus: &Bus) -> u64 {
+        if self.fits_a_message(bus) { self.layout.bytes() * self.payloads } else { 0 }
+    }
+
     /// Whether `size` bytes of what belongs to an adapter are held in memory: where adapters are, and it is no more than
     /// what a strategy keeps for each.
     pub fn is_held(&self, bus: &Bus, size: u64) -> bool {

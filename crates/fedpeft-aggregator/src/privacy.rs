@@ -131,7 +131,7 @@ pub(crate) fn next_clip_norm(drive: &Drive<'_>, round: &RoundState, unclipped: u
     let Some(adaptive) = adaptive(spec) else { return Ok(state.clip_norm) };
     let clipping = clipping(spec, state, adaptive).map_err(|error| Stop::Failed(error.to_string()))?;
     let noise = stream(drive, round, "count").gaussian();
-    let accepted = round.accepted().count() as u64;
+    let accepted = round.clients.accepted().count() as u64;
     let share = clipping.share_within(unclipped, accepted, f64::from(spec.cohort), noise);
     Ok(clipping.next(state.clip_norm, share))
 }
@@ -148,7 +148,7 @@ fn updates(drive: &Drive<'_>, round: &RoundState) -> String {
     let RunRecord { adapter, .. } = &**drive.record;
     // All that the sum is made of, and nothing else: the names of updates differ with the owner of the run.
     let mut text = format!("{adapter}\n{}\n", round.open.round);
-    for (client, accepted) in round.accepted_by() {
+    for (client, _, accepted) in round.clients.accepted_by() {
         text.push_str(&format!("{client}\n{}\n", accepted.digest));
     }
     Digest::of(text).to_string()

@@ -37,7 +37,7 @@ pub(crate) async fn forget_uploads(drive: &Drive<'_>, round: &RoundState) {
     let goes_on = |client: &ClientId| carried.contains(client);
     let gone = round.uploads.iter().filter(|(client, _)| !goes_on(client));
     let uploads = gone.flat_map(|(client, digests)| {
-        let member = round.members.get(client);
+        let member = round.clients.member(client);
         digests.iter().filter_map(move |digest| Some((member?.round, client.clone(), *digest)))
     });
     forget_uploads_of(drive, uploads.collect()).await;

@@ -20,7 +20,7 @@ use crate::{
     api,
     drive::{self, Workshop},
     edge::{Edge, EdgeOptions},
-    lease::Lease,
+    lease::{self, Held, STANDBY},
     spool::Spool,
     stop::Stop,
     sweep,
@@ -29,8 +29,6 @@ use crate::{
 /// How often runs without an owner are looked for: the longest that a run waits beyond the end of its last
 /// owner's lease.
 const SCAN: Duration = Duration::from_secs(2);
-/// How often the end of another owner's lease is looked for.
-const STANDBY: Duration = Duration::from_millis(500);
 
 /// What an aggregator has beside the bus.
 #[derive(Default)]
@@ -78,8 +76,9 @@ impl Aggregator {
         };
         let shop = Workshop { bus: bus.clone(), spool, secret };
         let service = api::serve(bus, &shop.spool, &changed).await?;
-        let edge = options.edge.map(|options| Edge::new(shop.clone(), options));
-        let (owner, driven, drivers) = (owner(), BTreeMap::new(), JoinSet::new());
+        let owner = owner();
+        let edge = options.edge.map(|options| Edge::new(shop.clone(), owner.clone(), options));
+        let (driven, drivers) = (BTreeMap::new(), JoinSet::new());
         Ok(Self { shop, owner, changed, service, driven, drivers, edge })
     }
 
@@ -159,37 +158,24 @@ impl Aggregator {
 /// Drives a run for as long as its lease can be held.
 async fn own(shop: &Workshop, run: &RunId, owner: &str, stop: &CancellationToken) {
     let bus = &shop.bus;
-    let mut lease = match Lease::acquire(bus, run, owner).await {
-        Ok(Some(lease)) => lease,
-        // Another aggregator drives it, or the last one has just died.
-        Ok(None) => return sleep(STANDBY).await,
+    let held = match lease::hold(bus, run, owner, stop, Box::pin(drive::to_the_end(shop, run))).await {
+        Ok(Held::Elsewhere) => return sleep(STANDBY).await,
+        Ok(held) => held,
         Err(error) => {
             tracing::warn!(%run, %error, "lease not acquired, trying again");
             return sleep(SCAN).await;
         }
     };
-    let ended = tokio::select! {
-        ended = Box::pin(drive::to_the_end(shop, run)) => Some(ended),
-        () = lease.keep() => {
-            tracing::warn!(%run, "lease lost, run left to its next owner");
-            None
-        }
-        () = stop.cancelled() => {
-            tracing::info!(%run, "run no longer driven here");
-            None
-        }
-    };
     if let Err(error) = tidy(bus, run).await {
         tracing::debug!(%run, %error, "tasks not purged");
     }
-    lease.release().await;
-    match ended {
-        None | Some(Ok(())) => {}
-        Some(Err(Stop::Fenced)) => tracing::info!(%run, "run changed by another process, left to it"),
-        Some(Err(error)) => {
+    match held {
+        Held::Done(Err(Stop::Fenced)) => tracing::info!(%run, "run changed by another process, left to it"),
+        Held::Done(Err(error)) => {
             tracing::warn!(%run, %error, "run interrupted, going on from its durable state");
             sleep(error.pause()).await;
         }
+        _ => {}
     }
 }
 

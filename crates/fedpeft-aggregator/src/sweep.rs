@@ -38,7 +38,7 @@ async fn sweep(bus: &Bus) -> Result<(), BusError> {
         .map(|record| record.run)
         .collect();
     for run in stored.difference(&active) {
-        // What a list does not show, for it was replaced at that moment, is there all the same.
+        // A record that cannot be read is in no list, and its run is not known to have ended.
         if records.get(run.as_str()).await?.is_some_and(|(record, _)| !record.status.is_final()) {
             continue;
         }

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::{
     drive::Drive,
     phase::{Phase, evaluate::Committed},
-    retention,
+    report, retention,
     round::{RoundState, report_key},
     stop::Stop,
 };
@@ -31,8 +31,9 @@ pub(crate) async fn phase(drive: &Drive<'_>) -> Result<Phase, Stop> {
     if round == 0 || announced(drive, round).await? {
         return Ok(Phase::Select);
     }
-    let report = drive.reports.get(&report_key(&drive.record.run, round)).await?;
-    Ok(report.map_or(Phase::Select, |(report, revision)| {
+    let stored = drive.bus.round_reports().await?.get(&report_key(&drive.record.run, round)).await?;
+    Ok(stored.map_or(Phase::Select, |(stored, revision)| {
+        let report = report::read(stored);
         // When it was opened went with the record's open round.
         let length = Duration::try_from_secs_f64(report.seconds.total).unwrap_or_default();
         let began = SystemTime::now().checked_sub(length).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -43,7 +44,8 @@ pub(crate) async fn phase(drive: &Drive<'_>) -> Result<Phase, Stop> {
 /// The last owner may have died between a commit and forgetting its updates; they are no strays.
 pub(crate) async fn forget_counted(drive: &Drive<'_>) -> Result<(), Stop> {
     let (run, round) = (&drive.record.run, drive.record.round);
-    let Some((report, _)) = drive.reports.get(&report_key(run, round)).await? else { return Ok(()) };
+    let reports = drive.bus.round_reports().await?;
+    let Some((report, _)) = reports.get(&report_key(run, round)).await? else { return Ok(()) };
     let mark = drive.bus.update_mark().await?;
     drive.record.confirm().await?;
     let accepted = report.clients.iter().filter_map(|client| match client.outcome {

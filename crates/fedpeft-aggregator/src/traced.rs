@@ -5,11 +5,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fedpeft_protocol::{
     Round,
-    round::RoundReport,
     run::{OpenRound, RunRecord},
 };
 use fedpeft_trace::{RoundTrace, span};
 use tracing::Span;
+
+use crate::report::Report;
 
 /// The trace of a round of this run.
 fn of(record: &RunRecord, round: Round) -> RoundTrace {
@@ -35,9 +36,9 @@ pub(crate) fn began(open: &OpenRound) -> SystemTime {
 }
 
 /// The end of a round that was announced.
-pub(crate) fn close(record: &RunRecord, began: SystemTime, report: &RoundReport) {
+pub(crate) fn close(record: &RunRecord, began: SystemTime, report: &Report) {
     let mut figures = vec![
-        ("fedpeft.clients", report.clients.len() as f64),
+        ("fedpeft.clients", report.clients.iter().len() as f64),
         ("fedpeft.bytes_up", report.bytes_up as f64),
         ("fedpeft.bytes_down", report.bytes_down as f64),
         ("fedpeft.train_loss", report.train_loss),

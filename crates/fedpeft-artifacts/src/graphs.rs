@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use fedpeft_autodiff::{AutodiffError, clipped_gradients, differentiate, functions};
 use fedpeft_onnx::{DType, Graph, Model, Node, surgery};
-use fedpeft_passes::{Builder, DOMAIN, PassError, Prepared, Type};
+use fedpeft_passes::{Builder, DOMAIN, PassError, Prepared, Type, sink};
 use fedpeft_peft::{HEAD_BIAS, HEAD_WEIGHT, Pooling, head};
 
 use crate::{
@@ -37,6 +37,7 @@ pub fn build(
     graph.outputs.clear();
     let mut b = Builder::new(graph, "fedpeft.")?;
     let logits = logits(&mut b, &features, task, pooling, mask)?;
+    let mut b = Builder::new(sink(b.graph())?, "fedpeft.")?;
     let headed = dp_sgd.then(|| b.graph().clone());
     losses::attach(&mut b, &logits, task)?;
     let mut names = trainable.clone();

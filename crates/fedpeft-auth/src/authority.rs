@@ -155,6 +155,14 @@ impl Authority {
         Ok(self.state.issued.iter().rev().take(made.len()).rev().cloned().collect())
     }
 
+    /// Writes the accounts anew, as this version of the program has them: those of an earlier one may lack what roles need now.
+    /// Credentials stay as they are, for what a role may do is in the account. The server must learn of it.
+    pub fn refresh(&mut self) -> Result<(), AuthError> {
+        // One that is not newer than the server's own would be ignored.
+        self.state.touch();
+        self.save()
+    }
+
     /// All that was issued, in order.
     pub fn issued(&self) -> &[Issued] {
         &self.state.issued

@@ -30,7 +30,7 @@ pub enum BusError {
     },
     /// The credentials do not allow it.
     #[error(
-        "{what}: the NATS server forbids it to these credentials: use those of another role, or of the right client"
+        "{what}: the NATS server forbids it to these credentials: use those of another role, or of the right client; after an upgrade the operator runs `fedpeft auth push`"
     )]
     Forbidden {
         /// What was attempted.

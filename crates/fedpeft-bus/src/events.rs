@@ -1,11 +1,20 @@
 //! Events: what happened, for whoever looks.
 
-use std::{collections::BTreeMap, mem, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    iter,
+    time::Duration,
+};
 
+use async_nats::{
+    HeaderMap,
+    jetstream::context::{PublishAckFuture, PublishError},
+};
+use bytes::Bytes;
 use fedpeft_protocol::{
     Epoch, Round, RunId,
     event::{Event, EventKind},
-    round::ClientReport,
+    round::{ClientReport, RoundReport},
     subject, wire,
 };
 
@@ -19,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const BATCH: usize = 200;
 /// Bytes that a client takes in a report at most, its name and a reason of some length in it.
 const PER_CLIENT: usize = 1200;
+/// Bytes of events that wait for the broker at once.
+const ON_THE_WAY: usize = 1 << 20;
 /// Clients in one event, whatever the broker takes.
 const CLIENTS: usize = 512;
 /// Clients that a reader keeps until the event comes that they belong to.
@@ -30,12 +41,12 @@ impl Bus {
         self.publish_events([event.clone()]).await
     }
 
-    /// Publishes events in this order, without waiting for the broker between them. One that is sent again because it
+    /// Publishes events in this order, without waiting for the broker after each. One that is sent again because it
     /// was not stored comes later. The first error, once all were tried.
     pub async fn publish_events(&self, events: impl IntoIterator<Item = Event>) -> Result<(), BusError> {
-        let mut sent = Vec::new();
+        let (mut sent, mut size) = (VecDeque::new(), 0);
         let mut failed = Ok(());
-        for event in events.into_iter().flat_map(|event| self.parts(event)) {
+        for event in events {
             let what = format!("event {} of run {}", event.kind.name(), event.run);
             let subject = subject::event(&event.run, event.kind.name());
             let encoded = publish::encode(&what, &event).and_then(|(headers, body)| {
@@ -43,41 +54,56 @@ impl Bus {
             });
             match encoded {
                 Ok((headers, body)) => {
+                    size += body.len();
                     let publishing =
                         self.js.publish_with_headers(subject.clone(), headers.clone(), body.clone()).await;
-                    sent.push((what, subject, headers, body, publishing));
+                    sent.push_back(Sent { what, subject, headers, body, publishing });
                 }
                 Err(error) => failed = failed.and(Err(error)),
             }
-        }
-        for (what, subject, headers, body, publishing) in sent {
-            let is_stored = match publishing {
-                Ok(acknowledged) => acknowledged.await.is_ok(),
-                Err(_) => false,
-            };
-            if !is_stored {
-                let again = self.publish_durably(&what, subject, headers, body, PATIENCE).await;
-                failed = failed.and(again.map(drop));
+            while size > ON_THE_WAY
+                && let Some(first) = sent.pop_front()
+            {
+                size -= first.body.len();
+                failed = failed.and(self.stored(first).await);
             }
+        }
+        for sent in sent {
+            failed = failed.and(self.stored(sent).await);
         }
         failed
     }
 
-    /// The events that tell of this one: several, where a report has more clients than fit a message.
-    fn parts(&self, mut event: Event) -> Vec<Event> {
-        let most = (self.max_payload() / 2 / PER_CLIENT).clamp(1, CLIENTS);
-        let mut parts = Vec::new();
-        if let EventKind::RoundClosed { report } = &mut event.kind
-            && report.clients.len() > most
-        {
-            let (round, clients) = (report.round, mem::take(&mut report.clients));
-            parts.extend(clients.chunks(most).map(|some| {
-                let kind = EventKind::RoundClients { round, clients: some.to_vec() };
-                Event { kind, run: event.run.clone(), ..event }
-            }));
+    /// Waits until an event is stored, and sends it again where it is not.
+    async fn stored(&self, Sent { what, subject, headers, body, publishing }: Sent) -> Result<(), BusError> {
+        let is_stored = match publishing {
+            Ok(acknowledged) => acknowledged.await.is_ok(),
+            Err(_) => false,
+        };
+        if is_stored {
+            return Ok(());
         }
-        parts.push(event);
-        parts
+        self.publish_durably(&what, subject, headers, body, PATIENCE).await.map(drop)
+    }
+
+    /// What tells of a closed round: one event, or several, where it has more clients than fit a message. They are made
+    /// one after another, of clients as they come.
+    pub fn round_closed<I: ExactSizeIterator<Item = ClientReport>>(
+        &self,
+        report: RoundReport<()>,
+        mut clients: I,
+    ) -> impl Iterator<Item = EventKind> + use<I> {
+        let most = (self.max_payload() / 2 / PER_CLIENT).clamp(1, CLIENTS);
+        let (round, is_one) = (report.round, clients.len() <= most);
+        let mut report = Some(report);
+        iter::from_fn(move || {
+            let some: Vec<_> = clients.by_ref().take(most).collect();
+            if is_one || some.is_empty() {
+                let report = Box::new(report.take()?.with_clients(some));
+                return Some(EventKind::RoundClosed { report });
+            }
+            Some(EventKind::RoundClients { round, clients: some })
+        })
     }
 
     /// Events of one run or of all, from the first one stored or from now on.
@@ -88,6 +114,15 @@ impl Bus {
         let pending = follow.stored();
         Ok(Events { follow, sequence: 0, pending, clients: BTreeMap::new() })
     }
+}
+
+/// An event on its way to the broker.
+struct Sent {
+    what: String,
+    subject: String,
+    headers: HeaderMap,
+    body: Bytes,
+    publishing: Result<PublishAckFuture, PublishError>,
 }
 
 /// Events in the order in which the broker stored them. [`EventKind::RoundClients`] are not among them: their clients

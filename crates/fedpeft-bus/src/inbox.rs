@@ -31,7 +31,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use crate::{Backoff, Bus, BusError, Measured, publish};
+use crate::{Backoff, Bus, BusError, Measured, newest::Left, publish};
 
 /// How often it is looked up what is stored, whatever hints came: so long a client waits for a task at most whose hint was
 /// lost while the connection lived.
@@ -106,7 +106,7 @@ pub struct Tasks {
 #[derive(Debug, Clone, Copy)]
 struct Wanted {
     sequence: u64,
-    /// Whether a look found it, and not a hint.
+    /// Whether a look found it, or it was put back, and no hint came just now.
     was_found: bool,
 }
 
@@ -135,11 +135,12 @@ impl Tasks {
                 biased;
                 _ = self.connections.changed() => self.look = Instant::now(),
                 Some(returned) = self.returns.1.recv() => self.returned.push(returned),
+                // Before the hints, of which others may send more than there is time for.
+                () = sleep_until(due) => self.wake().await,
                 hint = self.hints.next() => match hint {
                     Some(hint) => self.take_hint(&hint),
                     None => self.subscribe_again().await,
                 },
-                () = sleep_until(due) => self.wake().await,
             }
         }
     }
@@ -154,7 +155,7 @@ impl Tasks {
     }
 
     fn want(&mut self, run: RunId, wanted: Wanted) {
-        if self.taken.get(&run).is_some_and(|taken| *taken >= wanted.sequence) {
+        if self.has_taken(&run, wanted.sequence) {
             return;
         }
         if self.wanted.len() >= RUNS && !self.wanted.contains_key(&run) {
@@ -166,6 +167,10 @@ impl Tasks {
         }
     }
 
+    fn has_taken(&self, run: &RunId, sequence: u64) -> bool {
+        self.taken.get(run).is_some_and(|taken| *taken >= sequence)
+    }
+
     fn look_soon(&mut self) {
         self.look = self.look.min(Instant::now() + SOON);
     }
@@ -174,7 +179,7 @@ impl Tasks {
     async fn fetch(&mut self, run: &RunId, wanted: Wanted) -> Option<TaskDelivery> {
         let stored = self.stream.direct_get_last_for_subject(subject::task(run, &self.client)).await;
         let message = match stored {
-            Ok(message) if message.sequence >= wanted.sequence => message,
+            Ok(message) if !self.has_taken(run, message.sequence) => message,
             Err(error) if !matches!(error.kind(), DirectGetErrorKind::NotFound) => {
                 tracing::debug!(%error, client = %self.client, %run, "asking for a task again");
                 sleep(self.backoff.pause()).await;
@@ -189,11 +194,16 @@ impl Tasks {
         };
         self.backoff = pauses();
         self.wanted.remove(run);
+        // Whatever the hint promised, this is a task. But a replica may lag behind.
+        if message.sequence < wanted.sequence {
+            self.look_soon();
+        }
         if self.taken.len() >= RUNS && !self.taken.contains_key(run) {
             self.taken.clear();
         }
         self.taken.insert(run.clone(), message.sequence);
-        Some(TaskDelivery::new(message, run.clone(), wanted.was_found, self.returns.0.clone()))
+        let was_found = wanted.was_found || message.sequence != wanted.sequence;
+        Some(TaskDelivery::new(message, run.clone(), was_found, self.returns.0.clone()))
     }
 
     /// Does what is due.
@@ -203,7 +213,7 @@ impl Tasks {
         for Return { run, sequence, .. } in due {
             if self.taken.get(&run) == Some(&sequence) {
                 self.taken.remove(&run);
-                self.want(run, Wanted { sequence, was_found: false });
+                self.want(run, Wanted { sequence, was_found: true });
             }
         }
         if self.look <= now
@@ -216,11 +226,12 @@ impl Tasks {
 
     /// Looks up what is stored.
     async fn look_up(&mut self) -> Result<(), BusError> {
-        let newest = self.bus.newest(subject::TASK_STREAM, subject::tasks_of(&self.client), true).await?;
+        let tasks = subject::tasks_of(&self.client);
+        let newest = self.bus.newest(subject::TASK_STREAM, tasks, true, |_, _| ()).await?;
         self.look = Instant::now() + LOOK.mul_f64(1.0 + JITTER * (2.0 * fastrand::f64() - 1.0));
-        for found in newest {
-            if let Some((run, _)) = subject::parse_task(&found.message.subject) {
-                self.want(run, Wanted { sequence: found.sequence, was_found: true });
+        for (subject, Left { sequence, .. }) in newest {
+            if let Some((run, _)) = subject::parse_task(&subject) {
+                self.want(run, Wanted { sequence, was_found: true });
             }
         }
         Ok(())
@@ -247,7 +258,7 @@ pub struct TaskDelivery {
     pub measured: Measured,
     /// Its place in the stream: a delivery of the same message has the same.
     pub sequence: u64,
-    /// Whether it was found stored: another process of this client may have seen it, and answered it.
+    /// Whether it was found stored, or comes again: another process of this client may have answered it in the meantime.
     pub was_found: bool,
     /// The span that sent it.
     pub origin: Origin,

@@ -37,7 +37,7 @@ pub use connect::{Bus, BusConfig};
 pub use error::{ApiError, BusError};
 pub use events::Events;
 pub use inbox::{TaskDelivery, Tasks};
-pub use ledger::Ledger;
+pub use ledger::{Counts, Ledger};
 pub use measure::{Measured, Traffic};
 pub use purge::{Mark, Stale};
 pub use records::{Change, Entry, Lease, Records, Revision, Watch};

@@ -1,15 +1,30 @@
 //! What a stream holds at the moment: the newest message of every subject, all of them or an error.
 //!
 //! The consumer behind it sends every message once. One that is lost with its connection is not sent again, and
-//! the end of a batch may be lost as well: so messages are counted, and waiting for them has an end.
+//! the end of a batch may be lost as well: so messages are counted, and waiting for them has an end. A message that is
+//! replaced while they are sent may come twice, or neither before nor after: so the broker is asked which subjects there are,
+//! and for each that did not come by itself.
 
-use std::time::Duration;
-
-use async_nats::jetstream::{
-    Message,
-    consumer::{AckPolicy, Consumer, DeliverPolicy, pull},
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, btree_map::Entry},
+    fmt,
+    time::Duration,
 };
+
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        consumer::{AckPolicy, Consumer, DeliverPolicy, pull},
+        stream::DirectGetErrorKind,
+    },
+};
+use bytes::Bytes;
 use futures::StreamExt;
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
 use tokio::sync::watch;
 
 use crate::{Bus, BusError};
@@ -21,21 +36,38 @@ const INACTIVE: Duration = Duration::from_secs(10);
 /// Messages fetched in one request.
 const BATCH: usize = 256;
 
-/// A message, its place in the stream known.
-pub(crate) struct Newest {
-    pub message: Message,
+/// A message as it is stored.
+pub(crate) struct Stored<'a> {
+    pub headers: Option<&'a HeaderMap>,
+    /// Empty where headers were asked for alone; it may still come.
+    pub payload: &'a Bytes,
+    /// Its place in the stream.
     pub sequence: u64,
 }
 
+/// What is left of the newest message of each subject, by subject.
+pub(crate) type Newest<R> = BTreeMap<Box<str>, Left<R>>;
+
+/// What is left of a message.
+pub(crate) struct Left<R> {
+    /// Its place in the stream.
+    pub sequence: u64,
+    /// What the caller made of it.
+    pub made: R,
+}
+
 impl Bus {
-    /// The newest message of every subject that `filter` matches, in the order of the stream. Where one was lost
-    /// on the way, the error is transient: ask again.
-    pub(crate) async fn newest(
+    /// What `make` makes of the newest message of every subject that `filter` matches; of messages themselves, a batch is
+    /// held at a time. Where one was lost on the way, the error is transient: ask again.
+    ///
+    /// A client may miss those that are replaced at this moment: it may not ask which subjects there are.
+    pub(crate) async fn newest<R>(
         &self,
         stream: &str,
         filter: String,
         headers_only: bool,
-    ) -> Result<Vec<Newest>, BusError> {
+        mut make: impl FnMut(&str, Stored<'_>) -> R,
+    ) -> Result<Newest<R>, BusError> {
         // Taken first: a reconnect from here on is noticed.
         let mut connections = self.connections.clone();
         connections.mark_unchanged();
@@ -44,7 +76,7 @@ impl Bus {
             name: Some(self.unique()),
             deliver_policy: DeliverPolicy::LastPerSubject,
             ack_policy: AckPolicy::None,
-            filter_subject: filter,
+            filter_subject: filter.clone(),
             headers_only,
             inactive_threshold: INACTIVE,
             memory_storage: true,
@@ -53,29 +85,145 @@ impl Bus {
         };
         let consumer = self.js.create_consumer_on_stream(config, stream).await;
         let consumer = consumer.map_err(|error| failed(stream, error))?;
-        let found = read(stream, &consumer, &mut connections).await?;
+        let mut newest = read(stream, &consumer, &mut connections, &mut make).await?;
         // It would vanish by itself, but whoever lists often should not pile consumers up. Clients may not delete any.
         if self.is_client() {
-            return Ok(found);
+            return Ok(newest);
         }
         let name = &consumer.cached_info().name;
         if let Err(error) = self.js.delete_consumer_from_stream(name, stream).await {
             tracing::debug!(%error, stream, "listing consumer left to expire");
         }
-        Ok(found)
+        self.complete(stream, &filter, &mut newest, &mut make).await?;
+        Ok(newest)
+    }
+
+    /// Asks for the messages of all subjects that are missing.
+    async fn complete<R>(
+        &self,
+        stream: &str,
+        filter: &str,
+        newest: &mut Newest<R>,
+        make: &mut impl FnMut(&str, Stored<'_>) -> R,
+    ) -> Result<(), BusError> {
+        let handle = self.js.get_stream_no_info(stream).await.map_err(|error| failed(stream, error))?;
+        let missing = self.subjects(stream, filter, |subject| !newest.contains_key(subject)).await?;
+        for subject in missing {
+            match handle.direct_get_last_for_subject(subject.as_str()).await {
+                Ok(message) => {
+                    let (headers, payload) = (Some(&message.headers), &message.payload);
+                    keep(newest, &subject, Stored { headers, payload, sequence: message.sequence }, make);
+                }
+                // It is gone by now.
+                Err(error) if matches!(error.kind(), DirectGetErrorKind::NotFound) => {}
+                Err(error) => return Err(failed(stream, error)),
+            }
+        }
+        Ok(())
     }
 }
 
-async fn read(
+impl Bus {
+    /// Those of the stream's subjects that `filter` matches and `is_wanted` takes.
+    async fn subjects(
+        &self,
+        stream: &str,
+        filter: &str,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<String>, BusError> {
+        let (mut wanted, mut offset) = (Vec::new(), 0);
+        loop {
+            let request = serde_json::json!({ "subjects_filter": filter, "offset": offset }).to_string();
+            let reply = self.client.request(format!("$JS.API.STREAM.INFO.{stream}"), request.into()).await;
+            let reply = reply.map_err(|error| failed(stream, error))?;
+            let info: Info<'_> =
+                serde_json::from_slice(&reply.payload).map_err(|error| failed(stream, error))?;
+            let Some(state) = info.state else {
+                let reason = info.error.map_or_else(|| "no state".to_owned(), |error| error.description);
+                return Err(failed(stream, reason));
+            };
+            let page = state.subjects.0;
+            wanted
+                .extend(page.iter().filter(|subject| is_wanted(subject)).map(|subject| subject.to_string()));
+            offset += page.len();
+            if page.is_empty() || offset >= info.total {
+                return Ok(wanted);
+            }
+        }
+    }
+}
+
+/// What the broker says of a stream, as far as it matters here. Of ten thousand subjects, the types of the client would take
+/// some megabytes.
+#[derive(Deserialize)]
+struct Info<'a> {
+    #[serde(borrow)]
+    state: Option<State<'a>>,
+    error: Option<Refusal>,
+    /// Subjects on all pages.
+    #[serde(default)]
+    total: usize,
+}
+
+#[derive(Deserialize)]
+struct State<'a> {
+    #[serde(borrow, default)]
+    subjects: Subjects<'a>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    #[serde(default)]
+    description: String,
+}
+
+/// The keys of a map whose values are counts.
+#[derive(Default)]
+struct Subjects<'a>(Vec<Cow<'a, str>>);
+
+/// Where it needs no escapes, as our own do, it is not copied.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Subjects<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Vec<Cow<'de, str>>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("subjects and how many messages they have")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut keys = Vec::new();
+                while let Some((Text(key), IgnoredAny)) = map.next_entry()? {
+                    keys.push(key);
+                }
+                Ok(keys)
+            }
+
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Vec::new())
+            }
+        }
+
+        deserializer.deserialize_any(Keys).map(Self)
+    }
+}
+
+async fn read<R>(
     stream: &str,
     consumer: &Consumer<pull::Config>,
     connections: &mut watch::Receiver<u64>,
-) -> Result<Vec<Newest>, BusError> {
-    let (mut found, mut pending) = (Vec::new(), consumer.cached_info().num_pending);
+    make: &mut impl FnMut(&str, Stored<'_>) -> R,
+) -> Result<Newest<R>, BusError> {
+    let (mut newest, mut came, mut pending) = (Newest::new(), 0, consumer.cached_info().num_pending);
     while pending > 0 {
         let batch = consumer.fetch().max_messages(BATCH).messages().await;
         let mut batch = batch.map_err(|error| failed(stream, error))?;
-        let before = found.len();
+        let before = came;
         loop {
             let message = tokio::select! {
                 biased;
@@ -87,28 +235,70 @@ async fn read(
             let message = message.map_err(|error| failed(stream, error))?;
             let info = message.info().map_err(|error| failed(stream, error))?;
             let (delivered, sequence) = (info.consumer_sequence, info.stream_sequence);
-            pending = info.pending;
-            found.push(Newest { message, sequence });
-            if delivered != found.len() as u64 {
+            (came, pending) = (came + 1, info.pending);
+            let (headers, payload) = (message.headers.as_ref(), &message.payload);
+            keep(&mut newest, &message.subject, Stored { headers, payload, sequence }, make);
+            if delivered != came {
                 return Err(failed(stream, "a message was lost"));
             }
         }
-        if found.len() == before {
+        if came == before {
             // Messages may expire between counting and fetching.
             let info = consumer.get_info().await.map_err(|error| failed(stream, error))?;
-            if info.delivered.consumer_sequence != found.len() as u64 {
+            if info.delivered.consumer_sequence != came {
                 return Err(failed(stream, "a message was lost"));
             }
             break;
         }
     }
-    Ok(found)
+    Ok(newest)
+}
+
+/// Keeps what `make` makes of a message, if it is the newest of its subject.
+fn keep<R>(
+    newest: &mut Newest<R>,
+    subject: &str,
+    stored: Stored<'_>,
+    make: &mut impl FnMut(&str, Stored<'_>) -> R,
+) {
+    let sequence = stored.sequence;
+    match newest.entry(subject.into()) {
+        Entry::Occupied(mut known) if known.get().sequence < sequence => {
+            known.insert(Left { sequence, made: make(subject, stored) });
+        }
+        Entry::Occupied(_) => {}
+        Entry::Vacant(place) => {
+            place.insert(Left { sequence, made: make(subject, stored) });
+        }
+    }
 }
 
 fn what(stream: &str) -> String {
     format!("listing stream {stream}")
 }
 
-fn failed(stream: &str, reason: impl std::fmt::Display) -> BusError {
+fn failed(stream: &str, reason: impl fmt::Display) -> BusError {
     BusError::broker(what(stream), reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subjects(info: &str) -> Vec<String> {
+        let info: Info<'_> = serde_json::from_str(info).unwrap();
+        info.state.unwrap().subjects.0.into_iter().map(Cow::into_owned).collect()
+    }
+
+    #[test]
+    fn subjects_are_read_whatever_is_in_them() {
+        let some = r#"{"total":2,"state":{"messages":3,"subjects":{"a.b":1,"a.\u003c\"":2},"lost":{}},"config":{"x":[1]}}"#;
+        assert_eq!(subjects(some), ["a.b", "a.<\""]);
+        for none in [r#"{"state":{}}"#, r#"{"state":{"subjects":null}}"#, r#"{"state":{"subjects":{}}}"#] {
+            assert!(subjects(none).is_empty());
+        }
+        let refused = r#"{"error":{"code":404,"err_code":10059,"description":"stream not found"}}"#;
+        let info: Info<'_> = serde_json::from_str(refused).unwrap();
+        assert_eq!(info.error.unwrap().description, "stream not found");
+    }
 }

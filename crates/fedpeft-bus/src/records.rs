@@ -2,7 +2,10 @@
 
 use std::{marker::PhantomData, time::Duration};
 
-use async_nats::jetstream::kv::{self, CreateErrorKind, EntryErrorKind, Operation, UpdateErrorKind};
+use async_nats::{
+    HeaderMap,
+    jetstream::kv::{self, CreateErrorKind, EntryErrorKind, Operation, UpdateErrorKind},
+};
 use bytes::Bytes;
 use fedpeft_protocol::{
     model::ModelVersion, presence::Presence, round::RoundReport, run::RunRecord, subject, wire::Format,
@@ -12,6 +15,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     Backoff, Bus, BusError,
     follow::{self, Follow},
+    newest::{Left, Stored},
     overflow::Overflow,
 };
 
@@ -53,6 +57,11 @@ impl Bus {
 
     /// Reports of committed rounds, key `<run>.<round>`.
     pub async fn round_reports(&self) -> Result<Records<RoundReport>, BusError> {
+        self.round_reports_with().await
+    }
+
+    /// As [`Self::round_reports`], with clients in another form than a list, to be written.
+    pub async fn round_reports_with<C>(&self) -> Result<Records<RoundReport<C>>, BusError> {
         self.records(subject::RUN_BUCKET).await
     }
 
@@ -109,7 +118,7 @@ fn pauses() -> Backoff {
     Backoff::new(Duration::from_millis(200), Duration::from_millis(1500))
 }
 
-impl<T: Serialize + DeserializeOwned> Records<T> {
+impl<T: DeserializeOwned> Records<T> {
     /// The value at `key` and its revision.
     pub async fn get(&self, key: &str) -> Result<Option<(T, Revision)>, BusError> {
         let mut backoff = pauses();
@@ -128,6 +137,88 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         Ok(None)
     }
 
+    /// The records that [`Self::keys`] names, in that order. Unreadable ones are left out with a warning.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<Entry<T>>, BusError> {
+        self.list_as(prefix, |entry| entry).await
+    }
+
+    /// What `each` makes of the records of [`Self::list`]: of large or many ones, few are held at a time. A record that is
+    /// replaced meanwhile may be made something of twice; the newer counts.
+    pub async fn list_as<R>(&self, prefix: &str, each: impl Fn(Entry<T>) -> R) -> Result<Vec<R>, BusError> {
+        if self.overflow.is_some() {
+            let fetched = self.fetch(prefix, false, |_, stored| stored.payload.clone()).await?;
+            return self.readable_all(fetched, each).await;
+        }
+        let made = self.fetch(prefix, false, |key, stored| match self.decode(key, stored.payload) {
+            Ok(value) => Some(each(Entry { key: key.to_owned(), value, revision: stored.sequence })),
+            Err(error) => {
+                tracing::warn!(%error, "record skipped");
+                None
+            }
+        });
+        Ok(made.await?.into_iter().filter_map(|(_, made, _)| made).collect())
+    }
+
+    /// The records whose key is a single token: of the run bucket, the runs without their rounds.
+    pub async fn list_top(&self) -> Result<Vec<Entry<T>>, BusError> {
+        let filter = format!("{}*", self.store.prefix);
+        let fetched = self
+            .repeat("*", || self.fetch_once(filter.clone(), false, |_, stored| stored.payload.clone()))
+            .await?;
+        self.readable_all(fetched, |entry| entry).await
+    }
+
+    /// Records as they are and as they change: first every present one that [`Self::keys`] would name, then
+    /// each change. A record that expires says nothing.
+    pub async fn watch(&self, prefix: &str) -> Result<Watch<T>, BusError> {
+        let filter = self.filter(prefix)?;
+        let follow =
+            Follow::start(&self.bus, self.store.stream_name.clone(), filter, follow::From::LastOfEach, BATCH)
+                .await?;
+        Ok(Watch { records: self.clone(), follow, found: None })
+    }
+
+    async fn readable_all<R>(
+        &self,
+        fetched: Vec<(String, Bytes, Revision)>,
+        mut each: impl FnMut(Entry<T>) -> R,
+    ) -> Result<Vec<R>, BusError> {
+        let mut readable = Vec::with_capacity(fetched.len());
+        for (key, stored, revision) in fetched {
+            readable.extend(self.readable(key, stored, revision).await?.map(&mut each));
+        }
+        Ok(readable)
+    }
+
+    /// The record that was stored at `key`, or the newer one there; none, if it cannot be read.
+    async fn readable(
+        &self,
+        key: String,
+        stored: Bytes,
+        revision: Revision,
+    ) -> Result<Option<Entry<T>>, BusError> {
+        let decoded = match self.unpacked(&key, stored).await {
+            Ok(body) => self.decode(&key, &body).map(|value| Some((value, revision))),
+            Err(BusError::NoBlob { .. }) => self.get(&key).await,
+            Err(error) => Err(error),
+        };
+        match decoded {
+            Ok(found) => Ok(found.map(|(value, revision)| Entry { key, value, revision })),
+            Err(error) if error.is_transient() => Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "record skipped");
+                Ok(None)
+            }
+        }
+    }
+
+    fn decode(&self, key: &str, body: &[u8]) -> Result<T, BusError> {
+        let decoded = Format::MessagePack.decode(body);
+        decoded.map_err(|error| BusError::wire(format!("record {key} of {}", self.bucket), error))
+    }
+}
+
+impl<T: Serialize> Records<T> {
     /// Writes a value where there is none; [`BusError::Conflict`] where there is one.
     pub async fn create(&self, key: &str, value: &T) -> Result<Revision, BusError> {
         self.compare_and_set(key, value, None).await
@@ -147,64 +238,21 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         .await
     }
 
-    /// Removes a value; that there is none is fine.
-    pub async fn delete(&self, key: &str) -> Result<(), BusError> {
-        check_key(key)?;
+    /// Writes a value whatever was there, and says whether that was the value of revision `last`, 0 for none. Reads nothing, and
+    /// where the broker's answer is lost it may say no where nobody else wrote.
+    pub async fn renew(&self, key: &str, value: &T, last: Revision) -> Result<(Revision, bool), BusError> {
+        let body = self.packed(key, value).await?;
         self.repeat(key, || async {
-            self.store.delete(key).await.map_err(|error| self.broker("deleting", key, error))
+            match self.store.update(key, body.clone(), last).await {
+                Ok(revision) => Ok((revision, true)),
+                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                    let written = self.store.put(key, body.clone()).await;
+                    Ok((written.map_err(|error| self.broker("writing", key, error))?, false))
+                }
+                Err(error) => Err(self.broker("writing", key, error)),
+            }
         })
         .await
-    }
-
-    /// Keys that begin with the tokens of `prefix` (`run-1` finds `run-1.1`, not `run-10` and not `run-1`
-    /// itself), in order; every key where it is empty. One that is replaced while they are listed may be missing: before
-    /// anything is forgotten, ask for its record by [`Self::get`].
-    pub async fn keys(&self, prefix: &str) -> Result<Vec<String>, BusError> {
-        Ok(self.fetch(prefix, true).await?.into_iter().map(|(key, ..)| key).collect())
-    }
-
-    /// The records that [`Self::keys`] names, in that order. Unreadable ones are left out with a warning.
-    pub async fn list(&self, prefix: &str) -> Result<Vec<Entry<T>>, BusError> {
-        self.list_as(prefix, |entry| entry).await
-    }
-
-    /// What `each` makes of the records of [`Self::list`]: of large ones, one is held at a time.
-    pub async fn list_as<R>(
-        &self,
-        prefix: &str,
-        each: impl FnMut(Entry<T>) -> R,
-    ) -> Result<Vec<R>, BusError> {
-        let fetched = self.fetch(prefix, false).await?;
-        self.readable_all(fetched, each).await
-    }
-
-    /// The records whose key is a single token: of the run bucket, the runs without their rounds.
-    pub async fn list_top(&self) -> Result<Vec<Entry<T>>, BusError> {
-        let fetched = self.repeat("*", || self.fetch_once(format!("{}*", self.store.prefix), false)).await?;
-        self.readable_all(fetched, |entry| entry).await
-    }
-
-    /// Records as they are and as they change: first every present one that [`Self::keys`] would name, then
-    /// each change. A record that expires says nothing.
-    pub async fn watch(&self, prefix: &str) -> Result<Watch<T>, BusError> {
-        let filter = self.filter(prefix)?;
-        let follow =
-            Follow::start(&self.bus, self.store.stream_name.clone(), filter, follow::From::LastOfEach, BATCH)
-                .await?;
-        Ok(Watch { records: self.clone(), follow, found: None })
-    }
-
-    async fn stored(&self, key: &str) -> Result<Option<(Bytes, Revision)>, BusError> {
-        check_key(key)?;
-        let entry = self
-            .repeat(key, || async {
-                self.store.entry(key).await.map_err(|error| match error.kind() {
-                    EntryErrorKind::TimedOut => self.timeout("reading", key),
-                    _ => self.broker("reading", key, error),
-                })
-            })
-            .await?;
-        Ok(entry.filter(|entry| entry.operation == Operation::Put).map(|entry| (entry.value, entry.revision)))
     }
 
     /// When the broker's answer is lost, the record itself tells whether the write took effect: revisions
@@ -230,6 +278,60 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         }
         self.note(key, &body, revision);
         Ok(revision)
+    }
+
+    /// What is stored for a value.
+    async fn packed(&self, key: &str, value: &T) -> Result<Bytes, BusError> {
+        let what = format!("record {key} of {}", self.bucket);
+        let packed = match &self.overflow {
+            Some(overflow) => overflow.packed(&self.bus, &what, key, value).await?,
+            None => match Format::MessagePack.encode(value) {
+                Ok(body) => Bytes::from(body),
+                Err(error) => return Err(BusError::wire(what, error)),
+            },
+        };
+        self.bus.check_size(&what, packed.len())?;
+        Ok(packed)
+    }
+}
+
+impl<T> Records<T> {
+    /// The revision of the value at `key`, without reading it.
+    pub async fn revision(&self, key: &str) -> Result<Option<Revision>, BusError> {
+        let stored = self.stored(key).await?;
+        Ok(stored.map(|(stored, revision)| {
+            self.note(key, &stored, revision);
+            revision
+        }))
+    }
+
+    /// Removes a value; that there is none is fine.
+    pub async fn delete(&self, key: &str) -> Result<(), BusError> {
+        check_key(key)?;
+        self.repeat(key, || async {
+            self.store.delete(key).await.map_err(|error| self.broker("deleting", key, error))
+        })
+        .await
+    }
+
+    /// Keys that begin with the tokens of `prefix` (`run-1` finds `run-1.1`, not `run-10` and not `run-1`
+    /// itself), in order; every key where it is empty.
+    pub async fn keys(&self, prefix: &str) -> Result<Vec<String>, BusError> {
+        let found = self.fetch(prefix, true, |_, _| ()).await?;
+        Ok(found.into_iter().map(|(key, ..)| key).collect())
+    }
+
+    async fn stored(&self, key: &str) -> Result<Option<(Bytes, Revision)>, BusError> {
+        check_key(key)?;
+        let entry = self
+            .repeat(key, || async {
+                self.store.entry(key).await.map_err(|error| match error.kind() {
+                    EntryErrorKind::TimedOut => self.timeout("reading", key),
+                    _ => self.broker("reading", key, error),
+                })
+            })
+            .await?;
+        Ok(entry.filter(|entry| entry.operation == Operation::Put).map(|entry| (entry.value, entry.revision)))
     }
 
     async fn compare_and_store(
@@ -279,62 +381,32 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         }
     }
 
-    async fn fetch(
+    /// What `make` makes of the values under a prefix as they are stored, with their keys and revisions, in order of keys.
+    async fn fetch<R>(
         &self,
         prefix: &str,
         headers_only: bool,
-    ) -> Result<Vec<(String, Bytes, Revision)>, BusError> {
+        make: impl Fn(&str, Stored<'_>) -> R,
+    ) -> Result<Vec<(String, R, Revision)>, BusError> {
         let filter = self.filter(prefix)?;
-        self.repeat(prefix, || self.fetch_once(filter.clone(), headers_only)).await
+        self.repeat(prefix, || self.fetch_once(filter.clone(), headers_only, &make)).await
     }
 
-    async fn fetch_once(
+    async fn fetch_once<R>(
         &self,
         filter: String,
         headers_only: bool,
-    ) -> Result<Vec<(String, Bytes, Revision)>, BusError> {
-        let newest = self.bus.newest(&self.store.stream_name, filter, headers_only).await?;
-        let put = newest.into_iter().filter(|newest| is_put(&newest.message)).filter_map(|newest| {
-            let key = newest.message.subject.strip_prefix(&self.store.prefix)?.to_owned();
-            Some((key, newest.message.payload.clone(), newest.sequence))
+        make: impl Fn(&str, Stored<'_>) -> R,
+    ) -> Result<Vec<(String, R, Revision)>, BusError> {
+        let stream = &self.store.stream_name;
+        let newest = self.bus.newest(stream, filter, headers_only, |subject, stored| {
+            let key = subject.strip_prefix(&self.store.prefix)?;
+            is_put(stored.headers).then(|| make(key, stored))
         });
-        let mut found: Vec<_> = put.collect();
-        found.sort_by(|a, b| a.0.cmp(&b.0));
-        Ok(found)
-    }
-
-    async fn readable_all<R>(
-        &self,
-        fetched: Vec<(String, Bytes, Revision)>,
-        mut each: impl FnMut(Entry<T>) -> R,
-    ) -> Result<Vec<R>, BusError> {
-        let mut readable = Vec::with_capacity(fetched.len());
-        for (key, stored, revision) in fetched {
-            readable.extend(self.readable(key, stored, revision).await?.map(&mut each));
-        }
-        Ok(readable)
-    }
-
-    /// The record that was stored at `key`, or the newer one there; none, if it cannot be read.
-    async fn readable(
-        &self,
-        key: String,
-        stored: Bytes,
-        revision: Revision,
-    ) -> Result<Option<Entry<T>>, BusError> {
-        let decoded = match self.unpacked(&key, stored).await {
-            Ok(body) => self.decode(&key, &body).map(|value| Some((value, revision))),
-            Err(BusError::NoBlob { .. }) => self.get(&key).await,
-            Err(error) => Err(error),
-        };
-        match decoded {
-            Ok(found) => Ok(found.map(|(value, revision)| Entry { key, value, revision })),
-            Err(error) if error.is_transient() => Err(error),
-            Err(error) => {
-                tracing::warn!(%error, "record skipped");
-                Ok(None)
-            }
-        }
+        let put = newest.await?.into_iter().filter_map(|(subject, Left { sequence, made })| {
+            Some((subject.strip_prefix(&self.store.prefix)?.to_owned(), made?, sequence))
+        });
+        Ok(put.collect())
     }
 
     fn filter(&self, prefix: &str) -> Result<String, BusError> {
@@ -343,21 +415,6 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         }
         check_key(prefix)?;
         Ok(format!("{}{prefix}.>", self.store.prefix))
-    }
-
-    /// What is stored for a value.
-    async fn packed(&self, key: &str, value: &T) -> Result<Bytes, BusError> {
-        let what = format!("record {key} of {}", self.bucket);
-        let body = match Format::MessagePack.encode(value) {
-            Ok(body) => Bytes::from(body),
-            Err(error) => return Err(BusError::wire(what, error)),
-        };
-        let packed = match &self.overflow {
-            Some(overflow) => overflow.packed(&self.bus, &what, key, body).await?,
-            None => body,
-        };
-        self.bus.check_size(&what, packed.len())?;
-        Ok(packed)
     }
 
     /// The encoded value for which `stored` stands.
@@ -372,11 +429,6 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         if let Some(overflow) = &self.overflow {
             overflow.note(key, stored, revision);
         }
-    }
-
-    fn decode(&self, key: &str, body: &[u8]) -> Result<T, BusError> {
-        let decoded = Format::MessagePack.decode(body);
-        decoded.map_err(|error| BusError::wire(format!("record {key} of {}", self.bucket), error))
     }
 
     /// Repeats an operation that may be done twice while the broker does not answer.
@@ -419,7 +471,7 @@ pub struct Watch<T> {
     found: Option<(String, Bytes, Revision)>,
 }
 
-impl<T: Serialize + DeserializeOwned> Watch<T> {
+impl<T: DeserializeOwned> Watch<T> {
     /// The next change. Unreadable records are skipped with a warning. Waits for ever; safe to cancel.
     pub async fn next(&mut self) -> Change<T> {
         loop {
@@ -435,7 +487,7 @@ impl<T: Serialize + DeserializeOwned> Watch<T> {
             let next = self.follow.next().await;
             let message = &next.message;
             let Some(key) = message.subject.strip_prefix(&self.records.store.prefix) else { continue };
-            if !is_put(message) {
+            if !is_put(message.headers.as_ref()) {
                 return Change::Deleted(key.to_owned());
             }
             self.found = Some((key.to_owned(), message.payload.clone(), next.sequence));
@@ -444,8 +496,7 @@ impl<T: Serialize + DeserializeOwned> Watch<T> {
 }
 
 /// Deletions are messages too, told apart by a header.
-fn is_put(message: &async_nats::Message) -> bool {
-    let headers = message.headers.as_ref();
+fn is_put(headers: Option<&HeaderMap>) -> bool {
     !headers.is_some_and(|headers| {
         headers.get("KV-Operation").is_some_and(|operation| operation.as_str() != "PUT")
             || headers.get(async_nats::header::NATS_MARKER_REASON).is_some()

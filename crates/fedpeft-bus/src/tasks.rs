@@ -6,7 +6,7 @@ use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use bytes::Bytes;
 use fedpeft_protocol::{ClientId, RunId, round::Task, subject};
 
-use crate::{Bus, BusError, Measured, newest::Newest, publish};
+use crate::{Bus, BusError, Measured, newest::Left, publish};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between the name of a task and the place of what replaced it, where it was sent again.
@@ -36,11 +36,12 @@ impl Bus {
 
     /// What is stored for each client of `run`: its newest task, answered or not.
     pub async fn stored_tasks(&self, run: &RunId) -> Result<BTreeMap<ClientId, StoredTask>, BusError> {
-        let newest = self.newest(subject::TASK_STREAM, subject::tasks_of_run(run), true).await?;
-        let stored = newest.into_iter().filter_map(|Newest { message, sequence }| {
-            let (_, client) = subject::parse_task(&message.subject)?;
-            let id = message.headers.as_ref().and_then(|headers| headers.get(NATS_MESSAGE_ID));
-            let id = id.map(|id| id.as_str().to_owned()).unwrap_or_default();
+        let newest = self.newest(subject::TASK_STREAM, subject::tasks_of_run(run), true, |_, stored| {
+            let id = stored.headers.and_then(|headers| headers.get(NATS_MESSAGE_ID));
+            id.map(|id| id.as_str().into()).unwrap_or_default()
+        });
+        let stored = newest.await?.into_iter().filter_map(|(subject, Left { sequence, made: id })| {
+            let (_, client) = subject::parse_task(&subject)?;
             Some((client, StoredTask { id, sequence }))
         });
         Ok(stored.collect())
@@ -69,7 +70,7 @@ fn name(task: &Task, client: &ClientId) -> String {
 /// The newest message for a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredTask {
-    id: String,
+    id: Box<str>,
     sequence: u64,
 }
 

@@ -20,8 +20,12 @@ use crate::{
 
 /// A client keeps trying to deliver its training result for this long.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Updates pulled ahead of the aggregator: they are as large as an adapter.
+/// Updates pulled ahead of the aggregator, at most: they are as large as an adapter.
 const BATCH: usize = 16;
+/// And at least, so that one is there when another was taken.
+const LEAST: usize = 4;
+/// Bytes pulled ahead where they are known to be large: the memory that they take is that of many more.
+const AHEAD: u64 = 1 << 20;
 
 impl Bus {
     /// Sends a client's update and waits until the broker has stored it. The same update (run, round,
@@ -44,15 +48,23 @@ impl Bus {
     /// Whether the last update of `client` for the round of `task` answers it. Of a round that is committed none is stored.
     pub async fn is_answered(&self, task: &Task, client: &ClientId) -> Result<bool, BusError> {
         let filter = subject::update(&task.run, task.round, client);
-        let newest = self.newest(subject::UPDATE_STREAM, filter, true).await?;
-        let name = format!("{}/", name(&task.run, task.round, client, &task.task));
-        let ids = newest.iter().filter_map(|newest| newest.message.headers.as_ref()?.get(NATS_MESSAGE_ID));
-        Ok(ids.into_iter().any(|id| id.as_str().starts_with(&name)))
+        let begins = format!("{}/", name(&task.run, task.round, client, &task.task));
+        let newest = self.newest(subject::UPDATE_STREAM, filter, true, |_, stored| {
+            let id = stored.headers.and_then(|headers| headers.get(NATS_MESSAGE_ID));
+            id.is_some_and(|id| id.as_str().starts_with(&begins))
+        });
+        Ok(newest.await?.values().any(|newest| newest.made))
     }
 
     /// Every update of `run`, from the first one stored.
     pub async fn updates(&self, run: &RunId) -> Result<Updates, BusError> {
-        self.read_updates(subject::updates_of(run)).await
+        self.read_updates(subject::updates_of(run), BATCH).await
+    }
+
+    /// As [`Self::updates`], where one is expected to have about so many bytes.
+    pub async fn updates_of_size(&self, run: &RunId, bytes: u64) -> Result<Updates, BusError> {
+        let fit = usize::try_from(AHEAD / bytes.max(1)).unwrap_or(BATCH);
+        self.read_updates(subject::updates_of(run), fit.clamp(LEAST, BATCH)).await
     }
 
     /// Every update of one client for one round of `run`, from the first one stored.
@@ -62,11 +74,11 @@ impl Bus {
         round: Round,
         client: &ClientId,
     ) -> Result<Updates, BusError> {
-        self.read_updates(subject::update(run, round, client)).await
+        self.read_updates(subject::update(run, round, client), BATCH).await
     }
 
-    async fn read_updates(&self, filter: String) -> Result<Updates, BusError> {
-        let follow = Follow::start(self, subject::UPDATE_STREAM, filter, follow::From::First, BATCH).await?;
+    async fn read_updates(&self, filter: String, batch: usize) -> Result<Updates, BusError> {
+        let follow = Follow::start(self, subject::UPDATE_STREAM, filter, follow::From::First, batch).await?;
         let pending = follow.stored();
         Ok(Updates { follow, pending })
     }

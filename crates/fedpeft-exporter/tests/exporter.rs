@@ -94,7 +94,7 @@ fn report(round: u32, accuracy: Option<f64>) -> RoundReport {
 }
 
 fn closed(run: &str, round: u32, accuracy: Option<f64>) -> Event {
-    event(run, EventKind::RoundClosed { report: report(round, accuracy) })
+    event(run, EventKind::RoundClosed { report: Box::new(report(round, accuracy)) })
 }
 
 fn accepted(run: &str, round: u32, name: &str) -> Event {
@@ -249,7 +249,7 @@ fn forged_events_take_bounded_memory_and_stop_nothing() {
     huge.bytes_by_kind = [("up.adapter".to_owned(), u64::MAX)].into();
     for round in [u32::MAX - 1, u32::MAX, u32::MAX] {
         huge.round = round;
-        fold(&event("r", EventKind::RoundClosed { report: huge.clone() }));
+        fold(&event("r", EventKind::RoundClosed { report: Box::new(huge.clone()) }));
     }
     for run in 0..100 {
         fold(&status(&format!("run-{run}"), RunStatus::Running));

@@ -15,6 +15,7 @@ mod infer;
 mod inputs;
 mod lower;
 mod prepare;
+mod sink;
 
 pub use builder::Builder;
 pub use error::PassError;
@@ -23,3 +24,4 @@ pub use fold::fold;
 pub use infer::{DOMAIN, Types, infer_graph};
 pub use inputs::InputDecl;
 pub use prepare::{PrepareOptions, Prepared, prepare};
+pub use sink::sink;

@@ -31,7 +31,6 @@ pub struct Event {
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
-#[allow(clippy::large_enum_variant, reason = "events are made and read one at a time")]
 pub enum EventKind {
     /// The run changed its status.
     Status {
@@ -106,7 +105,7 @@ pub enum EventKind {
     RoundClosed {
         /// What happened in it. Its `loss` and `accuracy` are set where the round was evaluated. Its clients are here, or
         /// in the [`Self::RoundClients`] before it.
-        report: RoundReport,
+        report: Box<RoundReport>,
     },
 }
 

@@ -1,10 +1,10 @@
 //! Identifiers. Each is a NATS subject token and a file name on every platform, checked when it is built,
 //! so that no identifier from a message can reach across subjects or paths.
 
-use std::{borrow::Cow, fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr, sync::Arc};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Longest identifier accepted, in bytes.
 pub const MAX_ID_LEN: usize = 64;
@@ -37,16 +37,17 @@ fn check(kind: &'static str, text: &str) -> Result<(), InvalidId> {
 macro_rules! identifier {
     ($(#[$doc:meta])* $name:ident, $kind:literal) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-        #[serde(transparent)]
-        pub struct $name(String);
+        ///
+        /// Copies share their text: lists of ten thousand clients name the same ones.
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Checks and wraps `text`.
-            pub fn new(text: impl Into<String>) -> Result<Self, InvalidId> {
-                let text = text.into();
-                check($kind, &text)?;
-                Ok(Self(text))
+            pub fn new(text: impl AsRef<str>) -> Result<Self, InvalidId> {
+                let text = text.as_ref();
+                check($kind, text)?;
+                Ok(Self(text.into()))
             }
 
             /// The identifier as text.
@@ -66,6 +67,12 @@ macro_rules! identifier {
 
             fn from_str(text: &str) -> Result<Self, InvalidId> {
                 Self::new(text)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
             }
         }
 

@@ -4,11 +4,13 @@
 //! and after it, are hashed together with the hash of the rounds before; the last hash is in the run record, which
 //! is changed by compare-and-set only. Who knows the record can thus check every report.
 
-use std::collections::BTreeMap;
+use std::{borrow::Borrow, collections::BTreeMap, fmt};
+
+use sha2::{Digest as _, Sha256};
 
 use crate::{
     ClientId, Digest, Round,
-    round::{ClientOutcome, RoundReport},
+    round::{ClientOutcome, ClientReport, RoundReport},
     run::RunView,
 };
 
@@ -22,32 +24,58 @@ pub fn empty() -> Digest {
 /// after, of a secure round the word `secure`, the session's digest and the sum of weights, and for each accepted update in the order of the
 /// report its name, client, digest, weight and staleness.
 pub fn extend(before: Digest, report: &RoundReport) -> Digest {
-    use std::fmt::Write as _;
-    let mut text = format!("{before}\n{}\n{}\n{}\n", report.round, report.previous, report.adapter);
+    chain(before, report, &report.clients)
+}
+
+/// As [`extend`], of a report whose clients come one by one.
+pub fn chain<C>(
+    before: Digest,
+    report: &RoundReport<C>,
+    clients: impl IntoIterator<Item: Borrow<ClientReport>>,
+) -> Digest {
+    let mut lines = Lines::default();
+    lines.add(format_args!("{before}\n{}\n{}\n{}\n", report.round, report.previous, report.adapter));
     if let Some(residual) = &report.residual {
-        // Writing to a string does not fail.
-        let _ = write!(text, "residual\n{residual}\n");
+        lines.add(format_args!("residual\n{residual}\n"));
     }
     if let Some(secure) = &report.secure {
-        // Writing to a string does not fail.
-        let _ = write!(text, "secure\n{}\n{}\n", secure.session, secure.weight);
+        lines.add(format_args!("secure\n{}\n{}\n", secure.session, secure.weight));
     }
-    for (client, digest, update, weight, staleness) in accepted(report) {
-        // Writing to a string does not fail.
-        let _ = write!(text, "{update}\n{client}\n{digest}\n{weight}\n{staleness}\n");
+    for client in clients {
+        if let Some((client, digest, update, weight, staleness)) = accepted(client.borrow()) {
+            lines.add(format_args!("{update}\n{client}\n{digest}\n{weight}\n{staleness}\n"));
+        }
     }
-    Digest::of(text)
+    Digest::from_bytes(lines.0.finalize().into())
+}
+
+/// Text as it is hashed.
+#[derive(Default)]
+struct Lines(Sha256);
+
+impl Lines {
+    fn add(&mut self, text: fmt::Arguments<'_>) {
+        // Hashing does not fail.
+        let _ = fmt::Write::write_fmt(self, text);
+    }
+}
+
+impl fmt::Write for Lines {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.update(text);
+        Ok(())
+    }
 }
 
 type Entry<'a> = (&'a ClientId, &'a Digest, &'a str, u64, Round);
 
-fn accepted(report: &RoundReport) -> impl Iterator<Item = Entry<'_>> {
-    report.clients.iter().filter_map(|client| match &client.outcome {
+fn accepted(client: &ClientReport) -> Option<Entry<'_>> {
+    match &client.outcome {
         ClientOutcome::Accepted { digest, update, weight, staleness } => {
             Some((&client.client, digest, update.as_str(), *weight, *staleness))
         }
         _ => None,
-    })
+    }
 }
 
 /// What a checked ledger holds.
@@ -142,7 +170,7 @@ pub fn check(view: &RunView) -> Result<Checked, LedgerError> {
         if let Some(ended) = adapter.filter(|ended| *ended != report.previous) {
             return Err(LedgerError::Broken { round, began: report.previous, ended });
         }
-        for (_, _, update, weight, _) in accepted(report) {
+        for (_, _, update, weight, _) in report.clients.iter().filter_map(accepted) {
             if let Some(first) = seen.insert(update, round) {
                 return Err(LedgerError::Twice { update: update.to_owned(), first, again: round });
             }

@@ -500,8 +500,10 @@ pub struct PhaseSeconds {
 }
 
 /// What happened in one committed round: the value at key `<run>.<round>` of the run bucket.
+// Its writer need not hold the clients of a large cohort as a list: whatever is serialized as one will do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct RoundReport {
+#[schemars(rename = "RoundReport")]
+pub struct RoundReport<C = Vec<ClientReport>> {
     /// Index of the round.
     pub round: Round,
     /// Mean held-out loss of the new global adapter, where it was evaluated; where clients evaluate their own models,
@@ -522,7 +524,7 @@ pub struct RoundReport {
     #[serde(default, skip_serializing_if = "BytesByKind::is_empty")]
     pub payload_by_kind: BytesByKind,
     /// The cohort, sorted by name.
-    pub clients: Vec<ClientReport>,
+    pub clients: C,
     /// What the round did for privacy and what is spent after it, where the run promises any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privacy: Option<PrivacyState>,
@@ -545,4 +547,48 @@ pub struct RoundReport {
     /// Hash chain over the ledgers of all rounds up to this one, see [`crate::ledger`].
     #[serde(default = "crate::ledger::empty")]
     pub ledger: Digest,
+}
+
+impl<C> RoundReport<C> {
+    /// The report with other clients, or another form of them.
+    pub fn with_clients<D>(self, clients: D) -> RoundReport<D> {
+        let Self {
+            round,
+            loss,
+            accuracy,
+            train_loss,
+            bytes_up,
+            bytes_down,
+            bytes_by_kind,
+            payload_by_kind,
+            clients: _,
+            privacy,
+            secure,
+            seconds,
+            previous,
+            adapter,
+            residual,
+            epoch,
+            ledger,
+        } = self;
+        RoundReport {
+            round,
+            loss,
+            accuracy,
+            train_loss,
+            bytes_up,
+            bytes_down,
+            bytes_by_kind,
+            payload_by_kind,
+            clients,
+            privacy,
+            secure,
+            seconds,
+            previous,
+            adapter,
+            residual,
+            epoch,
+            ledger,
+        }
+    }
 }

@@ -2,6 +2,8 @@
 //! `Content-Type` header. Unknown fields are ignored (a newer minor version may add some); a different
 //! protocol version is refused by name.
 
+use std::io::Write;
+
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{PROTOCOL_VERSION, bounds};
@@ -45,11 +47,19 @@ impl Format {
 
     /// Encodes `message`.
     pub fn encode<T: Serialize>(self, message: &T) -> Result<Vec<u8>, WireError> {
+        let mut body = Vec::with_capacity(128);
+        self.encode_into(message, &mut body)?;
+        Ok(body)
+    }
+
+    /// Encodes `message` as it is written, so that a large one need not be held.
+    pub fn encode_into<T: Serialize>(self, message: &T, mut writer: impl Write) -> Result<(), WireError> {
         match self {
-            Self::MessagePack => {
-                rmp_serde::to_vec_named(message).map_err(|e| WireError::Encode(e.to_string()))
+            Self::MessagePack => rmp_serde::encode::write_named(&mut writer, message)
+                .map_err(|error| WireError::Encode(error.to_string())),
+            Self::Json => {
+                serde_json::to_writer(writer, message).map_err(|error| WireError::Encode(error.to_string()))
             }
-            Self::Json => serde_json::to_vec(message).map_err(|e| WireError::Encode(e.to_string())),
         }
     }
 

@@ -77,8 +77,10 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
+/// Drops of what all tokens have, and of what the class token alone has.
 fn dropping() -> Peft {
-    Method::Lora(Lora { rank: 4, dropout: 0.3, ..Lora::default() }).into()
+    let targets = ["query", "value", "down"].map(str::to_owned).into();
+    Method::Lora(Lora { rank: 4, dropout: 0.3, targets, ..Lora::default() }).into()
 }
 
 fn frozen() -> Peft {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use fedpeft_bus::{BusError, TaskDelivery};
-use fedpeft_protocol::round::{Task, Update};
+use fedpeft_protocol::round::{Task, Update, Work};
 use fedpeft_trace::{Instrument, span};
 
 use crate::{
@@ -19,6 +19,8 @@ use crate::{
 
 /// Before a task is tried again whose update the broker did not take.
 const RETRY: Duration = Duration::from_secs(5);
+/// Before a private training is tried again of a client for which another process speaks.
+const COMPANY: Duration = Duration::from_secs(2);
 
 /// What all clients of a process share.
 pub(crate) struct Shared {
@@ -78,6 +80,14 @@ async fn handle(client: &Hosted, shared: &Shared, seen: &mut Seen, delivery: &Ta
         if Instant::now() >= assignment.deadline {
             return late(client, task);
         }
+        if is_private(task) && !client.alone.is_sure() {
+            tracing::info!(
+                client = %client.id, run = %task.run, round = task.round,
+                "private training waits until no other process has spoken for this client for a while"
+            );
+            delivery.retry(COMPANY);
+            return;
+        }
         match Box::pin(shared.workshop.answer(&assignment)).await {
             Answer::Update(update, held) => {
                 publish(client, shared, seen, task, *update, held, delivery).await;
@@ -90,7 +100,12 @@ async fn handle(client: &Hosted, shared: &Shared, seen: &mut Seen, delivery: &Ta
     work.instrument(span).await;
 }
 
-/// Whether an earlier process of this client has answered a task that was stored before we listened.
+/// Whether the client's examples are to be accounted for.
+fn is_private(task: &Task) -> bool {
+    matches!(&task.work, Work::Train { training, .. } if training.dp_sgd.is_some())
+}
+
+/// Whether another process of this client has answered a task that was stored before we listened, or that comes again.
 async fn is_answered(shared: &Shared, client: &Hosted, task: &Task) -> bool {
     match shared.workshop.bus.is_answered(task, &client.id).await {
         Ok(is_answered) => is_answered,

@@ -6,6 +6,7 @@
 //! broker: a worker that dies meanwhile gets the task again and goes on from its last checkpoint ([`state`]), and
 //! an update published twice is stored once. What a client keeps from round to round of a run is in [`memory`].
 
+mod alone;
 mod client;
 mod config;
 mod engine;

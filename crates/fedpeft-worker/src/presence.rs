@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use fedpeft_bus::{BusError, Records};
+use fedpeft_bus::{BusError, Records, Revision};
 use fedpeft_protocol::presence::Presence;
 use fedpeft_service::{CancellationToken, process};
 use futures::{StreamExt, stream};
+use tokio::time::Instant;
+
+use crate::alone::{Alone, Company};
 
 /// A third of the time after which the broker forgets a client.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -18,16 +21,44 @@ const CONCURRENT: usize = 16;
 /// The presence of all clients of a process.
 pub(crate) struct Heartbeats {
     records: Records<Presence>,
-    clients: Vec<Presence>,
+    clients: Vec<Beating>,
+}
+
+/// The presence of one client.
+struct Beating {
+    presence: Presence,
+    /// The last record of it that we wrote; 0 before the first.
+    revision: Revision,
+    company: Company,
+}
+
+impl Beating {
+    async fn renew(&mut self, records: &Records<Presence>) -> Result<(), BusError> {
+        let (client, sent) = (&self.presence.client, Instant::now());
+        let (revision, is_ours) = records.renew(client.as_str(), &self.presence, self.revision).await?;
+        self.revision = revision;
+        if self.company.note(is_ours, sent) {
+            tracing::warn!(
+                %client,
+                "another process speaks for this client: both do its tasks, and private ones wait; stop one of them, or \
+                 give it another --client"
+            );
+        }
+        Ok(())
+    }
 }
 
 impl Heartbeats {
     /// Puts every client once.
-    pub async fn announce(records: Records<Presence>, clients: Vec<Presence>) -> Result<Self, BusError> {
-        let mut beats = Self { records, clients };
+    pub async fn announce(
+        records: Records<Presence>,
+        clients: Vec<(Presence, Alone)>,
+    ) -> Result<Self, BusError> {
+        let beating = |(presence, alone)| Beating { presence, revision: 0, company: Company::new(alone) };
+        let mut beats = Self { records, clients: clients.into_iter().map(beating).collect() };
         beats.look();
-        for client in &beats.clients {
-            beats.records.put(client.client.as_str(), client).await?;
+        for client in &mut beats.clients {
+            client.renew(&beats.records).await?;
         }
         Ok(beats)
     }
@@ -42,8 +73,8 @@ impl Heartbeats {
                 () = gone.cancelled() => break,
                 () = leaving.cancelled(), if !left => {
                     for client in &mut self.clients {
-                        client.capabilities.trains = false;
-                        client.capabilities.evaluates = false;
+                        client.presence.capabilities.trains = false;
+                        client.presence.capabilities.evaluates = false;
                     }
                 }
                 () = tokio::time::sleep(pause()) => {}
@@ -56,8 +87,9 @@ impl Heartbeats {
             }
         }
         for client in &self.clients {
-            if let Err(error) = self.records.delete(client.client.as_str()).await {
-                tracing::debug!(client = %client.client, %error, "presence not withdrawn, it will expire");
+            let client = &client.presence.client;
+            if let Err(error) = self.records.delete(client.as_str()).await {
+                tracing::debug!(%client, %error, "presence not withdrawn, it will expire");
                 // Of a broker that is away, the others need not be asked.
                 break;
             }
@@ -67,13 +99,14 @@ impl Heartbeats {
     /// What changes from beat to beat.
     fn look(&mut self) {
         let free = process::available_memory().map(|bytes| bytes >> 20);
-        self.clients.iter_mut().for_each(|client| client.capabilities.free_memory_mib = free);
+        self.clients.iter_mut().for_each(|client| client.presence.capabilities.free_memory_mib = free);
     }
 
-    async fn beat(&self) {
-        let beats = stream::iter(&self.clients).for_each_concurrent(CONCURRENT, async |client| {
-            if let Err(error) = self.records.put(client.client.as_str(), client).await {
-                tracing::warn!(client = %client.client, %error, "heartbeat lost");
+    async fn beat(&mut self) {
+        let records = &self.records;
+        let beats = stream::iter(&mut self.clients).for_each_concurrent(CONCURRENT, async |client| {
+            if let Err(error) = client.renew(records).await {
+                tracing::warn!(client = %client.presence.client, %error, "heartbeat lost");
             }
         });
         beats.await;

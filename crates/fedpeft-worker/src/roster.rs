@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use fedpeft_data::{ClientData, Federation};
 use fedpeft_protocol::{ClientId, presence::Capabilities};
 
-use crate::{Config, Split};
+use crate::{Config, Split, alone::Alone};
 
 /// What a hosted client does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub(crate) struct Hosted {
     pub held_back: Option<ClientData>,
     /// Most LoRA rank that it trains and sends, if there is a limit.
     pub lora_rank: Option<u32>,
+    /// Whether no other process speaks for it.
+    pub alone: Alone,
 }
 
 impl Hosted {
@@ -59,6 +61,7 @@ pub(crate) fn roster(config: &Config, federation: &Federation) -> anyhow::Result
             data,
             held_back: federation.client_holdout(part),
             lora_rank: config.lora_rank.iter().cycle().nth(part % config.lora_rank.len().max(1)).copied(),
+            alone: Alone::default(),
         });
     }
     if let Some(name) = &config.evaluate {
@@ -70,7 +73,8 @@ pub(crate) fn roster(config: &Config, federation: &Federation) -> anyhow::Result
             bail!("evaluator {name} would have no examples: set validation_examples in the data description");
         }
         let id = ClientId::new(name)?;
-        hosted.push(Hosted { id, role: Role::Evaluates, data, held_back: None, lora_rank: None });
+        let (role, alone) = (Role::Evaluates, Alone::default());
+        hosted.push(Hosted { id, role, data, held_back: None, lora_rank: None, alone });
     }
     let mut names: Vec<&ClientId> = hosted.iter().map(|client| &client.id).collect();
     names.sort_unstable();

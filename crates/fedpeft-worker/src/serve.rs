@@ -49,6 +49,7 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     let identities = Identities::new(trains, config.identities.as_deref(), roster, only_secure)?
         .with_least_noise(config.least_noise_multiplier);
     let presences = presences(&config, &clients, engine.device(), &identities);
+    let presences = presences.into_iter().zip(clients.iter().map(|client| client.alone.clone())).collect();
     tracing::info!(clients = clients.len(), device = engine.device(), worker = config.worker(), "hosting");
 
     let (abort, gone) = (CancellationToken::new(), CancellationToken::new());

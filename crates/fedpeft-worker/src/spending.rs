@@ -3,7 +3,8 @@
 //! Steps are counted before they are taken, a block at a time, and each time they are taken: a crash, a lost
 //! checkpoint or a task that comes twice costs budget and never privacy. There is one file for each client and run, in
 //! the folder `privacy` beside the checkpoints; one that cannot be read ends the training, for nobody knows any more what
-//! was spent.
+//! was spent. Processes that share the folder add to the same account: what is counted is added to what the file says by
+//! then, under a lock.
 
 use std::{
     fs,
@@ -19,6 +20,9 @@ use fedpeft_protocol::{
 use serde::{Deserialize, Serialize};
 
 const VERSION: u32 = 1;
+
+/// The file in the folder of accounts that whoever changes one holds locked.
+const LOCK: &str = "lock";
 
 /// Blocks that the steps of a training are counted in.
 const BLOCKS: u64 = 8;
@@ -80,23 +84,8 @@ impl Spending {
     ) -> Result<Self, SpendingError> {
         let name = Digest::of(format!("fedpeft privacy {client}\n{run}"));
         let path = folder.join("privacy").join(format!("{name}.json"));
-        let record = match fs::read(&path) {
-            Ok(bytes) => {
-                let read = serde_json::from_slice::<Record>(&bytes).map_err(io::Error::other);
-                let fits =
-                    |record: &Record| (record.version, &record.client, &record.run) == (VERSION, client, run);
-                let fitting = read.and_then(|record| {
-                    fits(&record)
-                        .then_some(record)
-                        .ok_or_else(|| io::Error::other("it is of another account"))
-                });
-                fitting.map_err(|source| SpendingError::File { path: path.clone(), source })?
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Record { version: VERSION, client: client.clone(), run: run.clone(), releases: Vec::new() }
-            }
-            Err(source) => return Err(SpendingError::File { path, source }),
-        };
+        let record =
+            Record { version: VERSION, client: client.clone(), run: run.clone(), releases: Vec::new() };
         let examples = examples.max(1);
         let batch = (training.batch_size.max(1) as usize).min(examples);
         let (sampling, noise_multiplier) = (spec.sampling, spec.noise_multiplier);
@@ -105,19 +94,24 @@ impl Spending {
             ExampleSampling::Shuffle => (1.0, examples.div_ceil(batch) as u64),
         };
         let kind = Releases { sampling, rate, noise_multiplier, count: 0 };
-        Ok(Self { path, record, spec, kind, unit, counted: None })
+        let mut spending = Self { path, record, spec, kind, unit, counted: None };
+        spending.read().map_err(|source| spending.unusable(source))?;
+        Ok(spending)
     }
 
     /// Counts what is done next, before it is: called before every step with the steps done and those in all, and after
     /// the last.
     ///
     /// # Errors
-    /// Before the first step, that the rest of the training does not fit the budget; at any, that it cannot be counted.
+    /// Before the first step, and whenever another process has counted in the meantime, that the rest of the training does
+    /// not fit the budget; at any, that it cannot be counted.
     pub fn before(&mut self, step: u64, planned: u64) -> Result<(), SpendingError> {
         if step >= planned || self.counted.is_some_and(|counted| step < counted) {
             return Ok(());
         }
-        if self.counted.is_none() {
+        let _lock = self.lock().map_err(|source| self.unusable(source))?;
+        let is_news = self.read().map_err(|source| self.unusable(source))?;
+        if is_news || self.counted.is_none() {
             let would = self.with(self.releases(step, planned)).epsilon(self.spec.delta)?;
             match self.spec.epsilon {
                 Some(budget) if would > budget => {
@@ -129,7 +123,7 @@ impl Spending {
         let block = planned.div_ceil(BLOCKS).max(1);
         let until = (step + block).next_multiple_of(self.unit).min(planned);
         let record = self.with(self.releases(step, until));
-        self.write(&record).map_err(|source| SpendingError::File { path: self.path.clone(), source })?;
+        self.write(&record).map_err(|source| self.unusable(source))?;
         (self.record, self.counted) = (record, Some(until));
         Ok(())
     }
@@ -155,9 +149,41 @@ impl Spending {
         Record { version: *version, client: client.clone(), run: run.clone(), releases }
     }
 
+    fn unusable(&self, source: io::Error) -> SpendingError {
+        SpendingError::File { path: self.path.clone(), source }
+    }
+
+    fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
+    }
+
+    /// Keeps others from changing an account of this folder for as long as the file is open.
+    fn lock(&self) -> io::Result<fs::File> {
+        fs::create_dir_all(self.folder())?;
+        let lock = fs::File::create(self.folder().join(LOCK))?;
+        lock.lock()?;
+        Ok(lock)
+    }
+
+    /// Reads what the file says, if there is one; whether that is something else than what was known.
+    fn read(&mut self) -> io::Result<bool> {
+        let bytes = match fs::read(&self.path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let found = serde_json::from_slice::<Record>(&bytes)?;
+        let Record { version, client, run, releases } = &self.record;
+        if (found.version, &found.client, &found.run) != (*version, client, run) {
+            return Err(io::Error::other("it is of another account"));
+        }
+        let is_news = found.releases != *releases;
+        self.record = found;
+        Ok(is_news)
+    }
+
     fn write(&self, record: &Record) -> io::Result<()> {
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
+        let folder = self.folder();
         let mut temporary = tempfile::Builder::new().prefix(".part-").tempfile_in(folder)?;
         temporary.write_all(&serde_json::to_vec(record)?)?;
         temporary.as_file().sync_all()?;
@@ -240,6 +266,27 @@ mod tests {
         let mut third = open(folder.path(), "a", spec(poisson, None)).unwrap();
         third.before(20, 20).unwrap();
         assert_eq!(counted(folder.path(), "a", poisson), 6 + 16);
+    }
+
+    #[test]
+    fn processes_that_share_a_folder_share_the_account_and_its_budget() {
+        let folder = tempfile::tempdir().unwrap();
+        let poisson = ExampleSampling::Poisson;
+        let mut both = [0, 1].map(|_| open(folder.path(), "a", spec(poisson, None)).unwrap());
+        for step in 0..=20 {
+            both.iter_mut().for_each(|spending| spending.before(step, 20).unwrap());
+        }
+        assert_eq!(counted(folder.path(), "a", poisson), 40);
+
+        // Room for one of them, and for what the other counts before it finds that out.
+        let limit = expected(Sampling::Poisson { rate: 0.1 }, 64, Accountant::Prv) * 1.0001;
+        let mut both = [0, 1].map(|_| open(folder.path(), "a", spec(poisson, Some(limit))).unwrap());
+        both.iter_mut().for_each(|spending| spending.before(0, 20).unwrap());
+        both[0].before(3, 20).unwrap();
+        let error = both[1].before(3, 20).unwrap_err();
+        assert!(matches!(error, SpendingError::Budget { .. }), "{error}");
+        (4..=20).for_each(|step| both[0].before(step, 20).unwrap());
+        assert_eq!(counted(folder.path(), "a", poisson), 63);
     }
 
     #[test]

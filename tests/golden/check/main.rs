@@ -16,3 +16,4 @@ mod methods;
 mod names;
 mod peft;
 mod runtime;
+mod sink;

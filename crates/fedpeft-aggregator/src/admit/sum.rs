@@ -10,8 +10,9 @@ use fedpeft_strategy::{Claim, SpoolError, max_partial_bytes, partial_distance};
 
 use super::{fetch, plausible};
 use crate::{
+    clients::{Accepted, Member},
     drive::Drive,
-    round::{Accepted, Member, RoundState, Updates},
+    round::{RoundState, Updates},
     spool::Adapter,
     stop::Stop,
 };
@@ -30,7 +31,7 @@ pub(super) async fn admit(
             "the update is a sum, but client {client} did not declare that it aggregates"
         )));
     }
-    let Accepted { examples, updates, loss, seconds, digest, .. } = *claimed;
+    let (&Accepted { examples, loss, seconds, digest, .. }, updates) = (claimed, claimed.updates());
     if let Err(reason) = plausible(examples, member.examples, loss, seconds) {
         return Ok(Err(reason));
     }

@@ -36,8 +36,8 @@ const POLL: Duration = Duration::from_millis(500);
 pub(super) enum Taken {
     /// It works for this task.
     Record(Box<OwnedRecord>),
-    /// A newer task was begun.
-    Past,
+    /// It has answered this task, or begun a newer one.
+    Over,
     /// The edge does not take part, for this reason.
     Closed(String),
 }
@@ -45,6 +45,24 @@ pub(super) enum Taken {
 /// How far the record's upstream task has come.
 pub(super) fn state(record: &RunRecord) -> Option<&UpstreamState> {
     record.upstream.as_ref().map(|upstream| &upstream.state)
+}
+
+/// Whether the local record says already that there is nothing to do for a task.
+pub(super) async fn settled(edge: &Edge, task: &Task) -> Result<Option<Taken>, Stop> {
+    let found = edge.shop.bus.runs().await?.get(task.run.as_str()).await?;
+    Ok(found.and_then(|(record, _)| settled_by(&record, edge, task)))
+}
+
+fn settled_by(record: &RunRecord, edge: &Edge, task: &Task) -> Option<Taken> {
+    let (edge, run) = (&edge.client, &task.run);
+    let Some(Upstream { task: name, round, epoch, state }) = &record.upstream else {
+        return Some(Taken::Closed(format!("edge {edge} has a run of its own that is called {run}")));
+    };
+    if record.status == RunStatus::Cancelled {
+        return Some(Taken::Closed(format!("run {run} is cancelled at edge {edge}")));
+    }
+    let is_sent = *name == task.task && *state == UpstreamState::Sent;
+    (is_sent || (*epoch, *round) > (task.epoch, task.round)).then_some(Taken::Over)
 }
 
 /// Takes the local run of a task, and makes it work for this task if it has worked for an older one. As with every
@@ -61,17 +79,12 @@ pub(super) async fn take(edge: &Edge, task: &Task, spec: &RunSpec) -> Result<Tak
             (record, revision)
         }
     };
-    let Some(before) = record.upstream.clone() else {
-        return Ok(Taken::Closed(format!("edge {} has a run of its own that is called {run}", edge.client)));
-    };
-    if record.status == RunStatus::Cancelled {
-        return Ok(Taken::Closed(format!("run {run} is cancelled at edge {}", edge.client)));
+    if let Some(settled) = settled_by(&record, edge, task) {
+        return Ok(settled);
     }
-    if (before.epoch, before.round) > (task.epoch, task.round) {
-        return Ok(Taken::Past);
-    }
+    let before = record.upstream.clone();
     let mut record = OwnedRecord::of(record, revision, records);
-    if before.task == task.task {
+    if before.as_ref().is_some_and(|before| before.task == task.task) {
         record
             .write(|record| {
                 record.epoch += 1;
@@ -101,8 +114,8 @@ pub(super) async fn take(edge: &Edge, task: &Task, spec: &RunSpec) -> Result<Tak
     for round in given_up {
         bus.purge_updates(run, Stale::Round(round), updates).await?;
     }
-    if let UpstreamState::Answered { kept: Some(kept), .. } = &before.state {
-        super::send::forget(edge, run, kept).await;
+    if let Some(UpstreamState::Answered { kept: Some(kept), .. }) = before.map(|before| before.state) {
+        super::send::forget(edge, run, &kept).await;
     }
     Ok(Taken::Record(Box::new(record)))
 }

@@ -8,8 +8,7 @@ use std::{
 use fedpeft_bus::Stale;
 use fedpeft_protocol::{
     Digest, PROTOCOL_VERSION,
-    event::EventKind,
-    round::{Outcome, Payload, RoundReport, Task, Transfer, Update},
+    round::{Outcome, Payload, Task, Transfer, Update},
     run::{RunRecord, RunStatus, UpstreamState},
 };
 use fedpeft_strategy::{Claim, SpoolError};
@@ -20,6 +19,7 @@ use crate::{
     model,
     phase::commit,
     record::OwnedRecord,
+    report::Report,
     round::{RoundState, Updates, report_key},
     spool::{Adapter, Target},
     stop::Stop,
@@ -70,20 +70,20 @@ pub(super) async fn run(
     tracing::info!(
         run = %drive.record.run,
         round = report.round,
-        accepted = round.accepted().count(),
-        clients = round.members.len(),
+        accepted = round.clients.accepted().count(),
+        clients = round.clients.len(),
         bytes = size,
         train_loss = report.train_loss,
         "round summed up"
     );
-    drive.events.emit(EventKind::RoundClosed { report });
+    drive.events.close(report);
     if drive.record.status.is_final() {
         drive.events.emit(model::status_event(drive.record, Some(&drive.model)));
     }
     Ok(())
 }
 
-fn closed(record: &mut RunRecord, report: &RoundReport, update: Update, kept: Digest) {
+fn closed(record: &mut RunRecord, report: &Report, update: Update, kept: Digest) {
     record.round = report.round;
     record.ledger = report.ledger;
     record.open = None;

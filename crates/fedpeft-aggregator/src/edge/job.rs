@@ -23,6 +23,7 @@ use super::{
 use crate::{
     drive::Drive,
     events::EventLog,
+    lease::{self, Held, STANDBY},
     model,
     phase::{Phase, broadcast, collect},
     record::OwnedRecord,
@@ -32,16 +33,9 @@ use crate::{
 
 /// How often it is looked whether the run was cancelled here.
 const CANCELLED_CHECK: Duration = Duration::from_secs(2);
-/// Before a task is tried again whose run another process has.
-const TAKEN_OVER: Duration = Duration::from_secs(5);
 
-/// Answers a task; leaves it to the next process at `shutdown`.
-pub(super) async fn run(
-    edge: Arc<Edge>,
-    delivery: TaskDelivery,
-    deadline: Instant,
-    shutdown: CancellationToken,
-) {
+/// Answers a task; leaves it to the next process at `stop`.
+pub(super) async fn run(edge: Arc<Edge>, delivery: TaskDelivery, deadline: Instant, stop: CancellationToken) {
     let Ok(task) = &delivery.result else { return };
     let (run, round) = (&task.run, task.round);
     let span = span!(
@@ -49,45 +43,75 @@ pub(super) async fn run(
         fedpeft.client = %edge.client, fedpeft.work = task.work.name()
     );
     delivery.origin.adopt(&span);
-    let answered = tokio::select! {
-        biased;
-        () = shutdown.cancelled() => return,
-        answered = Box::pin(answer(&edge, task, deadline).instrument(span)) => answered,
-    };
-    match answered {
-        Ok(()) => {}
-        Err(Stop::Fenced) => {
-            tracing::info!(%run, round, "run changed by another process");
-            delivery.retry(TAKEN_OVER);
-        }
-        // Nobody waits for it any more.
-        Err(error) => tracing::warn!(%run, round, %error, "task given up"),
+    // Nobody waits for it any more.
+    if let Err(error) = Box::pin(answer(&edge, task, deadline, &stop).instrument(span)).await {
+        tracing::warn!(%run, round, %error, "task given up");
     }
 }
 
-/// Answers a task, through trouble that passes.
-async fn answer(edge: &Edge, task: &Task, deadline: Instant) -> Result<(), Stop> {
+/// Answers a task, through trouble that passes. While another process has the run, it waits for its turn or the answer.
+async fn answer(edge: &Edge, task: &Task, deadline: Instant, stop: &CancellationToken) -> Result<(), Stop> {
     loop {
-        match Box::pin(attempt(edge, task, deadline)).await {
-            Err(error @ (Stop::Trouble(_) | Stop::Spool(_))) if Instant::now() < deadline => {
+        let is_late = Instant::now() >= deadline;
+        let pause = match Box::pin(attempt(edge, task, deadline, stop)).await {
+            Ok(Held::Done(())) => return Ok(()),
+            Ok(Held::Left | Held::Elsewhere) if is_late => return Ok(()),
+            Ok(Held::Left | Held::Elsewhere) => STANDBY,
+            Err(error @ Stop::Failed(_)) => return Err(error),
+            Err(error) if is_late => return Err(error),
+            Err(error) => {
                 tracing::warn!(run = %task.run, round = task.round, %error, "round interrupted, going on from its durable state");
-                sleep(error.pause()).await;
+                error.pause()
             }
-            settled => return settled,
+        };
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = sleep(pause) => {}
         }
     }
 }
 
-async fn attempt(edge: &Edge, task: &Task, deadline: Instant) -> Result<(), Stop> {
+async fn attempt(
+    edge: &Edge,
+    task: &Task,
+    deadline: Instant,
+    stop: &CancellationToken,
+) -> Result<Held<()>, Stop> {
     let Work::Aggregate { spec, examples } = &task.work else {
         let reason =
             format!("client {} is an edge: it aggregates, and does not {}", edge.client, task.work.name());
-        return send::refusal(edge, task, reason).await;
+        return until(stop, send::refusal(edge, task, reason)).await;
     };
-    let mut record = match begin::take(edge, task, spec).await? {
+    // Nobody needs the lease to see that.
+    if let Some(settled) = begin::settled(edge, task).await? {
+        return until(stop, work(edge, task, settled, *examples, deadline)).await;
+    }
+    let taken = async {
+        let taken = begin::take(edge, task, spec).await?;
+        work(edge, task, taken, *examples, deadline).await
+    };
+    Ok(match lease::hold(&edge.shop.bus, &task.run, &edge.owner, stop, Box::pin(taken)).await? {
+        Held::Done(done) => Held::Done(done?),
+        Held::Left => Held::Left,
+        Held::Elsewhere => Held::Elsewhere,
+    })
+}
+
+/// Does what needs no lease, unless `stop` comes.
+async fn until(
+    stop: &CancellationToken,
+    work: impl Future<Output = Result<(), Stop>>,
+) -> Result<Held<()>, Stop> {
+    let done = stop.run_until_cancelled(Box::pin(work)).await.transpose()?;
+    Ok(done.map_or(Held::Left, Held::Done))
+}
+
+/// Does what is left to do for a task.
+async fn work(edge: &Edge, task: &Task, taken: Taken, examples: u64, deadline: Instant) -> Result<(), Stop> {
+    let mut record = match taken {
         Taken::Record(record) => *record,
-        Taken::Past => {
-            tracing::info!(run = %task.run, round = task.round, "skipping a task of the past");
+        Taken::Over => {
+            tracing::debug!(run = %task.run, round = task.round, "task is over");
             return Ok(());
         }
         Taken::Closed(reason) => return send::refusal(edge, task, reason).await,
@@ -98,7 +122,7 @@ async fn attempt(edge: &Edge, task: &Task, deadline: Instant) -> Result<(), Stop
             return Ok(());
         }
         let gathered = tokio::select! {
-            gathered = Box::pin(gather(edge, &mut record, task, *examples, deadline)) => gathered,
+            gathered = Box::pin(gather(edge, &mut record, task, examples, deadline)) => gathered,
             () = cancelled(edge, &task.run) => Err(Stop::Fenced),
         };
         match gathered {

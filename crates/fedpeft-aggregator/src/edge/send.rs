@@ -14,6 +14,10 @@ use crate::{model::ENVELOPE, phase::commit::TAG, record::OwnedRecord, spool::Ada
 
 /// Says that the edge does not do a task. Nothing of it is kept: asked again, it says the same.
 pub(super) async fn refusal(edge: &Edge, task: &Task, reason: String) -> Result<(), Stop> {
+    // Other processes of this edge say it as well.
+    if edge.upstream.is_answered(task, &edge.client).await? {
+        return Ok(());
+    }
     tracing::warn!(run = %task.run, round = task.round, reason, "task refused");
     publish(edge, task, &close::answer(task, Vec::new(), Outcome::Failed { reason })).await
 }
@@ -23,12 +27,14 @@ pub(super) async fn answer(edge: &Edge, record: &mut OwnedRecord, task: &Task) -
     let Some(UpstreamState::Answered { update, kept }) = super::begin::state(record).cloned() else {
         return Ok(());
     };
-    let mut update = *update;
-    if let (Outcome::Aggregated { sum, .. }, Some(kept)) = (&mut update.outcome, &kept) {
-        let sent = fill(edge, task, sum, kept).await?;
-        update.fetched.extend(sent);
+    if !edge.upstream.is_answered(task, &edge.client).await? {
+        let mut update = *update;
+        if let (Outcome::Aggregated { sum, .. }, Some(kept)) = (&mut update.outcome, &kept) {
+            let sent = fill(edge, task, sum, kept).await?;
+            update.fetched.extend(sent);
+        }
+        publish(edge, task, &update).await?;
     }
-    publish(edge, task, &update).await?;
     record
         .write(|record| {
             if let Some(upstream) = &mut record.upstream {

@@ -8,13 +8,12 @@
 //! An owner that took the round over first folds what is stored, and then sends tasks only to clients that
 //! have not answered: the same tasks under the same names, which the broker and the clients recognise.
 
-use std::{mem, time::Instant};
+use std::time::Instant;
 
-use fedpeft_bus::{Ledger, Measured};
 use fedpeft_protocol::{
     ClientId,
     event::EventKind,
-    round::{Direction, MemoryTask, Task, Work},
+    round::{Direction, MemoryTask, Task, Transfer, Work},
 };
 use futures::{TryStreamExt, stream::FuturesUnordered};
 
@@ -32,28 +31,15 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         tracing::info!(
             run = %drive.record.run,
             round = round.open.round,
-            answers = round.answers.len(),
-            clients = round.members.len(),
+            answers = round.clients.answered(),
+            clients = round.clients.len(),
             "round taken over"
         );
     }
     if let Some(secure) = &mut round.secure {
         secure.place_params(drive).await?;
     }
-    // What a task was is forgotten once it is sent: a cohort may be large.
-    let mut ledger = mem::take(&mut round.ledger);
-    let (mut cohort, mut sending) = (round.open.cohort.iter(), FuturesUnordered::new());
-    loop {
-        while sending.len() < IN_FLIGHT
-            && let Some(client) = cohort.next()
-        {
-            sending.push(send(drive, &round, client));
-        }
-        let Some((client, task, measured)) = sending.try_next().await? else { break };
-        ledger.message(client, Direction::Down, measured, task.payloads());
-    }
-    drop(sending);
-    round.ledger = ledger;
+    send_all(drive, &mut round).await?;
     let opened = EventKind::RoundOpened { round: round.open.round, cohort: round.open.cohort.clone() };
     if !round.taken_over {
         drive.events.emit(opened);
@@ -66,39 +52,57 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     Ok(Phase::Collect(round))
 }
 
+/// Sends every client its task, several at once. What a task was is forgotten once it is sent: a cohort may be large.
+async fn send_all(drive: &Drive<'_>, round: &mut RoundState) -> Result<(), Stop> {
+    let (mut next, mut sending) = (0, FuturesUnordered::new());
+    loop {
+        while sending.len() < IN_FLIGHT
+            && let Some(client) = round.open.cohort.get(next).cloned()
+        {
+            next += 1;
+            let task = train_task(drive, round, &client).await?;
+            // Who has not answered before the first stage ended is not waited for.
+            let is_settled = round.clients.has_answered(&client) || round.has_ended_stages();
+            sending.push(send(drive, client, task, is_settled));
+        }
+        let Some((client, transfers)) = sending.try_next().await? else { return Ok(()) };
+        round.clients_mut().count(&client, transfers);
+    }
+}
+
+/// Sends a client its task; measures it only, where nothing is expected of it.
+async fn send(
+    drive: &Drive<'_>,
+    client: ClientId,
+    task: Task,
+    is_settled: bool,
+) -> Result<(ClientId, [Transfer; 2]), Stop> {
+    let measured = match is_settled {
+        true => drive.bus.measure_task(&task, &client)?,
+        false => drive.bus.publish_task(&task, &client).await?,
+    };
+    Ok((client, measured.message(Direction::Down, task.payloads())))
+}
+
 /// Sends tasks again that were replaced and whose clients have not answered.
 pub(crate) async fn again(drive: &Drive<'_>, round: &mut RoundState) -> Result<(), Stop> {
     let Some(stored) = drive.stored_tasks().await? else { return Ok(()) };
-    let mut ledger = Ledger::default();
-    for client in round.open.cohort.iter().filter(|client| !round.answers.contains_key(client)) {
-        let task = train_task(drive, round, client).await?;
-        if let Some(measured) = drive.restore_one(&stored, client, &task).await? {
-            ledger.message(client, Direction::Down, measured, task.payloads());
+    for at in 0..round.open.cohort.len() {
+        let Some(client) = round.open.cohort.get(at).cloned() else { break };
+        if round.clients.has_answered(&client) {
+            continue;
+        }
+        let task = train_task(drive, round, &client).await?;
+        if let Some(measured) = drive.restore_one(&stored, &client, &task).await? {
+            round.clients_mut().count(&client, measured.message(Direction::Down, task.payloads()));
         }
     }
-    round.ledger.extend(ledger);
     Ok(())
-}
-
-/// Sends a client its task; measures it only, where the client has answered.
-async fn send<'a>(
-    drive: &Drive<'_>,
-    round: &RoundState,
-    client: &'a ClientId,
-) -> Result<(&'a ClientId, Task, Measured), Stop> {
-    let task = train_task(drive, round, client).await?;
-    // Who has not answered before the first stage ended is not waited for.
-    let measured = if round.answers.contains_key(client) || round.has_ended_stages() {
-        drive.bus.measure_task(&task, client)?
-    } else {
-        drive.bus.publish_task(&task, client).await?
-    };
-    Ok((client, task, measured))
 }
 
 async fn train_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> Result<Task, Stop> {
     let spec = &drive.record.spec;
-    if round.members.get(client).is_some_and(|member| member.aggregates) {
+    if round.clients.member(client).is_some_and(|member| member.aggregates) {
         return edge_task(drive, round, client).await;
     }
     let tasks = round.open.cohort.len();
@@ -126,7 +130,7 @@ async fn edge_task(drive: &Drive<'_>, round: &RoundState, client: &ClientId) -> 
     let mut spec = Box::new(drive.record.spec.clone());
     // They name those who work for us, not for the edge.
     spec.eligibility.clients.clear();
-    let examples = round.members.get(client).map_or(0, |member| member.examples);
+    let examples = round.clients.member(client).map_or(0, |member| member.examples);
     let (work, deadline) = (Work::Aggregate { spec, examples }, round.deadline_ms(&drive.record.spec));
     let tasks = round.open.cohort.len();
     drive.task((round.open.round, round.open.epoch), tasks, client, work, deadline).await

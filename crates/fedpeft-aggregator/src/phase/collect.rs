@@ -10,7 +10,7 @@
 //! | failed | the quorum was not reached, or cannot be reached any more |
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
@@ -23,9 +23,10 @@ use tokio::time::{self, interval_at, sleep, timeout};
 use super::{Phase, broadcast, secure};
 use crate::{
     admit::{Refusal, admit},
+    clients::Answer,
     drive::Drive,
     retention,
-    round::{Answer, RoundState},
+    round::RoundState,
     stop::Stop,
 };
 
@@ -54,9 +55,9 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     let mut presence_check = interval_at(time::Instant::now() + PRESENCE_CHECK, PRESENCE_CHECK);
     let mut task_check = interval_at(time::Instant::now() + TASK_CHECK, TASK_CHECK);
     let (mut missed, mut put_off) = (BTreeMap::new(), 0);
-    let mut accepted = round.accepted().count();
+    let mut accepted = round.clients.accepted().count();
     let ended_by = loop {
-        let outstanding = round.waits_for();
+        let outstanding = round.clients.waits_for();
         if round.wants(&spec).is_some_and(|wanted| accepted >= wanted) {
             break "with all the updates it wants";
         }
@@ -93,16 +94,16 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         }
     };
     tracing::debug!(run = %drive.record.run, round = round.open.round, "round closes {ended_by}");
-    let accepted = round.accepted().count();
+    let accepted = round.clients.accepted().count();
     if accepted < quorum {
         return Err(Stop::Failed(format!(
             "round {} had {accepted} of {} updates {ended_by}, the quorum is {quorum}: {}; cure it and resume the run",
             round.open.round,
-            round.members.len(),
+            round.clients.len(),
             round.shortfall(),
         )));
     }
-    let train = round.accepted().map(|accepted| accepted.seconds).fold(0.0, f64::max);
+    let train = round.clients.accepted().map(|accepted| accepted.seconds).fold(0.0, f64::max);
     let waited = round.last_taken.saturating_duration_since(round.sent).as_secs_f64();
     round.seconds.train = train;
     round.seconds.collect = (waited - train).max(0.0);
@@ -113,7 +114,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
 /// takes none.
 pub(crate) async fn stored(drive: &mut Drive<'_>, round: &mut RoundState) -> Result<(), Stop> {
     let wanted = round.wants(&drive.record.spec);
-    let mut accepted = round.accepted().count();
+    let mut accepted = round.clients.accepted().count();
     while drive.updates.pending() > 0
         && (round.has_ended_stages() || wanted.is_none_or(|wanted| accepted < wanted))
     {
@@ -134,13 +135,13 @@ async fn absent(
     round: &RoundState,
     missed: &mut BTreeMap<ClientId, u32>,
 ) -> Result<usize, Stop> {
-    let present: BTreeSet<_> = drive.present().await?.into_iter().map(|presence| presence.client).collect();
+    let present = drive.present_clients().await?;
     for client in round.outstanding() {
         let is_present = present.contains(&client);
         let count = missed.entry(client).or_default();
         *count = if is_present { 0 } else { *count + 1 };
     }
-    missed.retain(|client, _| !round.answers.contains_key(client));
+    missed.retain(|client, _| !round.clients.has_answered(client));
     Ok(missed.values().filter(|count| **count >= MISSED_CHECKS).count())
 }
 
@@ -162,7 +163,7 @@ async fn judge(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelive
     if delivery.update.as_ref().is_ok_and(|update| drive.evaluations.contains(&update.task)) {
         return Ok(false);
     }
-    let Some(member) = round.members.get(&client).filter(|member| member.round == number).cloned() else {
+    let Some(member) = round.clients.member(&client).filter(|member| member.round == number).cloned() else {
         let reason = if number == round.open.round {
             format!("client {client} is not in the cohort of round {number}")
         } else {
@@ -199,14 +200,14 @@ async fn judge(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelive
                 }
                 Refusal::Stray(reason) => (reason, false),
             };
-            let ends = ends && !round.answers.contains_key(&client);
+            let ends = ends && !round.clients.has_answered(&client);
             if !is_flood || ends {
                 drive.refuse(number, &client, reason.clone());
             }
             if !ends {
                 return Ok(false);
             }
-            Answer::Rejected(reason)
+            Answer::Rejected(reason.into())
         }
     };
     if let Answer::Accepted(accepted) = &answer {
@@ -221,6 +222,6 @@ async fn judge(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelive
     }
     round.last_taken = Instant::now();
     let is_accepted = matches!(answer, Answer::Accepted(_));
-    round.answers.insert(client, answer);
+    round.clients_mut().take(&client, answer);
     Ok(is_accepted)
 }

@@ -75,7 +75,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     (drive.adapter, drive.encoded) = (OnceCell::new_with(Some(next)), OnceCell::new());
     (drive.control, drive.residual) = (OnceCell::new_with(control), OnceCell::new_with(residual));
     if drive.record.spec.has_memory() {
-        drive.counted.add(&report);
+        report.clients.iter().for_each(|client| drive.counted.add(&client));
     }
     if let Some(before) = &forgotten {
         forget_moments(drive, before).await;
@@ -85,11 +85,8 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
         forget(drive, &round, (tasks, updates)).await?;
     } else {
         retention::forget_uploads(drive, &round).await;
-        let answered: Vec<_> = round
-            .answers
-            .keys()
-            .filter_map(|client| Some((round.members.get(client)?.round, client)))
-            .collect();
+        let answered = round.clients.iter().filter(|(.., answer)| answer.is_some());
+        let answered = answered.map(|(client, member, _)| (member.round, client)).collect();
         drive.forget_all(answered, updates, Some(tasks)).await?;
     }
     // Written with the report once it is evaluated.
@@ -98,8 +95,8 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     tracing::info!(
         run = %drive.record.run,
         round = report.round,
-        accepted = round.accepted().count(),
-        clients = round.members.len(),
+        accepted = round.clients.accepted().count(),
+        clients = round.clients.len(),
         train_loss = report.train_loss,
         "round committed"
     );
@@ -143,7 +140,7 @@ async fn next(drive: &Drive<'_>, round: &RoundState) -> Result<Next, Stop> {
     let mut adapter = drive.target(drive.model.layout.bytes())?;
     let mut moments = (strategy.kept() > 0).then(|| drive.target(moments_size(drive))).transpose()?;
     let tag = tag(&drive.record.run);
-    let examples: Vec<u64> = round.accepted().map(|accepted| accepted.examples).collect();
+    let examples: Vec<u64> = round.clients.accepted().map(|accepted| accepted.examples).collect();
     let mut noise = privacy::stream(drive, round, "sum");
     let work = move |Updates { fold, .. }: &mut Updates| -> Result<Next, SpoolError> {
         let unclipped = fold.unclipped();
@@ -223,10 +220,8 @@ async fn subtract_bases(drive: &Drive<'_>, round: &RoundState) -> Result<(), Sto
         return Ok(());
     }
     let mut bases = BTreeMap::<Digest, u64>::new();
-    for (client, accepted) in round.accepted_by() {
-        if let Some(member) = round.members.get(client) {
-            *bases.entry(member.adapter).or_default() += accepted.weight;
-        }
+    for (_, member, accepted) in round.clients.accepted_by() {
+        *bases.entry(member.adapter).or_default() += accepted.weight;
     }
     for (base, weight) in bases {
         let base = drive.global(&base).await?;

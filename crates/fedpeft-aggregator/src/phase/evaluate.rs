@@ -15,21 +15,21 @@ use std::{
 use fedpeft_bus::{Ledger, Revision, UpdateDelivery};
 use fedpeft_protocol::{
     ClientId,
-    event::EventKind,
-    round::{ByteKind, Direction, Outcome, RoundReport, Task, Transfer, Work},
+    presence::Presence,
+    round::{ByteKind, Direction, Outcome, Task, Transfer, Work},
 };
 use fedpeft_service::now_ms;
 use tokio::time::{self, interval_at, sleep};
 
 use super::{Phase, collect::TASK_CHECK};
-use crate::{admit::one_line, drive::Drive, round::report_key, stop::Stop, traced};
+use crate::{admit::one_line, drive::Drive, report::Report, round::report_key, stop::Stop, traced};
 
 /// How often the evaluator's presence is looked up.
 const PRESENCE_CHECK: Duration = Duration::from_secs(3);
 
 /// A round that is committed but not announced.
 pub(crate) struct Committed {
-    pub report: RoundReport,
+    pub report: Report,
     /// Revision of the stored report.
     pub revision: Revision,
     /// When the round began.
@@ -59,8 +59,8 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut committed: Box<Committed>) ->
             committed.report.loss = Some(loss);
             committed.report.accuracy = accuracy;
         }
-        committed.report.bytes_by_kind.extend(ledger.by_kind());
-        committed.report.payload_by_kind.extend(ledger.payload_by_kind());
+        committed.report.bytes_by_kind.extend(ledger.total.by_kind());
+        committed.report.payload_by_kind.extend(ledger.payload.by_kind());
     }
     let seconds = &mut committed.report.seconds;
     seconds.evaluate = started.elapsed().as_secs_f64();
@@ -76,7 +76,7 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut committed: Box<Committed>) ->
         "round closed"
     );
     traced::close(drive.record, began, &report);
-    drive.events.emit(EventKind::RoundClosed { report });
+    drive.events.close(report);
     Ok(Phase::Select)
 }
 
@@ -98,9 +98,9 @@ async fn evaluation(
     drive.evaluations.clear();
     let mut asked = BTreeSet::new();
     loop {
-        let present = drive.present().await?.into_iter();
-        let mut evaluators = present.filter(|presence| presence.capabilities.evaluates).map(|p| p.client);
-        let Some(evaluator) = evaluators.find(|client| !asked.contains(client)) else {
+        let evaluator = |presence: Presence| presence.capabilities.evaluates.then_some(presence.client);
+        let evaluators = drive.present(evaluator).await?;
+        let Some(evaluator) = evaluators.into_iter().find(|client| !asked.contains(client)) else {
             tracing::warn!(run = %drive.record.run, round, "no client evaluates the global adapter");
             return Ok(None);
         };
@@ -126,7 +126,8 @@ async fn ask(
     drive.evaluations.insert(task.task.clone());
     // Only its answer is read: what others send meanwhile waits for the next round.
     let mut answers = drive.bus.updates_of(&drive.record.run, round, evaluator).await?;
-    ledger.evaluation(evaluator, Direction::Down, drive.bus.publish_task(&task, evaluator).await?);
+    let measured = drive.bus.publish_task(&task, evaluator).await?;
+    ledger.count(measured.transfer(Direction::Down, ByteKind::Evaluation));
     let deadline = sleep(Duration::from_millis(deadline_ms.saturating_sub(now_ms())));
     tokio::pin!(deadline);
     let mut presence_check = interval_at(time::Instant::now() + PRESENCE_CHECK, PRESENCE_CHECK);
@@ -136,14 +137,14 @@ async fn ask(
         tokio::select! {
             biased;
             delivery = answers.next() => {
-                count(ledger, evaluator, &delivery);
+                count(ledger, &delivery);
                 if let Some(answer) = judge(drive, &task, evaluator, delivery) {
                     drive.forget_task(round, evaluator).await?;
                     return Ok(answer);
                 }
             }
             _ = presence_check.tick() => {
-                let is_present = drive.present().await?.iter().any(|presence| presence.client == *evaluator);
+                let is_present = drive.present_clients().await?.contains(evaluator);
                 missed = if is_present { 0 } else { missed + 1 };
                 if missed >= 2 {
                     tracing::warn!(run = %drive.record.run, round, client = %evaluator, "evaluator is gone");
@@ -151,8 +152,8 @@ async fn ask(
                 }
             }
             _ = task_check.tick() => {
-                for (client, _, measured) in drive.restore(vec![(evaluator.clone(), task.clone())]).await? {
-                    ledger.evaluation(&client, Direction::Down, measured);
+                for (_, _, measured) in drive.restore(vec![(evaluator.clone(), task.clone())]).await? {
+                    ledger.count(measured.transfer(Direction::Down, ByteKind::Evaluation));
                 }
             }
             () = &mut deadline => return Ok(Answer::TimedOut),
@@ -162,12 +163,12 @@ async fn ask(
 
 /// Counts what an answer took, and what its sender had to fetch for it. A model is no part of the evaluation: it is
 /// fetched once, by whichever client is asked first.
-fn count(ledger: &mut Ledger, evaluator: &ClientId, delivery: &UpdateDelivery) {
-    ledger.evaluation(evaluator, Direction::Up, delivery.measured);
+fn count(ledger: &mut Ledger, delivery: &UpdateDelivery) {
+    ledger.count(delivery.measured.transfer(Direction::Up, ByteKind::Evaluation));
     for transfer in delivery.update.iter().flat_map(|update| &update.fetched) {
         match transfer.kind {
-            ByteKind::Backbone | ByteKind::Artifacts => ledger.transfer(evaluator, *transfer),
-            _ => ledger.transfer(evaluator, Transfer { kind: ByteKind::Evaluation, ..*transfer }),
+            ByteKind::Backbone | ByteKind::Artifacts => ledger.count(*transfer),
+            _ => ledger.count(Transfer { kind: ByteKind::Evaluation, ..*transfer }),
         }
     }
 }

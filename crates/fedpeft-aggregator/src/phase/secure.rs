@@ -15,7 +15,7 @@ mod admit;
 mod ask;
 mod collect;
 
-use std::{num::NonZero, thread};
+use std::{num::NonZero, sync::Arc, thread};
 
 use fedpeft_protocol::{
     event::EventKind,
@@ -28,9 +28,10 @@ pub(super) use admit::admit;
 
 use super::Phase;
 use crate::{
+    clients::Answer,
     drive::Drive,
     privacy,
-    round::{Answer, RoundState, Updates},
+    round::{RoundState, Updates},
     secure::Secure,
     stop::Stop,
 };
@@ -89,11 +90,12 @@ fn end(round: &mut RoundState, stage: SecureStage, members: &Members, at_ms: u64
     secure.end(members, at_ms);
     if stage == SecureStage::Mask {
         // From here on it is settled whose updates are in the sum.
-        let out: Vec<_> = round.answers.keys().filter(|client| !stay.contains(*client)).cloned().collect();
-        for client in out {
-            if let Some(answer @ Answer::Accepted(_)) = round.answers.get_mut(&client) {
-                let reason = secure.left.get(&client).cloned();
-                *answer = Answer::Failed(reason.unwrap_or_else(|| "it left the round".to_owned()));
+        let clients = Arc::make_mut(&mut round.clients);
+        let out: Vec<_> = clients.accepted_by().map(|(client, ..)| client.clone()).collect();
+        for client in out.into_iter().filter(|client| !stay.contains(client)) {
+            if let Some(answer) = clients.answer_mut(&client) {
+                let reason = secure.left.get(&client).map_or("it left the round", String::as_str);
+                *answer = Answer::Failed(reason.into());
             }
         }
     }

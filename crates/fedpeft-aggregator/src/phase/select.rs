@@ -162,20 +162,22 @@ pub(crate) async fn trainers(drive: &Drive<'_>) -> Result<Trainers, Stop> {
     // What is known of each client goes beyond its share of the sum.
     let plain = spec.uplink.is_plain() && spec.downlink.is_plain();
     let merges = rule.merges() && !spec.has_memory() && !spec.is_personal() && plain;
-    let eligible = drive.present().await?.into_iter().filter(|presence| {
-        let checked =
-            spec.eligibility.check(presence).and_then(|()| takes(rule, merges, &presence.capabilities));
-        checked
-            .inspect_err(|reason| {
-                tracing::debug!(run = %drive.record.run, client = %presence.client, reason, "not eligible");
-            })
-            .is_ok()
-    });
-    let trainers = eligible.map(|Presence { client, capabilities, .. }| {
+    let trainer = |Presence { client, capabilities, .. }| {
         let Capabilities { examples, aggregates, identity, .. } = capabilities;
         (client, Trainer { examples, aggregates, identity })
-    });
-    Ok(trainers.collect())
+    };
+    let eligible = |presence: Presence| {
+        let checked =
+            spec.eligibility.check(&presence).and_then(|()| takes(rule, merges, &presence.capabilities));
+        match checked {
+            Ok(()) => Some(trainer(presence)),
+            Err(reason) => {
+                tracing::debug!(run = %drive.record.run, client = %presence.client, reason, "not eligible");
+                None
+            }
+        }
+    };
+    Ok(drive.present(eligible).await?.into_iter().collect())
 }
 
 /// Whether a round of this rule, and of clients whose updates may be merged, can use what a client offers.

@@ -135,9 +135,40 @@ async fn played() -> (Federation, Federation, Vec<Player>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn processes_of_one_edge_do_not_fence_each_other() {
+    let expected = flat(100, spec(3, 6)).await;
+    let (root, mut edge) = (Federation::start(100).await, Federation::bare(100).await);
+    edge.trainers(&CLIENTS).await;
+    let mut services = Vec::new();
+    for _ in 0..3 {
+        services.push(edge.edge(root.nats.bus().await, "edge", EdgeRounds::default()).await);
+    }
+    root.offers("edge", 349).await;
+    let _root = root.aggregator().await;
+    root.create("r", spec(3, 1)).await.unwrap();
+    assert_eq!(adapters(&root.completed("r").await), expected);
+    // Each round was taken once.
+    assert_eq!(edge.until("r", is_sent).await.epoch, 3);
+    for service in services {
+        service.stop().await;
+    }
+    assert!(edge.bus.leases().await.unwrap().keys("").await.unwrap().is_empty());
+}
+
+/// What happens to an edge in the middle of the first round.
+#[derive(Clone, Copy, PartialEq)]
+enum Fate {
+    Lives,
+    /// Killed, and started again.
+    Restarts,
+    /// Killed while another process of it stands by.
+    IsReplaced,
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_edge_that_is_killed_between_updates_goes_on() {
     let mut results = Vec::new();
-    for stormy in [false, true] {
+    for fate in [Fate::Lives, Fate::Restarts, Fate::IsReplaced] {
         let (root, edge, mut players) = Box::pin(played()).await;
         let start = async || edge.edge(root.nats.bus().await, "edge", EdgeRounds::default()).await;
         let mut service = start().await;
@@ -148,25 +179,33 @@ async fn an_edge_that_is_killed_between_updates_goes_on() {
             let tasks: [Task; 2] = [players[0].task().await, players[1].task().await];
             assert_eq!(tasks[1].round, round);
             players[0].send(&tasks[0], &players[0].trained(&tasks[0], 10).await).await;
-            if stormy {
+            if round == 1 && fate != Fate::Lives {
                 edge.events_until(
                     "r",
                     |kind| matches!(kind, EventKind::UpdateAccepted { round: r, .. } if *r == round),
                 )
                 .await;
+                let standby = match fate {
+                    Fate::IsReplaced => Some(start().await),
+                    _ => None,
+                };
                 service.kill().await;
-                service = start().await;
+                service = match standby {
+                    Some(standby) => standby,
+                    None => start().await,
+                };
             }
             players[1].send(&tasks[1], &players[1].trained(&tasks[1], 23).await).await;
         }
         let view = root.completed("r").await;
         assert!(view.rounds.iter().all(|report| report.clients[0].updates == 2));
-        edge.until("r", is_sent).await;
+        let taken = edge.until("r", is_sent).await.epoch;
+        assert_eq!(taken, if fate == Fate::Lives { 2 } else { 3 });
         assert_eq!(ledger::check(&edge.view("r").await).unwrap().updates, 4);
         results.push(adapters(&view));
         service.stop().await;
     }
-    assert_eq!(results[0], results[1]);
+    assert!(results.iter().all(|result| *result == results[0]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

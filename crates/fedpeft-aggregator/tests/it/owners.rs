@@ -69,7 +69,7 @@ async fn an_evaluation_in_progress_survives_its_owner() {
     assert_eq!(view.rounds[0].accuracy, Some(0.9));
     let closed: Vec<_> =
         federation.events("r").await.into_iter().filter(|kind| kind.name() == "round_closed").collect();
-    assert_eq!(closed, [EventKind::RoundClosed { report: view.rounds[0].clone() }]);
+    assert_eq!(closed, [EventKind::RoundClosed { report: Box::new(view.rounds[0].clone()) }]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -86,7 +86,7 @@ async fn three_rounds_with_evaluation_end_as_computed_by_hand() {
     let closed: Vec<_> = events
         .into_iter()
         .filter_map(|kind| match kind {
-            EventKind::RoundClosed { report } => Some(report),
+            EventKind::RoundClosed { report } => Some(*report),
             _ => None,
         })
         .collect();

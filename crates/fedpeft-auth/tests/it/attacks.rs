@@ -5,14 +5,14 @@ use std::{
     time::Duration,
 };
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, header::NATS_SEQUENCE};
 use bytes::Bytes;
 use fedpeft_bus::UploadKey;
-use fedpeft_protocol::{Digest, RunId, subject, wire::Format};
+use fedpeft_protocol::{Digest, RunId, round::Task, subject, wire::Format};
 use futures::StreamExt;
 
 use crate::{
-    work::{presence, update},
+    work::{presence, task, update},
     world::{PATIENCE, Person, World, client_id},
 };
 
@@ -199,6 +199,45 @@ async fn a_consumer_of_a_client_commands_no_service() {
     let admin = world.bus("admin").await.unwrap();
     admin.request::<_, ()>("runs.cancel", &"meant").await.unwrap();
     assert_eq!(*asked.lock().unwrap(), ["meant"]);
+}
+
+/// Clients share an account, and the broker's reply to one may go to the subject at which another waits for hints.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_hints_at_nothing_and_what_it_makes_the_broker_say_hides_no_task() {
+    let world = World::new().await;
+    let (aggregator, client) = (world.bus("aggregator").await.unwrap(), client_id("B"));
+    let attacker = world.person("a").await;
+    let hint = |run: &str| format!("fedpeft.v1.hint.B.{run}");
+    assert!(!attacker.may_publish(&hint("r")).await && !attacker.may_subscribe(&hint("r")).await);
+    // A reply like a hint: with a place in a stream, far behind every task.
+    for byte in 0..40 {
+        aggregator.put_blob(vec![byte; 10].into()).await.unwrap();
+    }
+    let read = format!("{}.DIRECT.GET.OBJ_fedpeft-blobs", subject::CLIENT_API);
+    let mut seen = world.person("B").await.client.subscribe(subject::hints_of(&client)).await.unwrap();
+    let past = r#"{"seq":20,"next_by_subj":">"}"#;
+    let flood = tokio::spawn(async move {
+        for other in 0.. {
+            // Of the run of its next task, and of others.
+            for hint in [hint("r"), hint(&format!("x{other}"))] {
+                attacker.client.publish_with_reply(read.clone(), hint, past.into()).await.unwrap();
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    let forged = tokio::time::timeout(PATIENCE, seen.next()).await.unwrap().unwrap();
+    let sequence = forged.headers.unwrap().get(NATS_SEQUENCE).unwrap().as_str().parse::<u64>().unwrap();
+    assert!(sequence >= 20, "{sequence}");
+
+    let mut tasks = world.bus("B").await.unwrap().tasks(&client).await.unwrap();
+    for round in 1..=3 {
+        aggregator.publish_task(&Task { round, ..task() }, &client).await.unwrap();
+        let delivery = tokio::time::timeout(PATIENCE, tasks.next()).await.unwrap().unwrap();
+        assert_eq!(delivery.result.unwrap().round, round);
+    }
+    let more = tokio::time::timeout(Duration::from_secs(2), tasks.next()).await;
+    assert!(more.is_err(), "a task that nobody sent");
+    flood.abort();
 }
 
 /// Tags hold the names as they are: upper case is no lower case.

@@ -6,5 +6,6 @@ mod attacks;
 mod credentials;
 mod folder;
 mod matrix;
+mod upgrade;
 mod work;
 mod world;

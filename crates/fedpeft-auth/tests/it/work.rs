@@ -14,7 +14,7 @@ fn run() -> RunId {
     RunId::new("r").unwrap()
 }
 
-fn task() -> Task {
+pub fn task() -> Task {
     Task {
         version: PROTOCOL_VERSION,
         run: run(),
@@ -71,7 +71,10 @@ async fn a_worker_does_its_work_for_each_of_its_clients() {
     let mut updates = aggregator.updates(&run()).await.unwrap();
     for name in ["c", "d"] {
         let client = client_id(name);
-        clients.put(name, &presence(name)).await.unwrap();
+        let (first, was_first) = clients.renew(name, &presence(name), 0).await.unwrap();
+        assert!(was_first && clients.renew(name, &presence(name), first).await.unwrap().1);
+        // Another process of this client would do so.
+        assert!(!clients.renew(name, &presence(name), 0).await.unwrap().1);
         let mut tasks = worker.tasks(&client).await.unwrap();
         aggregator.publish_task(&task(), &client).await.unwrap();
         assert!(aggregator.stored_tasks(&run()).await.unwrap()[&client].is(&task(), &client));

@@ -38,6 +38,20 @@ async fn compare_and_set_lets_one_writer_win() {
 }
 
 #[tokio::test]
+async fn who_renews_learns_whether_somebody_else_wrote() {
+    let (_server, records) = records().await;
+    let (first, was_ours) = records.renew("run", &lease("a"), 0).await.unwrap();
+    assert!(was_ours);
+    let (second, was_ours) = records.renew("run", &lease("a"), first).await.unwrap();
+    assert!(was_ours && second > first);
+    let (other, was_ours) = records.renew("run", &lease("b"), 0).await.unwrap();
+    assert!(!was_ours);
+    let (third, was_ours) = records.renew("run", &lease("a"), second).await.unwrap();
+    assert!(!was_ours && third > other);
+    assert_eq!(records.get("run").await.unwrap(), Some((lease("a"), third)));
+}
+
+#[tokio::test]
 async fn of_many_concurrent_writers_exactly_one_wins() {
     let (_server, records) = records().await;
     let revision = records.create("run", &lease("start")).await.unwrap();
@@ -195,4 +209,33 @@ async fn records_that_do_not_fit_a_message_lie_in_blobs() {
     let third = reports.update("r.1", &small, second).await.unwrap();
     assert_eq!(reports.get("r.1").await.unwrap(), Some((small, third)));
     assert_eq!(blobs().await, before - 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_shows_each_record_once_however_often_they_are_replaced() {
+    let (_server, records) = records().await;
+    let keys = ["a", "b", "c.1"];
+    for key in keys {
+        records.put(key, &lease("first")).await.unwrap();
+    }
+    let writers: Vec<_> = keys
+        .map(|key| {
+            let records = records.clone();
+            tokio::spawn(async move {
+                for turn in 0.. {
+                    records.put(key, &lease(&turn.to_string())).await.unwrap();
+                }
+            })
+        })
+        .into_iter()
+        .collect();
+    for _ in 0..300 {
+        assert_eq!(self::keys(&records.list("").await.unwrap()), keys);
+        assert_eq!(records.keys("").await.unwrap(), keys);
+        assert_eq!(self::keys(&records.list_top().await.unwrap()), ["a", "b"]);
+        assert_eq!(records.list_as("c", |entry| entry.key).await.unwrap(), ["c.1"]);
+    }
+    for writer in writers {
+        writer.abort();
+    }
 }

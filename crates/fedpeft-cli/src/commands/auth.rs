@@ -84,8 +84,12 @@ Then: hand the new files out; the former ones are worth nothing.")]
         #[command(flatten)]
         output: Output,
     },
-    /// Tell a running server of all revocations.
-    #[command(after_help = "Example:\n  fedpeft auth push --server tls://broker:4222 --tls-ca ca.pem")]
+    /// Tell a running server of all revocations, and what roles may do by this version of the program.
+    #[command(after_help = "\
+Example:
+  fedpeft auth push --server tls://broker:4222 --tls-ca ca.pem
+
+After an upgrade too: what a role may do is in the accounts, which are made anew. Credentials that were handed out stay as they are.")]
     Push {
         #[command(flatten)]
         place: Place,
@@ -189,12 +193,13 @@ pub fn run(command: Command) -> Result<()> {
             output.show(&shown, |shown| table(shown))
         }
         Command::Push { place, server, output } => {
-            let authority = Authority::open(&place.dir)?;
+            let mut authority = Authority::open(&place.dir)?;
             if server.server.is_none() {
                 bail!("there is no server to tell: name it with --server");
             }
+            authority.refresh()?;
             let told = tell(&authority, server)?;
-            output.show(&told, |told| format!("{} knows of all revocations", told.server))
+            output.show(&told, |told| format!("{} knows of all revocations and permissions", told.server))
         }
     }
 }
@@ -316,7 +321,7 @@ fn announce(authority: &Authority, server: Server) -> Result<()> {
     Ok(())
 }
 
-/// A server that knows of all revocations.
+/// A server that knows of all revocations and permissions.
 #[derive(Serialize)]
 struct Told {
     server: String,

@@ -41,7 +41,7 @@ impl Watcher for Lines {
 
     fn end(&mut self, record: &RunRecord) {
         for report in self.untold.drain(..) {
-            let (epoch, kind) = (report.epoch, EventKind::RoundClosed { report });
+            let (epoch, kind) = (report.epoch, EventKind::RoundClosed { report: Box::new(report) });
             let (run, at_ms) = (record.run.clone(), record.updated_ms);
             print(&Event { version: PROTOCOL_VERSION, run, at_ms, epoch, kind });
         }

@@ -1,5 +1,7 @@
 //! Training with DP-SGD: what leaves the client, and what it spends.
 
+use std::time::Duration;
+
 use fedpeft_privacy::{Accountant, Mechanism, Sampling};
 use fedpeft_protocol::{
     Round,
@@ -7,7 +9,7 @@ use fedpeft_protocol::{
     run::{DpSgdSpec, ExampleSampling, TrainingSpec},
 };
 
-use crate::setup::{Setup, next};
+use crate::setup::{Setup, next, within};
 
 /// Four epochs of three steps on 40 examples, of which a step draws 16 in the mean.
 fn private(epsilon: Option<f64>) -> Work {
@@ -71,4 +73,39 @@ async fn clients_count_what_they_spend_and_stop_at_their_budget() {
     let _worker = setup.worker(&["--clients", "1"]);
     setup.present("client-000").await;
     refused(&mut updates, 4).await;
+}
+
+/// Two processes with accounts of their own would release two updates, and each would count one.
+#[tokio::test]
+async fn of_two_processes_of_a_client_none_trains_privately_until_one_is_gone() {
+    let setup = Setup::new().await;
+    let mut updates = setup.updates().await;
+    let epsilon = async |updates: &mut _| match next(updates).await.update.unwrap().outcome {
+        Outcome::Trained { epsilon, .. } => epsilon.unwrap(),
+        outcome => panic!("{outcome:?}"),
+    };
+    let mut first = setup.worker(&["--clients", "1", "--worker", "first"]);
+    setup.present("client-000").await;
+    setup.send(&setup.task(1, "client-000", private(None)), "client-000").await;
+    assert!((epsilon(&mut updates).await / spent(1) - 1.0).abs() < 1e-6);
+
+    let mut second = setup.command(&["--clients", "1", "--worker", "second"]);
+    let mut second = second.env("FEDPEFT_CACHE", setup.folder().join("elsewhere")).spawn().unwrap();
+    within(Box::pin(async {
+        while setup.present("client-000").await.worker != "second" {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }))
+    .await;
+    // Longer than the first takes to notice.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    setup.send(&setup.task(2, "client-000", private(None)), "client-000").await;
+    assert!(tokio::time::timeout(Duration::from_secs(8), updates.next()).await.is_err());
+
+    let said = setup.log(&mut second).await;
+    assert!(said.contains("another process speaks for this client"), "{said}");
+    // The account of the one that is left has all that was released.
+    assert!((epsilon(&mut updates).await / spent(2) - 1.0).abs() < 1e-6);
+    let said = setup.log(&mut first).await;
+    assert!(said.contains("private training waits"), "{said}");
 }

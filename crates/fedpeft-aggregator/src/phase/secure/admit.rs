@@ -12,9 +12,10 @@ use fedpeft_secagg::{Message, Session, Taken};
 
 use crate::{
     admit::{Refusal, one_line, plausible, plausible_epsilon, plausible_own},
+    clients::{Accepted, Answer, Member, More},
     drive::Drive,
     encoding,
-    round::{Accepted, Answer, Member, RoundState},
+    round::RoundState,
     stop::Stop,
 };
 
@@ -27,10 +28,11 @@ pub(in crate::phase) async fn admit(
     delivery: UpdateDelivery,
 ) -> Result<Result<Option<Answer>, Refusal>, Stop> {
     let UpdateDelivery { client, update, measured, .. } = delivery;
-    round.ledger.message(&client, Direction::Up, measured, update.iter().flat_map(Update::payloads));
+    let payloads = update.iter().flat_map(Update::payloads);
+    round.clients_mut().count(&client, measured.message(Direction::Up, payloads));
     // What follows may answer the stage after one that an earlier owner ended here.
     super::restore(round).await?;
-    let trained = round.answers.contains_key(&client);
+    let trained = round.clients.has_answered(&client);
     let refuse = |reason: String| match trained {
         true => Refusal::Stray(reason),
         false => Refusal::Answer(reason),
@@ -43,7 +45,7 @@ pub(in crate::phase) async fn admit(
         Ok(stage) => stage,
         Err(reason) => return Ok(Err(Refusal::Stray(reason))),
     };
-    update.fetched.iter().for_each(|transfer| round.ledger.transfer(&client, *transfer));
+    round.clients_mut().count(&client, update.fetched);
     let (message, figures) = match update.outcome {
         Outcome::Failed { reason } => return Ok(failed(round, &client, stage, &reason)),
         Outcome::Secured { stage: said, message, trained } if said == stage => (message, trained),
@@ -90,10 +92,10 @@ pub(in crate::phase) async fn admit(
         secure.said.insert(client.clone(), digest);
     }
     let answer = match (stage, figures) {
-        (SecureStage::Advertise, Some(figures)) => Some(accepted(update.task, digest, figures, member)),
+        (SecureStage::Advertise, Some(figures)) => Some(accepted(digest, figures, member)),
         (SecureStage::Mask, _) => {
-            if let Some(Answer::Accepted(accepted)) = round.answers.get_mut(&client) {
-                (accepted.digest, accepted.update) = (digest, update.task);
+            if let Some(Answer::Accepted(accepted)) = round.clients_mut().answer_mut(&client) {
+                (accepted.digest, accepted.stage) = (digest, Some(stage));
             }
             None
         }
@@ -132,9 +134,9 @@ fn failed(
 ) -> Result<Option<Answer>, Refusal> {
     let reason = one_line(reason);
     if stage == SecureStage::Advertise {
-        return match round.answers.contains_key(client) {
+        return match round.clients.has_answered(client) {
             true => Err(Refusal::Stray("the client has already answered this round".into())),
-            false => Ok(Some(Answer::Failed(reason))),
+            false => Ok(Some(Answer::Failed(reason.into()))),
         };
     }
     note(round, client, stage, reason);
@@ -148,7 +150,7 @@ fn leaves(
     stage: SecureStage,
     reason: String,
 ) -> Result<Option<Answer>, Refusal> {
-    if stage == SecureStage::Advertise && !round.answers.contains_key(client) {
+    if stage == SecureStage::Advertise && !round.clients.has_answered(client) {
         return Err(Refusal::Answer(reason));
     }
     note(round, client, stage, reason.clone());
@@ -175,19 +177,17 @@ fn checked(figures: Option<SecureTrained>, member: &Member) -> Result<(), String
 }
 
 /// What its weight is, nobody but the client knows: figures are weighted by the examples that it declared.
-fn accepted(update: String, digest: Digest, figures: SecureTrained, member: &Member) -> Answer {
+fn accepted(digest: Digest, figures: SecureTrained, member: &Member) -> Answer {
     let SecureTrained { loss, seconds, personal, epsilon, .. } = figures;
     let examples = member.examples;
     Answer::Accepted(Accepted {
-        update,
         digest,
         examples,
         weight: 0,
         loss,
         seconds,
-        personal,
-        updates: 0,
-        epsilon,
+        stage: Some(SecureStage::Advertise),
+        more: More { personal, updates: 0, epsilon }.of(),
     })
 }
 

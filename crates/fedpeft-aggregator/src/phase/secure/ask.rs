@@ -35,7 +35,7 @@ pub(super) async fn all(drive: &Drive<'_>, round: &mut RoundState) -> Result<(),
         sent.into_iter().flatten().collect()
     };
     for (client, measured) in sent {
-        round.ledger.message(&client, Direction::Down, measured, None);
+        round.clients_mut().count(&client, measured.message(Direction::Down, None));
     }
     Ok(())
 }
@@ -48,7 +48,7 @@ pub(super) async fn again(drive: &Drive<'_>, round: &mut RoundState) -> Result<(
         tasks.extend(task(drive, round, &client).await?.map(|task| (client, task)));
     }
     for (client, _, measured) in drive.restore(tasks).await? {
-        round.ledger.message(&client, Direction::Down, measured, None);
+        round.clients_mut().count(&client, measured.message(Direction::Down, None));
     }
     Ok(())
 }

@@ -32,10 +32,10 @@ pub(super) async fn run(drive: &mut Drive<'_>, round: &mut RoundState) -> Result
                 take(drive, round, delivery).await?;
             }
             _ = presence_check.tick() => {
-                let present = drive.present().await?;
+                let present = drive.present_clients().await?;
                 missed.retain(|client: &ClientId, _| outstanding.contains(client));
                 for client in &outstanding {
-                    let is_present = present.iter().any(|presence| presence.client == *client);
+                    let is_present = present.contains(client);
                     let count = missed.entry(client.clone()).or_insert(0);
                     *count = if is_present { 0 } else { *count + 1 };
                 }
