@@ -129,6 +129,7 @@ async fn follow_events(bus: Bus, run: RunId, state: watch::Sender<State>) {
             | EventKind::Waiting { .. }
             | EventKind::UpdateRejected { .. }
             | EventKind::SecureStageClosed { .. }
+            | EventKind::UpdatesAccepted { .. }
             | EventKind::RoundClients { .. } => {}
         }
     }

@@ -15,7 +15,7 @@ use crate::report::Report;
 /// up the run.
 const BACKLOG: usize = 4096;
 /// Events on their way at once.
-const IN_FLIGHT: usize = 64;
+const IN_FLIGHT: usize = 256;
 
 /// What is to be said, and when it happened.
 enum Said {
@@ -49,7 +49,7 @@ impl EventLog {
                 let mut told = Vec::with_capacity(said.len());
                 for said in said.drain(..) {
                     match said {
-                        Said::Event { at_ms, kind } => told.push(event(&of, epoch, at_ms, kind)),
+                        Said::Event { at_ms, kind } => tell(&mut told, event(&of, epoch, at_ms, kind)),
                         Said::Closed { at_ms, report } => {
                             publish(&bus, told.drain(..)).await;
                             let clients = report.clients.clone();
@@ -97,8 +97,51 @@ fn event(run: &RunId, epoch: Epoch, at_ms: u64, kind: EventKind) -> Event {
     Event { version: PROTOCOL_VERSION, run: run.clone(), at_ms, epoch, kind }
 }
 
+/// Adds an event to those that are told next. Updates that were accepted one after another are told together: a message
+/// for each would be as much work for the broker as the updates themselves.
+fn tell(told: &mut Vec<Event>, mut event: Event) {
+    if let EventKind::UpdatesAccepted { round, updates } = &mut event.kind
+        && let Some(Event { kind: EventKind::UpdatesAccepted { round: before, updates: told }, .. }) =
+            told.last_mut()
+        && round == before
+    {
+        told.append(updates);
+        return;
+    }
+    told.push(event);
+}
+
 async fn publish(bus: &Bus, events: impl IntoIterator<Item = Event>) {
     if let Err(error) = bus.publish_events(events).await {
         tracing::warn!(%error, "event lost");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fedpeft_protocol::{ClientId, Round, event::AcceptedUpdate};
+
+    use super::*;
+
+    #[test]
+    fn updates_of_one_round_are_told_together_and_in_their_order() {
+        let accepted = |round: Round, name: &str| {
+            let client = ClientId::new(name).unwrap();
+            let update = AcceptedUpdate { client, examples: 1, loss: 0.5, seconds: 1.0, size: 9 };
+            EventKind::UpdatesAccepted { round, updates: vec![update] }
+        };
+        let waiting = || EventKind::Waiting { present: 1, needed: 2 };
+        let said = [accepted(1, "a"), accepted(1, "b"), waiting(), accepted(1, "c"), accepted(2, "a")];
+        let (run, mut told) = (RunId::new("r").unwrap(), Vec::new());
+        said.into_iter().for_each(|kind| tell(&mut told, event(&run, 1, 5, kind)));
+        let names = |kind: &EventKind| match kind {
+            EventKind::UpdatesAccepted { round, updates } => {
+                let names: Vec<_> = updates.iter().map(|update| update.client.to_string()).collect();
+                format!("{round} {}", names.join(" "))
+            }
+            kind => kind.name().to_owned(),
+        };
+        let told: Vec<_> = told.iter().map(|event| names(&event.kind)).collect();
+        assert_eq!(told, ["1 a b", "waiting", "1 c", "2 a"]);
     }
 }

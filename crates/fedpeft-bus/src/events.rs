@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    iter,
+    iter, mem,
     time::Duration,
 };
 
@@ -13,7 +13,7 @@ use async_nats::{
 use bytes::Bytes;
 use fedpeft_protocol::{
     Epoch, Round, RunId,
-    event::{Event, EventKind},
+    event::{AcceptedUpdate, Event, EventKind},
     round::{ClientReport, RoundReport},
     subject, wire,
 };
@@ -112,7 +112,8 @@ impl Bus {
         let from = if from_start { follow::From::First } else { follow::From::Now };
         let follow = Follow::start(self, subject::EVENT_STREAM, filter, from, BATCH).await?;
         let pending = follow.stored();
-        Ok(Events { follow, sequence: 0, pending, clients: BTreeMap::new() })
+        let (place, parts) = (Place::default(), VecDeque::new());
+        Ok(Events { follow, place, pending, clients: BTreeMap::new(), parts })
     }
 }
 
@@ -125,13 +126,25 @@ struct Sent {
     publishing: Result<PublishAckFuture, PublishError>,
 }
 
+/// Where an event lies: it grows from event to event.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The place of its message in the stream.
+    pub sequence: u64,
+    /// Its place in the message, which may tell of several.
+    pub part: u32,
+}
+
 /// Events in the order in which the broker stored them. [`EventKind::RoundClients`] are not among them: their clients
-/// are in the report of the [`EventKind::RoundClosed`] that comes after them.
+/// are in the report of the [`EventKind::RoundClosed`] that comes after them. Nor are [`EventKind::UpdatesAccepted`]: each
+/// update is told of by itself.
 pub struct Events {
     follow: Follow,
-    sequence: u64,
+    place: Place,
     pending: u64,
     clients: BTreeMap<RunId, Told>,
+    /// What is left of a message that tells of several events.
+    parts: VecDeque<Event>,
 }
 
 /// Clients of a round that was not closed yet.
@@ -147,9 +160,14 @@ impl Events {
     /// connections and restarted brokers. Safe to cancel.
     pub async fn next(&mut self) -> Result<Event, BusError> {
         loop {
+            if let Some(part) = self.parts.pop_front() {
+                self.place.part += 1;
+                return Ok(part);
+            }
             let next = self.follow.next().await;
             let message = &next.message;
-            (self.sequence, self.pending) = (next.sequence, next.pending);
+            self.place = Place { sequence: next.sequence, part: 0 };
+            self.pending = next.pending;
             let decoded = publish::decode::<Event>(message.headers.as_ref(), &message.payload)
                 .and_then(|event| wire::check_version(event.version).map(|()| event));
             match decoded {
@@ -170,9 +188,18 @@ impl Events {
         }
     }
 
-    /// The event with the clients that were told of before it; none, if it is such clients.
+    /// The event with the clients that were told of before it; none, if it is such clients, or if it is in parts.
     fn joined(&mut self, mut event: Event) -> Option<Event> {
         match &mut event.kind {
+            EventKind::UpdatesAccepted { round, updates } => {
+                let (round, updates) = (*round, mem::take(updates));
+                let part = |AcceptedUpdate { client, examples, loss, seconds, size }| {
+                    let kind = EventKind::UpdateAccepted { round, client, examples, loss, seconds, size };
+                    Event { kind, run: event.run.clone(), ..event }
+                };
+                self.parts = updates.into_iter().map(part).collect();
+                return None;
+            }
             EventKind::RoundClients { round, clients } => {
                 if self.clients.values().map(|told| told.clients.len()).sum::<usize>() > KEPT {
                     self.clients.clear();
@@ -198,9 +225,9 @@ impl Events {
         Some(event)
     }
 
-    /// Place in the stream of the event last returned: it grows from event to event.
-    pub fn sequence(&self) -> u64 {
-        self.sequence
+    /// Place of the event last returned.
+    pub fn place(&self) -> Place {
+        self.place
     }
 
     /// Stored events that are still to come, as of the last one returned.

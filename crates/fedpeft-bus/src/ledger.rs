@@ -14,11 +14,7 @@ impl Measured {
         direction: Direction,
         payloads: impl IntoIterator<Item = &'a Payload>,
     ) -> [Transfer; 2] {
-        let held = payloads.into_iter().map(|payload| match payload {
-            Payload::Message { data, .. } => data.len() as u64,
-            Payload::Blob { .. } => 0,
-        });
-        let adapter = held.sum();
+        let adapter = payloads.into_iter().map(|payload| payload.held() as u64).sum();
         let rest = |bytes: u64| bytes.saturating_sub(adapter);
         let control = Self { payload: rest(self.payload), total: rest(self.total) };
         let adapter = Self { payload: adapter, total: adapter };

@@ -35,7 +35,7 @@ pub use backoff::Backoff;
 pub use blobs::{RecentBlobs, Stored, UploadKey};
 pub use connect::{Bus, BusConfig};
 pub use error::{ApiError, BusError};
-pub use events::Events;
+pub use events::{Events, Place};
 pub use inbox::{TaskDelivery, Tasks};
 pub use ledger::{Counts, Ledger};
 pub use measure::{Measured, Traffic};

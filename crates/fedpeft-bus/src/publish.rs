@@ -4,17 +4,30 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, jetstream::context::PublishErrorKind};
 use bytes::Bytes;
-use fedpeft_protocol::{PROTOCOL_VERSION, subject, wire};
+use fedpeft_protocol::{PROTOCOL_VERSION, round::Payload, subject, wire};
 use fedpeft_trace::{Origin, TRACEPARENT, traceparent};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
 
 use crate::{Backoff, Bus, BusError, Measured, measure::header_bytes};
 
+/// What most messages have beside payloads, at most.
+const REST: usize = 1024;
+
 /// Headers and body of a message in MessagePack; where traces are exported, it says in which it is sent.
 pub(crate) fn encode<T: Serialize>(what: &str, message: &T) -> Result<(HeaderMap, Bytes), BusError> {
+    encode_with(what, message, &[])
+}
+
+/// As [`encode`], where the message holds these payloads and little else.
+pub(crate) fn encode_with<T: Serialize>(
+    what: &str,
+    message: &T,
+    payloads: &[&Payload],
+) -> Result<(HeaderMap, Bytes), BusError> {
     let format = wire::Format::MessagePack;
-    let body = format.encode(message).map_err(|error| BusError::wire(what, error))?;
+    let held = payloads.iter().map(|payload| payload.held()).sum::<usize>();
+    let body = format.encode_sized(message, held + REST).map_err(|error| BusError::wire(what, error))?;
     let mut headers = HeaderMap::new();
     headers.insert(subject::CONTENT_TYPE, format.content_type());
     headers.insert(subject::VERSION_HEADER, PROTOCOL_VERSION.to_string());

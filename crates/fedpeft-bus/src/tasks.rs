@@ -57,7 +57,7 @@ impl Bus {
 /// A task's name for errors, its headers and its body.
 fn message(task: &Task, client: &ClientId) -> Result<(String, HeaderMap, Bytes), BusError> {
     let what = format!("task of round {} of run {} for client {client}", task.round, task.run);
-    let (mut headers, body) = publish::encode(&what, task)?;
+    let (mut headers, body) = publish::encode_with(&what, task, &task.payloads().collect::<Vec<_>>())?;
     headers.insert(NATS_MESSAGE_ID, name(task, client));
     Ok((what, headers, body))
 }

@@ -8,7 +8,7 @@ use fedpeft_protocol::{
     ClientId, Digest, Round, RunId,
     round::{Task, Update},
     subject,
-    wire::{self, WireError},
+    wire::{self, Format, WireError},
 };
 use fedpeft_trace::Origin;
 
@@ -29,7 +29,7 @@ const AHEAD: u64 = 1 << 20;
 
 impl Bus {
     /// Sends a client's update and waits until the broker has stored it. The same update (run, round,
-    /// client, task and bytes) is stored once, however often it is published within ten minutes.
+    /// client, task and content) is stored once, however often it is published within ten minutes.
     pub async fn publish_update(
         &self,
         run: &RunId,
@@ -38,9 +38,12 @@ impl Bus {
         update: &Update,
     ) -> Result<Measured, BusError> {
         let what = format!("update of client {client} for round {round} of run {run}");
-        let (mut headers, body) = publish::encode(&what, update)?;
-        // The digest keeps others from using up the id beforehand, which would have the update dropped as theirs.
-        let digest = Digest::of(&body);
+        let (mut headers, body) =
+            publish::encode_with(&what, update, &update.payloads().collect::<Vec<_>>())?;
+        // The digest keeps others from using up the id beforehand, which would have the update dropped as theirs. Those of
+        // payloads are known: they are not computed again.
+        let named = Format::MessagePack.encode(&update.named());
+        let digest = Digest::of(named.map_err(|error| BusError::wire(&what, error))?);
         headers.insert(NATS_MESSAGE_ID, format!("{}/{digest}", name(run, round, client, &update.task)));
         self.publish_durably(&what, subject::update(run, round, client), headers, body, PATIENCE).await
     }

@@ -139,8 +139,8 @@ impl Watcher for View {
                 self.bar.set_message(format!("{} ({clients} of {asked} answered)", after(*stage)));
             }
             EventKind::RoundClosed { report } => self.row(report),
-            // The bus joins it to what follows.
-            EventKind::RoundClients { .. } => {}
+            // The bus joins these to what follows, and takes them apart.
+            EventKind::RoundClients { .. } | EventKind::UpdatesAccepted { .. } => {}
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use fedpeft_bus::Place;
 use fedpeft_protocol::{RunId, event::Event};
 
 use crate::run::Run;
@@ -21,8 +22,8 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Ledger {
     limits: Limits,
-    runs: BTreeMap<RunId, (u64, Run)>,
-    sequence: u64,
+    runs: BTreeMap<RunId, (Place, Run)>,
+    place: Place,
     events: u64,
     pending: u64,
 }
@@ -30,18 +31,18 @@ pub struct Ledger {
 impl Ledger {
     /// A ledger of nothing.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, runs: BTreeMap::new(), sequence: 0, events: 0, pending: 0 }
+        Self { limits, runs: BTreeMap::new(), place: Place::default(), events: 0, pending: 0 }
     }
 
-    /// Adds the event at `sequence` of the stream, unless it was added already; `pending` are still to come.
-    pub fn fold(&mut self, sequence: u64, pending: u64, event: &Event) {
-        if sequence <= self.sequence {
+    /// Adds the event at `place` of the stream, unless it was added already; `pending` are still to come.
+    pub fn fold(&mut self, place: Place, pending: u64, event: &Event) {
+        if place <= self.place {
             return;
         }
-        (self.sequence, self.pending) = (sequence, pending);
+        (self.place, self.pending) = (place, pending);
         self.events += 1;
         let (last, run) = self.runs.entry(event.run.clone()).or_default();
-        *last = sequence;
+        *last = place;
         run.fold(&event.kind, self.limits);
         if self.runs.len() > self.limits.runs {
             self.forget_oldest();

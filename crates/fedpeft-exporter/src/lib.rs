@@ -42,7 +42,7 @@ impl Exporter {
                 caught_up();
             }
             let event = events.next().await?;
-            self.lock().fold(events.sequence(), events.pending(), &event);
+            self.lock().fold(events.place(), events.pending(), &event);
         }
     }
 

@@ -96,8 +96,8 @@ impl Run {
                 }
             }
             EventKind::RoundClosed { report } => self.close(report, limits),
-            // The bus joins it to what follows.
-            EventKind::RoundClients { .. } => {}
+            // The bus joins these to what follows, and takes them apart.
+            EventKind::RoundClients { .. } | EventKind::UpdatesAccepted { .. } => {}
         }
     }
 

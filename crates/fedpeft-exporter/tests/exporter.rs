@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use fedpeft_bus::Bus;
+use fedpeft_bus::{Bus, Place};
 use fedpeft_exporter::{Exporter, Ledger, Limits};
 use fedpeft_protocol::{
     ClientId, Digest, PROTOCOL_VERSION, RunId,
@@ -224,11 +224,13 @@ async fn the_runs_without_news_are_forgotten_first() {
 fn an_event_told_twice_counts_once() {
     let mut once = Ledger::new(LIMITS);
     let mut twice = Ledger::new(LIMITS);
-    for (sequence, event) in (1..).zip(script("r")) {
-        once.fold(sequence, 0, &event);
-        twice.fold(sequence, 0, &event);
-        twice.fold(sequence, 0, &event);
-        twice.fold(1, 0, &event);
+    // Messages with two events each.
+    let places = (1..).flat_map(|sequence| [1, 2].map(|part| Place { sequence, part }));
+    for (place, event) in places.zip(script("r")) {
+        once.fold(place, 0, &event);
+        twice.fold(place, 0, &event);
+        twice.fold(place, 0, &event);
+        twice.fold(Place { sequence: 1, part: 1 }, 0, &event);
     }
     assert_eq!(format!("{once:?}"), format!("{twice:?}"));
 }
@@ -239,7 +241,7 @@ fn forged_events_take_bounded_memory_and_stop_nothing() {
     let mut sequence = 0;
     let mut fold = |event: &Event| {
         sequence += 1;
-        ledger.fold(sequence, 0, event);
+        ledger.fold(Place { sequence, part: 0 }, 0, event);
     };
     for round in 0..20_000 {
         fold(&accepted("r", u32::MAX - round, "nobody"));

@@ -74,6 +74,14 @@ pub enum EventKind {
         /// Size of its message in bytes.
         size: u64,
     },
+    /// Updates of clients are in the sum, one after another: a round may have many. Readers are told of each as
+    /// [`Self::UpdateAccepted`].
+    UpdatesAccepted {
+        /// The round.
+        round: Round,
+        /// The updates.
+        updates: Vec<AcceptedUpdate>,
+    },
     /// A client's update was refused and does not reach the sum.
     UpdateRejected {
         /// The round it was for.
@@ -109,6 +117,21 @@ pub enum EventKind {
     },
 }
 
+/// An update in the sum.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AcceptedUpdate {
+    /// The client.
+    pub client: ClientId,
+    /// Its examples.
+    pub examples: u64,
+    /// Its training loss.
+    pub loss: f64,
+    /// Seconds it trained.
+    pub seconds: f64,
+    /// Size of its message in bytes.
+    pub size: u64,
+}
+
 impl EventKind {
     /// Last token of the event's subject.
     pub fn name(&self) -> &'static str {
@@ -117,6 +140,7 @@ impl EventKind {
             Self::Waiting { .. } => "waiting",
             Self::RoundOpened { .. } => "round_opened",
             Self::UpdateAccepted { .. } => "update_accepted",
+            Self::UpdatesAccepted { .. } => "updates_accepted",
             Self::UpdateRejected { .. } => "update_rejected",
             Self::SecureStageClosed { .. } => "secure_stage_closed",
             Self::RoundClients { .. } => "round_clients",

@@ -196,6 +196,14 @@ impl Payload {
             Self::Blob { size, .. } => *size,
         }
     }
+
+    /// Bytes that lie in the message.
+    pub fn held(&self) -> usize {
+        match self {
+            Self::Message { data, .. } => data.len(),
+            Self::Blob { .. } => 0,
+        }
+    }
 }
 
 /// What a client returns. Run, round and client are in its subject, which the broker guards.
@@ -225,6 +233,21 @@ impl Update {
             Outcome::Secured { .. } | Outcome::Evaluated { .. } | Outcome::Failed { .. } => [None, None],
         };
         payloads.into_iter().flatten()
+    }
+
+    /// The update without the bytes of its payloads, for which their digests and sizes stand.
+    pub fn named(&self) -> Self {
+        let mut named = self.clone();
+        let payloads = match &mut named.outcome {
+            Outcome::Trained { adapter, control, .. } => [Some(adapter), control.as_mut()],
+            Outcome::Aggregated { sum, .. } => [Some(sum), None],
+            Outcome::Secured { message, .. } => [Some(message), None],
+            Outcome::Evaluated { .. } | Outcome::Failed { .. } => [None, None],
+        };
+        for payload in payloads.into_iter().flatten() {
+            *payload = Payload::Blob { digest: payload.digest(), size: payload.size() };
+        }
+        named
     }
 }
 

@@ -47,7 +47,12 @@ impl Format {
 
     /// Encodes `message`.
     pub fn encode<T: Serialize>(self, message: &T) -> Result<Vec<u8>, WireError> {
-        let mut body = Vec::with_capacity(128);
+        self.encode_sized(message, 128)
+    }
+
+    /// As [`Self::encode`], where it will have about so many bytes: a large one is not copied as it grows.
+    pub fn encode_sized<T: Serialize>(self, message: &T, bytes: usize) -> Result<Vec<u8>, WireError> {
+        let mut body = Vec::with_capacity(bytes);
         self.encode_into(message, &mut body)?;
         Ok(body)
     }

@@ -179,8 +179,8 @@ impl State {
                 self.happen(at, false, line);
                 self.report(report);
             }
-            // The bus joins it to what follows.
-            EventKind::RoundClients { .. } => {}
+            // The bus joins these to what follows, and takes them apart.
+            EventKind::RoundClients { .. } | EventKind::UpdatesAccepted { .. } => {}
         }
     }
 

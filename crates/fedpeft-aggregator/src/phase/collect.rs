@@ -15,7 +15,10 @@ use std::{
 };
 
 use fedpeft_bus::UpdateDelivery;
-use fedpeft_protocol::{ClientId, event::EventKind};
+use fedpeft_protocol::{
+    ClientId,
+    event::{AcceptedUpdate, EventKind},
+};
 use fedpeft_service::now_ms;
 use fedpeft_trace::{Instrument, span};
 use tokio::time::{self, interval_at, sleep, timeout};
@@ -23,7 +26,7 @@ use tokio::time::{self, interval_at, sleep, timeout};
 use super::{Phase, broadcast, secure};
 use crate::{
     admit::{Refusal, admit},
-    clients::Answer,
+    clients::{Accepted, Answer},
     drive::Drive,
     retention,
     round::RoundState,
@@ -211,14 +214,9 @@ async fn judge(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelive
         }
     };
     if let Answer::Accepted(accepted) = &answer {
-        drive.events.emit(EventKind::UpdateAccepted {
-            round: round.open.round,
-            client: client.clone(),
-            examples: accepted.examples,
-            loss: accepted.loss,
-            seconds: accepted.seconds,
-            size,
-        });
+        let Accepted { examples, loss, seconds, .. } = *accepted;
+        let update = AcceptedUpdate { client: client.clone(), examples, loss, seconds, size };
+        drive.events.emit(EventKind::UpdatesAccepted { round: round.open.round, updates: vec![update] });
     }
     round.last_taken = Instant::now();
     let is_accepted = matches!(answer, Answer::Accepted(_));

@@ -42,25 +42,27 @@ pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<Phase, Stop> {
     }
     let (present, started) = enough_clients(drive).await?;
     let span = traced::phase(drive.record, round, "select");
-    open(drive, round, &present, started).instrument(span).await
+    open(drive, round, present, started).instrument(span).await
 }
 
 async fn open(
     drive: &mut Drive<'_>,
     round: Round,
-    present: &Trainers,
+    present: Trainers,
     started: Instant,
 ) -> Result<Phase, Stop> {
-    let cohort = sampled(drive, present, round);
+    let cohort = sampled(drive, &present, round);
     let open = OpenRound {
         round,
         epoch: drive.record.epoch,
         examples: cohort.iter().map(|client| present[client].examples).collect(),
         edges: cohort.iter().filter(|client| present[*client].aggregates).cloned().collect(),
-        secure: secure::opened(&drive.record.spec, &cohort, present)?,
+        secure: secure::opened(&drive.record.spec, &cohort, &present)?,
         cohort,
         opened_ms: now_ms(),
     };
+    // There may be many, and what follows takes as much again.
+    drop(present);
     let begins = drive.record.status == RunStatus::Pending;
     drive
         .record

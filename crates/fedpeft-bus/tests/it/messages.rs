@@ -1,5 +1,7 @@
-use fedpeft_bus::{Bus, BusError, Stale, Updates};
+use fedpeft_bus::{Bus, BusError, Place, Stale, Updates};
 use fedpeft_protocol::{
+    event::{AcceptedUpdate, Event, EventKind},
+    round::{Outcome, Payload, Update},
     subject,
     wire::{Format, WireError},
 };
@@ -26,6 +28,49 @@ async fn an_update_published_twice_is_stored_once() {
     assert_eq!((first.run, first.round, first.client), (run.clone(), 1, client_id("a")));
     assert_eq!(first.update.unwrap(), update("t", 8));
     is_next(&mut updates, "b").await;
+}
+
+#[tokio::test]
+async fn an_update_that_says_anything_else_is_another() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let (run, client) = (run_id("r"), client_id("a"));
+    let mut retrained = update("t", 8);
+    if let Outcome::Trained { adapter, .. } = &mut retrained.outcome {
+        *adapter = Payload::inline(vec![9; 8]);
+    }
+    let sent =
+        [update("t", 8), update("t", 9), update("u", 8), Update { epoch: 7, ..update("t", 8) }, retrained];
+    for update in &sent {
+        bus.publish_update(&run, 1, &client, update).await.unwrap();
+    }
+    let mut updates = bus.updates(&run).await.unwrap();
+    for update in sent {
+        assert_eq!(updates.next().await.update.unwrap(), update);
+    }
+}
+
+#[tokio::test]
+async fn updates_that_were_accepted_together_are_told_one_by_one() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let run = run_id("r");
+    let names = ["a", "b", "c"];
+    let update =
+        |name| AcceptedUpdate { client: client_id(name), examples: 3, loss: 0.5, seconds: 1.0, size: 9 };
+    let kind = EventKind::UpdatesAccepted { round: 2, updates: names.map(update).to_vec() };
+    bus.publish_event(&Event { kind, ..event(&run, 1) }).await.unwrap();
+    bus.publish_event(&event(&run, 4)).await.unwrap();
+    let (mut events, mut places) = (bus.events(Some(&run), true).await.unwrap(), Vec::new());
+    for name in names {
+        let AcceptedUpdate { client, examples, loss, seconds, size } = update(name);
+        let kind = EventKind::UpdateAccepted { round: 2, client, examples, loss, seconds, size };
+        assert_eq!(events.next().await.unwrap(), Event { kind, ..event(&run, 1) });
+        places.push(events.place());
+    }
+    assert_eq!(events.next().await.unwrap(), event(&run, 4));
+    places.push(events.place());
+    assert!(places.is_sorted_by(|before, after| before < after));
 }
 
 #[tokio::test]
@@ -93,7 +138,7 @@ async fn events_are_replayed_or_followed() {
     let expected = [event(&run, 1), event(&run_id("other"), 7), event(&run, 2)];
     for (sequence, expected) in (1..).zip(expected) {
         assert_eq!(all.next().await.unwrap(), expected);
-        assert_eq!(all.sequence(), sequence);
+        assert_eq!(all.place(), Place { sequence, part: 0 });
     }
     assert_eq!(all.pending(), 0);
     assert_eq!(live.next().await.unwrap(), event(&run, 2));
