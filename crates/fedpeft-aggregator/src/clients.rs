@@ -1,9 +1,9 @@
 //! The clients of a round: what each was asked and answered, and the bytes that it took. A cohort may be large: what
 //! clients have in common is held once, and what few have apart.
 
-use std::{collections::BTreeMap, ops::Deref, sync::Arc};
+use std::{ops::Deref, sync::Arc};
 
-use fedpeft_bus::Counts;
+use fedpeft_bus::{Counts, PackedCounts};
 use fedpeft_protocol::{
     ClientId, Digest, Epoch, Round,
     round::{Personal, Transfer},
@@ -79,6 +79,8 @@ pub(crate) struct Asked {
     pub adapter: Digest,
     /// When nobody waits for them any more.
     pub deadline_ms: u64,
+    /// Whether they are edges, and answer with sums.
+    pub aggregates: bool,
 }
 
 /// What a client of the round was asked.
@@ -87,8 +89,6 @@ pub(crate) struct Member {
     pub asked: Arc<Asked>,
     /// Examples that it declared: the most its update may weigh.
     pub examples: u64,
-    /// Whether it is an edge, and answers with a sum.
-    pub aggregates: bool,
 }
 
 impl Member {
@@ -110,29 +110,44 @@ impl Deref for Member {
     }
 }
 
+/// What is known of a client. Of ten thousand, each byte counts.
 #[derive(Debug, Clone)]
 struct Row {
+    client: ClientId,
     member: Member,
     answer: Option<Answer>,
-    bytes: Counts,
+    bytes: PackedCounts,
 }
 
 /// All clients of a round.
 #[derive(Debug, Clone)]
 pub(crate) struct Clients {
-    rows: BTreeMap<ClientId, Row>,
+    /// Sorted by name, each once.
+    rows: Vec<Row>,
     answered: usize,
     /// Of the bytes of all clients, bodies of messages.
     payload: Counts,
 }
 
 impl Clients {
-    /// None of them has answered yet.
-    pub fn new(members: BTreeMap<ClientId, Member>) -> Self {
-        let row = |member| Row { member, answer: None, bytes: Counts::default() };
-        // Made in order and at once, the table has no gaps.
-        let rows = members.into_iter().map(|(client, member)| (client, row(member))).collect();
+    /// These, of whom none has answered yet, about `expected` of them. Of one that is there twice, the first counts.
+    pub fn new(expected: usize, members: impl Iterator<Item = (ClientId, Member)>) -> Self {
+        let row = |(client, member)| Row { client, member, answer: None, bytes: PackedCounts::default() };
+        // In one piece, and without room for more.
+        let mut rows = Vec::with_capacity(expected);
+        rows.extend(members.map(row));
+        rows.sort_by(|a, b| a.client.cmp(&b.client));
+        rows.dedup_by(|later, first| later.client == first.client);
         Self { rows, answered: 0, payload: Counts::default() }
+    }
+
+    fn row(&self, client: &ClientId) -> Option<&Row> {
+        self.rows.get(self.rows.binary_search_by(|row| row.client.cmp(client)).ok()?)
+    }
+
+    fn row_mut(&mut self, client: &ClientId) -> Option<&mut Row> {
+        let at = self.rows.binary_search_by(|row| row.client.cmp(client)).ok()?;
+        self.rows.get_mut(at)
     }
 
     /// How many there are.
@@ -152,17 +167,17 @@ impl Clients {
 
     /// What a client was asked; nothing, if it is none of them.
     pub fn member(&self, client: &ClientId) -> Option<&Member> {
-        self.rows.get(client).map(|row| &row.member)
+        self.row(client).map(|row| &row.member)
     }
 
     /// What a client answered.
     pub fn answer(&self, client: &ClientId) -> Option<&Answer> {
-        self.rows.get(client).and_then(|row| row.answer.as_ref())
+        self.row(client).and_then(|row| row.answer.as_ref())
     }
 
     /// What a client answered, to be changed.
     pub fn answer_mut(&mut self, client: &ClientId) -> Option<&mut Answer> {
-        self.rows.get_mut(client).and_then(|row| row.answer.as_mut())
+        self.row_mut(client).and_then(|row| row.answer.as_mut())
     }
 
     /// Whether a client has answered.
@@ -172,15 +187,15 @@ impl Clients {
 
     /// Takes the answer of a client, unless it is none of them.
     pub fn take(&mut self, client: &ClientId, answer: Answer) {
-        if let Some(row) = self.rows.get_mut(client) {
-            self.answered += usize::from(row.answer.is_none());
-            row.answer = Some(answer);
+        if let Some(row) = self.row_mut(client) {
+            let is_first = row.answer.replace(answer).is_none();
+            self.answered += usize::from(is_first);
         }
     }
 
     /// Every client by name, what it was asked, and what it answered.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&ClientId, &Member, Option<&Answer>)> {
-        self.rows.iter().map(|(client, row)| (client, &row.member, row.answer.as_ref()))
+        self.rows.iter().map(|Row { client, member, answer, .. }| (client, member, answer.as_ref()))
     }
 
     /// Clients that have not answered.
@@ -203,27 +218,74 @@ impl Clients {
 
     /// Counts bytes that a client took.
     pub fn count(&mut self, client: &ClientId, transfers: impl IntoIterator<Item = Transfer>) {
-        let Some(row) = self.rows.get_mut(client) else { return };
+        let Some(row) = self.row_mut(client) else { return };
+        let (mut bytes, mut bodies) = (row.bytes.unpacked(), Counts::default());
         for transfer in transfers {
-            row.bytes.add(transfer);
-            self.payload.add_bodies(transfer);
+            bytes.add(transfer);
+            bodies.add_bodies(transfer);
         }
+        row.bytes = bytes.packed();
+        self.payload.extend(&bodies);
     }
 
     /// Bytes that a client took.
     pub fn bytes(&self, client: &ClientId) -> Counts {
-        self.rows.get(client).map(|row| row.bytes).unwrap_or_default()
+        self.row(client).map(|row| row.bytes.unpacked()).unwrap_or_default()
     }
 
     /// Bytes that all took.
     pub fn all_bytes(&self) -> Counts {
         let mut all = Counts::default();
-        self.rows.values().for_each(|row| all.extend(&row.bytes));
+        self.rows.iter().for_each(|row| all.extend(&row.bytes.unpacked()));
         all
     }
 
     /// Of these, bodies of messages.
     pub fn payload(&self) -> Counts {
         self.payload
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fedpeft_bus::Measured;
+    use fedpeft_protocol::round::{ByteKind, Direction};
+
+    use super::*;
+
+    fn named(names: &[&str]) -> Clients {
+        let adapter = Digest::of(b"adapter");
+        let asked = Arc::new(Asked { round: 1, epoch: 1, adapter, deadline_ms: 0, aggregates: false });
+        let members = names.iter().enumerate().map(|(at, name)| {
+            let member = Member { asked: asked.clone(), examples: at as u64 };
+            (ClientId::new(name).unwrap(), member)
+        });
+        Clients::new(names.len(), members)
+    }
+
+    #[test]
+    fn rows_are_small() {
+        assert!(size_of::<Row>() <= 136, "{}", size_of::<Row>());
+    }
+
+    #[test]
+    fn clients_are_found_by_name_and_count_once() {
+        let mut clients = named(&["c", "a", "b", "a"]);
+        let id = |name: &str| ClientId::new(name).unwrap();
+        assert_eq!(clients.iter().map(|(client, ..)| client.as_str()).collect::<String>(), "abc");
+        assert_eq!(clients.member(&id("a")).map(|member| member.examples), Some(1));
+        assert!(clients.member(&id("d")).is_none());
+        clients.take(&id("b"), Answer::Failed("first".into()));
+        clients.take(&id("b"), Answer::Failed("second".into()));
+        clients.take(&id("d"), Answer::Failed("nobody".into()));
+        assert_eq!((clients.len(), clients.answered(), clients.waits_for()), (3, 1, 2));
+        assert_eq!(clients.outstanding().map(ClientId::as_str).collect::<String>(), "ac");
+        for _ in 0..2 {
+            let transfer = Measured { payload: 10, total: 12 }.transfer(Direction::Up, ByteKind::Adapter);
+            clients.count(&id("a"), [transfer]);
+        }
+        assert_eq!(clients.bytes(&id("a")).sum(Direction::Up), 24);
+        assert_eq!((clients.all_bytes().sum(Direction::Up), clients.payload().sum(Direction::Up)), (24, 20));
+        assert_eq!(clients.bytes(&id("b")), Counts::default());
     }
 }

@@ -33,7 +33,7 @@ pub(crate) fn report_key(run: &RunId, round: Round) -> String {
 /// A round in progress.
 pub(crate) struct RoundState {
     /// Its durable part.
-    pub open: OpenRound,
+    pub open: Arc<OpenRound>,
     /// Clients whose updates count in it; shared with its report once there is one.
     pub clients: Arc<Clients>,
     /// Uploads that its members named, by the round they are for: forgotten once the round is committed.
@@ -73,7 +73,7 @@ pub(crate) struct Updates {
 
 impl RoundState {
     /// A round without answers.
-    pub async fn new(drive: &Drive<'_>, open: OpenRound, started: Instant) -> Result<Self, Stop> {
+    pub async fn new(drive: &Drive<'_>, open: Arc<OpenRound>, started: Instant) -> Result<Self, Stop> {
         let rule = drive.rule()?;
         let fold = Fold::new(rule, drive.model.layout.clone()).map_err(|e| Stop::Failed(e.to_string()))?;
         let control = drive.record.control.map(|_| Accumulator::new(drive.model.layout.clone())).transpose();
@@ -82,7 +82,7 @@ impl RoundState {
         let server = secure.as_ref().map(|secure| Server::new(secure.session.clone()));
         let report = drive.reports.revision(&report_key(&drive.record.run, open.round)).await?;
         Ok(Self {
-            clients: Arc::new(Clients::new(members(drive.record, &open))),
+            clients: Arc::new(clients(drive.record, &open)),
             open,
             uploads: BTreeMap::new(),
             refusals: Refusals::default(),
@@ -189,25 +189,26 @@ impl RoundState {
     }
 }
 
-fn members(record: &RunRecord, open: &OpenRound) -> BTreeMap<ClientId, Member> {
+fn clients(record: &RunRecord, open: &OpenRound) -> Clients {
     let edges: BTreeSet<_> = open.edges.iter().collect();
-    let asked = Arc::new(Asked {
-        round: open.round,
-        epoch: open.epoch,
-        adapter: record.adapter,
-        deadline_ms: deadline_ms(open, &record.spec),
-    });
+    let asked = |aggregates| {
+        let (round, epoch, adapter) = (open.round, open.epoch, record.adapter);
+        let deadline_ms = deadline_ms(open, &record.spec);
+        Arc::new(Asked { round, epoch, adapter, deadline_ms, aggregates })
+    };
+    let (trainers, aggregating) = (asked(false), asked(true));
     let sampled = open.cohort.iter().enumerate().map(|(at, client)| {
         let examples = open.examples.get(at).copied().unwrap_or(0);
-        (client.clone(), Member { asked: asked.clone(), examples, aggregates: edges.contains(client) })
+        let asked = if edges.contains(client) { &aggregating } else { &trainers };
+        (client.clone(), Member { asked: asked.clone(), examples })
     });
     let carried = record.carried.iter().map(|carried| {
         let Carried { client, round, epoch, examples, adapter, deadline_ms } = carried.clone();
-        let asked = Arc::new(Asked { round, epoch, adapter, deadline_ms });
         // Sums are for synchronous rounds.
-        (client, Member { asked, examples, aggregates: false })
+        let asked = Arc::new(Asked { round, epoch, adapter, deadline_ms, aggregates: false });
+        (client, Member { asked, examples })
     });
-    sampled.chain(carried).collect()
+    Clients::new(open.cohort.len() + record.carried.len(), sampled.chain(carried))
 }
 
 /// When a round closes with the updates it has.

@@ -45,7 +45,7 @@ pub(crate) struct Stored<'a> {
     pub sequence: u64,
 }
 
-/// What is left of the newest message of each subject, by subject.
+/// What is left of the newest message of each subject, by what is its own in the subject.
 pub(crate) type Newest<R> = BTreeMap<Box<str>, Left<R>>;
 
 /// What is left of a message.
@@ -57,14 +57,15 @@ pub(crate) struct Left<R> {
 }
 
 impl Bus {
-    /// What `make` makes of the newest message of every subject that `filter` matches; of messages themselves, a batch is
-    /// held at a time. Where one was lost on the way, the error is transient: ask again.
+    /// What `make` makes of the newest message of every subject that `filter` matches, by what follows `prefix` in its subject,
+    /// with which all of them begin; of messages themselves, a batch is held at a time. Where one was lost on the way, the
+    /// error is transient: ask again.
     ///
     /// A client may miss those that are replaced at this moment: it may not ask which subjects there are.
     pub(crate) async fn newest<R>(
         &self,
         stream: &str,
-        filter: String,
+        (prefix, filter): (&str, String),
         headers_only: bool,
         mut make: impl FnMut(&str, Stored<'_>) -> R,
     ) -> Result<Newest<R>, BusError> {
@@ -85,7 +86,7 @@ impl Bus {
         };
         let consumer = self.js.create_consumer_on_stream(config, stream).await;
         let consumer = consumer.map_err(|error| failed(stream, error))?;
-        let mut newest = read(stream, &consumer, &mut connections, &mut make).await?;
+        let mut newest = read((stream, prefix), &consumer, &mut connections, &mut make).await?;
         // It would vanish by itself, but whoever lists often should not pile consumers up. Clients may not delete any.
         if self.is_client() {
             return Ok(newest);
@@ -94,7 +95,7 @@ impl Bus {
         if let Err(error) = self.js.delete_consumer_from_stream(name, stream).await {
             tracing::debug!(%error, stream, "listing consumer left to expire");
         }
-        self.complete(stream, &filter, &mut newest, &mut make).await?;
+        self.complete(stream, (prefix, &filter), &mut newest, &mut make).await?;
         Ok(newest)
     }
 
@@ -102,17 +103,19 @@ impl Bus {
     async fn complete<R>(
         &self,
         stream: &str,
-        filter: &str,
+        (prefix, filter): (&str, &str),
         newest: &mut Newest<R>,
         make: &mut impl FnMut(&str, Stored<'_>) -> R,
     ) -> Result<(), BusError> {
         let handle = self.js.get_stream_no_info(stream).await.map_err(|error| failed(stream, error))?;
-        let missing = self.subjects(stream, filter, |subject| !newest.contains_key(subject)).await?;
+        let is_missing = |subject: &str| !newest.contains_key(own(prefix, subject));
+        let missing = self.subjects(stream, filter, is_missing).await?;
         for subject in missing {
             match handle.direct_get_last_for_subject(subject.as_str()).await {
                 Ok(message) => {
                     let (headers, payload) = (Some(&message.headers), &message.payload);
-                    keep(newest, &subject, Stored { headers, payload, sequence: message.sequence }, make);
+                    let stored = Stored { headers, payload, sequence: message.sequence };
+                    keep(newest, own(prefix, &subject), stored, make);
                 }
                 // It is gone by now.
                 Err(error) if matches!(error.kind(), DirectGetErrorKind::NotFound) => {}
@@ -213,8 +216,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Subjects<'a> {
     }
 }
 
+/// What is a subject's own among those that begin with `prefix`.
+fn own<'a>(prefix: &str, subject: &'a str) -> &'a str {
+    subject.strip_prefix(prefix).unwrap_or(subject)
+}
+
 async fn read<R>(
-    stream: &str,
+    (stream, prefix): (&str, &str),
     consumer: &Consumer<pull::Config>,
     connections: &mut watch::Receiver<u64>,
     make: &mut impl FnMut(&str, Stored<'_>) -> R,
@@ -237,7 +245,8 @@ async fn read<R>(
             let (delivered, sequence) = (info.consumer_sequence, info.stream_sequence);
             (came, pending) = (came + 1, info.pending);
             let (headers, payload) = (message.headers.as_ref(), &message.payload);
-            keep(&mut newest, &message.subject, Stored { headers, payload, sequence }, make);
+            let stored = Stored { headers, payload, sequence };
+            keep(&mut newest, own(prefix, &message.subject), stored, make);
             if delivered != came {
                 return Err(failed(stream, "a message was lost"));
             }
@@ -257,18 +266,18 @@ async fn read<R>(
 /// Keeps what `make` makes of a message, if it is the newest of its subject.
 fn keep<R>(
     newest: &mut Newest<R>,
-    subject: &str,
+    own: &str,
     stored: Stored<'_>,
     make: &mut impl FnMut(&str, Stored<'_>) -> R,
 ) {
     let sequence = stored.sequence;
-    match newest.entry(subject.into()) {
+    match newest.entry(own.into()) {
         Entry::Occupied(mut known) if known.get().sequence < sequence => {
-            known.insert(Left { sequence, made: make(subject, stored) });
+            known.insert(Left { sequence, made: make(own, stored) });
         }
         Entry::Occupied(_) => {}
         Entry::Vacant(place) => {
-            place.insert(Left { sequence, made: make(subject, stored) });
+            place.insert(Left { sequence, made: make(own, stored) });
         }
     }
 }

@@ -52,7 +52,7 @@ impl Bus {
     pub async fn is_answered(&self, task: &Task, client: &ClientId) -> Result<bool, BusError> {
         let filter = subject::update(&task.run, task.round, client);
         let begins = format!("{}/", name(&task.run, task.round, client, &task.task));
-        let newest = self.newest(subject::UPDATE_STREAM, filter, true, |_, stored| {
+        let newest = self.newest(subject::UPDATE_STREAM, ("", filter), true, |_, stored| {
             let id = stored.headers.and_then(|headers| headers.get(NATS_MESSAGE_ID));
             id.is_some_and(|id| id.as_str().starts_with(&begins))
         });

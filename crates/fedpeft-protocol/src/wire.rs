@@ -4,9 +4,10 @@
 
 use std::io::Write;
 
+use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{PROTOCOL_VERSION, bounds};
+use crate::{PROTOCOL_VERSION, bounds, shared};
 
 /// Encoding of a message body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,16 +74,14 @@ impl Format {
     pub fn decode<T: DeserializeOwned>(self, body: &[u8]) -> Result<T, WireError> {
         match self {
             Self::MessagePack => {
-                bounds::message_pack(body).map_err(WireError::Decode)?;
-                let mut rest = body;
-                let mut deserializer = rmp_serde::Deserializer::new(&mut rest);
+                let follow = bounds::message_pack(body).map_err(WireError::Decode)?;
+                let mut deserializer = rmp_serde::Deserializer::from_read_ref(body);
                 deserializer.set_max_depth(bounds::MAX_DEPTH);
                 let message = T::deserialize(&mut deserializer)
                     .map_err(|e| WireError::Decode(shorten(&e.to_string())))?;
-                if rest.is_empty() {
-                    Ok(message)
-                } else {
-                    Err(WireError::Decode(format!("{} bytes follow the message", rest.len())))
+                match follow {
+                    0 => Ok(message),
+                    _ => Err(WireError::Decode(format!("{follow} bytes follow the message"))),
                 }
             }
             Self::Json => {
@@ -90,6 +89,11 @@ impl Format {
                 serde_json::from_slice(body).map_err(|e| WireError::Decode(shorten(&e.to_string())))
             }
         }
+    }
+
+    /// As [`Self::decode`], but payloads are parts of `body`, whose memory they keep, and no copies.
+    pub fn decode_shared<T: DeserializeOwned>(self, body: &Bytes) -> Result<T, WireError> {
+        shared::within(body, || self.decode(body))
     }
 }
 
@@ -163,6 +167,22 @@ mod tests {
         let Outcome::Trained { adapter, .. } = &mut message.outcome else { unreachable!() };
         *adapter = Payload::inline(vec![200; 10_000]);
         assert!(Format::MessagePack.encode(&message).unwrap().len() < 10_300);
+    }
+
+    #[test]
+    fn shared_payloads_are_parts_of_their_message() {
+        for format in [Format::MessagePack, Format::Json] {
+            let body = Bytes::from(format.encode(&update()).unwrap());
+            let decoded: Update = format.decode_shared(&body).unwrap();
+            assert_eq!(decoded, update());
+            let Some(Payload::Message { data, .. }) = decoded.payloads().next() else { unreachable!() };
+            let is_part = body.as_ptr_range().contains(&data.as_ptr());
+            // Numbers in JSON are no bytes yet.
+            assert_eq!(is_part, format == Format::MessagePack);
+        }
+        // Nothing is left of a message, and another is not taken for it.
+        let bytes = Format::MessagePack.encode(&update()).unwrap();
+        assert_eq!(Format::MessagePack.decode::<Update>(&bytes).unwrap(), update());
     }
 
     #[test]

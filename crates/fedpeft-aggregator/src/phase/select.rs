@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -52,7 +53,7 @@ async fn open(
     started: Instant,
 ) -> Result<Phase, Stop> {
     let cohort = sampled(drive, &present, round);
-    let open = OpenRound {
+    let open = Arc::new(OpenRound {
         round,
         epoch: drive.record.epoch,
         examples: cohort.iter().map(|client| present[client].examples).collect(),
@@ -60,7 +61,7 @@ async fn open(
         secure: secure::opened(&drive.record.spec, &cohort, &present)?,
         cohort,
         opened_ms: now_ms(),
-    };
+    });
     // There may be many, and what follows takes as much again.
     drop(present);
     let begins = drive.record.status == RunStatus::Pending;
@@ -130,8 +131,8 @@ pub(crate) struct Trainer {
     pub examples: u64,
     /// Whether it is an edge.
     pub aggregates: bool,
-    /// By what others know it in secure aggregation.
-    pub identity: Option<IdentityKey>,
+    /// By what others know it in secure aggregation, where the run has that.
+    pub identity: Option<Box<IdentityKey>>,
 }
 
 /// Clients that may be sampled.
@@ -166,6 +167,7 @@ pub(crate) async fn trainers(drive: &Drive<'_>) -> Result<Trainers, Stop> {
     let merges = rule.merges() && !spec.has_memory() && !spec.is_personal() && plain;
     let trainer = |Presence { client, capabilities, .. }| {
         let Capabilities { examples, aggregates, identity, .. } = capabilities;
+        let identity = identity.filter(|_| rule == Rule::Secure).map(Box::new);
         (client, Trainer { examples, aggregates, identity })
     };
     let eligible = |presence: Presence| {
