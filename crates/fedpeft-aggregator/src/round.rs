@@ -110,11 +110,6 @@ impl RoundState {
         Arc::make_mut(&mut self.clients)
     }
 
-    /// Clients that have not answered.
-    pub fn outstanding(&self) -> BTreeSet<ClientId> {
-        self.clients.outstanding().cloned().collect()
-    }
-
     /// Whether the round has the updates that close it.
     pub fn is_full(&self, spec: &RunSpec) -> bool {
         self.wants(spec).is_some_and(|wanted| self.clients.accepted().count() >= wanted)

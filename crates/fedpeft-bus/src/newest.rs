@@ -23,8 +23,10 @@ use bytes::Bytes;
 use futures::StreamExt;
 use serde::{
     Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, Visitor},
+    de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
 };
+use serde_json::value::RawValue;
+use smol_str::SmolStr;
 use tokio::sync::watch;
 
 use crate::{Bus, BusError};
@@ -46,7 +48,7 @@ pub(crate) struct Stored<'a> {
 }
 
 /// What is left of the newest message of each subject, by what is its own in the subject.
-pub(crate) type Newest<R> = BTreeMap<Box<str>, Left<R>>;
+pub(crate) type Newest<R> = BTreeMap<SmolStr, Left<R>>;
 
 /// What is left of a message.
 pub(crate) struct Left<R> {
@@ -145,11 +147,12 @@ impl Bus {
                 let reason = info.error.map_or_else(|| "no state".to_owned(), |error| error.description);
                 return Err(failed(stream, reason));
             };
-            let page = state.subjects.0;
-            wanted
-                .extend(page.iter().filter(|subject| is_wanted(subject)).map(|subject| subject.to_string()));
-            offset += page.len();
-            if page.is_empty() || offset >= info.total {
+            let Some(subjects) = state.subjects else { return Ok(wanted) };
+            let page = Subjects { is_wanted: &is_wanted, wanted: &mut wanted };
+            let page = page.deserialize(&mut serde_json::Deserializer::from_str(subjects.get()));
+            let page = page.map_err(|error| failed(stream, error))?;
+            offset += page;
+            if page == 0 || offset >= info.total {
                 return Ok(wanted);
             }
         }
@@ -171,7 +174,7 @@ struct Info<'a> {
 #[derive(Deserialize)]
 struct State<'a> {
     #[serde(borrow, default)]
-    subjects: Subjects<'a>,
+    subjects: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -180,39 +183,44 @@ struct Refusal {
     description: String,
 }
 
-/// The keys of a map whose values are counts.
-#[derive(Default)]
-struct Subjects<'a>(Vec<Cow<'a, str>>);
+/// Takes those subjects out of a map to counts that are wanted; becomes how many there were.
+struct Subjects<'a, F> {
+    is_wanted: &'a F,
+    wanted: &'a mut Vec<String>,
+}
 
 /// Where it needs no escapes, as our own do, it is not copied.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Subjects<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
+impl<'de, F: Fn(&str) -> bool> DeserializeSeed<'de> for Subjects<'_, F> {
+    type Value = usize;
 
-        impl<'de> Visitor<'de> for Keys {
-            type Value = Vec<Cow<'de, str>>;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<usize, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("subjects and how many messages they have")
-            }
+impl<'de, F: Fn(&str) -> bool> Visitor<'de> for Subjects<'_, F> {
+    type Value = usize;
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut keys = Vec::new();
-                while let Some((Text(key), IgnoredAny)) = map.next_entry()? {
-                    keys.push(key);
-                }
-                Ok(keys)
-            }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("subjects and how many messages they have")
+    }
 
-            fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(Vec::new())
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<usize, A::Error> {
+        let mut count = 0;
+        while let Some((Text(subject), IgnoredAny)) = map.next_entry()? {
+            count += 1;
+            if (self.is_wanted)(&subject) {
+                self.wanted.push(subject.into_owned());
             }
         }
+        Ok(count)
+    }
 
-        deserializer.deserialize_any(Keys).map(Self)
+    fn visit_unit<E>(self) -> Result<usize, E> {
+        Ok(0)
     }
 }
 
@@ -294,17 +302,21 @@ fn failed(stream: &str, reason: impl fmt::Display) -> BusError {
 mod tests {
     use super::*;
 
-    fn subjects(info: &str) -> Vec<String> {
+    fn subjects(info: &str) -> (usize, Vec<String>) {
         let info: Info<'_> = serde_json::from_str(info).unwrap();
-        info.state.unwrap().subjects.0.into_iter().map(Cow::into_owned).collect()
+        let Some(subjects) = info.state.unwrap().subjects else { return (0, vec![]) };
+        let mut wanted = Vec::new();
+        let page = Subjects { is_wanted: &|subject: &str| subject != "b", wanted: &mut wanted };
+        let count = page.deserialize(&mut serde_json::Deserializer::from_str(subjects.get())).unwrap();
+        (count, wanted)
     }
 
     #[test]
     fn subjects_are_read_whatever_is_in_them() {
-        let some = r#"{"total":2,"state":{"messages":3,"subjects":{"a.b":1,"a.\u003c\"":2},"lost":{}},"config":{"x":[1]}}"#;
-        assert_eq!(subjects(some), ["a.b", "a.<\""]);
+        let some = r#"{"total":2,"state":{"messages":3,"subjects":{"a.b":1,"b":1,"a.\u003c\"":2},"lost":{}},"config":{"x":[1]}}"#;
+        assert_eq!(subjects(some), (3, vec!["a.b".to_owned(), "a.<\"".to_owned()]));
         for none in [r#"{"state":{}}"#, r#"{"state":{"subjects":null}}"#, r#"{"state":{"subjects":{}}}"#] {
-            assert!(subjects(none).is_empty());
+            assert_eq!(subjects(none), (0, vec![]));
         }
         let refused = r#"{"error":{"code":404,"err_code":10059,"description":"stream not found"}}"#;
         let info: Info<'_> = serde_json::from_str(refused).unwrap();

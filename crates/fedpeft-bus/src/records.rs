@@ -1,6 +1,6 @@
 //! Records: typed values in key-value buckets, changed by compare-and-set on their revision.
 
-use std::{marker::PhantomData, time::Duration};
+use std::{collections::BTreeMap, marker::PhantomData, time::Duration};
 
 use async_nats::{
     HeaderMap,
@@ -8,7 +8,8 @@ use async_nats::{
 };
 use bytes::Bytes;
 use fedpeft_protocol::{
-    model::ModelVersion, presence::Presence, round::RoundReport, run::RunRecord, subject, wire::Format,
+    ClientId, model::ModelVersion, presence::Presence, round::RoundReport, run::RunRecord, subject,
+    wire::Format,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -52,6 +53,11 @@ pub enum Change<T> {
 impl Bus {
     /// State of runs, key `<run>`.
     pub async fn runs(&self) -> Result<Records<RunRecord>, BusError> {
+        self.runs_as().await
+    }
+
+    /// As [`Self::runs`], of which `T` is a part, to be read: a record with an open round names its whole cohort.
+    pub async fn runs_as<T>(&self) -> Result<Records<T>, BusError> {
         self.records(subject::RUN_BUCKET).await
     }
 
@@ -216,6 +222,26 @@ impl<T: DeserializeOwned> Records<T> {
     fn decode(&self, key: &str, body: &[u8]) -> Result<T, BusError> {
         let decoded = Format::MessagePack.decode(body);
         decoded.map_err(|error| BusError::wire(format!("record {key} of {}", self.bucket), error))
+    }
+}
+
+impl Records<Presence> {
+    /// What `pick` takes of each client that is present: of ten thousand, a batch is held at a time, and what was picked. A client
+    /// that says so anew meanwhile may be picked twice; the newer counts.
+    pub async fn pick<R>(
+        &self,
+        pick: impl Fn(Presence) -> Option<R>,
+    ) -> Result<BTreeMap<ClientId, R>, BusError> {
+        let picked = self.fetch("", false, |key, stored| match self.decode(key, stored.payload) {
+            // Nobody says that another is there.
+            Ok(presence) => (presence.client.as_str() == key).then(|| pick(presence)).flatten(),
+            Err(error) => {
+                tracing::warn!(%error, "record skipped");
+                None
+            }
+        });
+        let picked = picked.await?.into_iter();
+        Ok(picked.filter_map(|(key, left)| Some((ClientId::new(key).ok()?, left.made?))).collect())
     }
 }
 

@@ -23,9 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Updates pulled ahead of the aggregator, at most: they are as large as an adapter.
 const BATCH: usize = 16;
 /// And at least, so that one is there when another was taken.
-const LEAST: usize = 4;
+const LEAST: usize = 2;
 /// Bytes pulled ahead where they are known to be large: the memory that they take is that of many more.
-const AHEAD: u64 = 1 << 20;
+const AHEAD: u64 = 1 << 19;
 
 impl Bus {
     /// Sends a client's update and waits until the broker has stored it. The same update (run, round,

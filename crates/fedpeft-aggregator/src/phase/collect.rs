@@ -139,12 +139,11 @@ async fn absent(
     missed: &mut BTreeMap<ClientId, u32>,
 ) -> Result<usize, Stop> {
     let present = drive.present_clients().await?;
-    for client in round.outstanding() {
-        let is_present = present.contains(&client);
-        let count = missed.entry(client).or_default();
-        *count = if is_present { 0 } else { *count + 1 };
+    // Of many clients, most are there.
+    missed.retain(|client, _| !present.contains_key(client) && !round.clients.has_answered(client));
+    for client in round.clients.outstanding().filter(|client| !present.contains_key(*client)) {
+        *missed.entry(client.clone()).or_default() += 1;
     }
-    missed.retain(|client, _| !round.clients.has_answered(client));
     Ok(missed.values().filter(|count| **count >= MISSED_CHECKS).count())
 }
 

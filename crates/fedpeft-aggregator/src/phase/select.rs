@@ -165,10 +165,9 @@ pub(crate) async fn trainers(drive: &Drive<'_>) -> Result<Trainers, Stop> {
     // What is known of each client goes beyond its share of the sum.
     let plain = spec.uplink.is_plain() && spec.downlink.is_plain();
     let merges = rule.merges() && !spec.has_memory() && !spec.is_personal() && plain;
-    let trainer = |Presence { client, capabilities, .. }| {
+    let trainer = |Presence { capabilities, .. }| {
         let Capabilities { examples, aggregates, identity, .. } = capabilities;
-        let identity = identity.filter(|_| rule == Rule::Secure).map(Box::new);
-        (client, Trainer { examples, aggregates, identity })
+        Trainer { examples, aggregates, identity: identity.filter(|_| rule == Rule::Secure).map(Box::new) }
     };
     let eligible = |presence: Presence| {
         let checked =
@@ -181,7 +180,7 @@ pub(crate) async fn trainers(drive: &Drive<'_>) -> Result<Trainers, Stop> {
             }
         }
     };
-    Ok(drive.present(eligible).await?.into_iter().collect())
+    drive.present(eligible).await
 }
 
 /// Whether a round of this rule, and of clients whose updates may be merged, can use what a client offers.
