@@ -1,14 +1,14 @@
 //! The clients of a round: what each was asked and answered, and the bytes that it took. A cohort may be large: what
 //! clients have in common is held once, and what few have apart.
 
-use std::{ops::Deref, sync::Arc};
-
 use fedpeft_bus::{Counts, PackedCounts};
 use fedpeft_protocol::{
-    ClientId, Digest, Epoch, Round,
+    ClientId, Digest,
     round::{Personal, Transfer},
     secure::SecureStage,
 };
+
+use crate::members::{Member, Members};
 
 /// A client's answer to its task. The first one counts.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,53 +68,9 @@ impl Accepted {
     }
 }
 
-/// What clients were asked that began together.
-#[derive(Debug, PartialEq)]
-pub(crate) struct Asked {
-    /// The round in which they got their tasks: the open one, or, where rounds are buffered, an earlier one.
-    pub round: Round,
-    /// Fencing token of the tasks.
-    pub epoch: Epoch,
-    /// The global adapter they began with.
-    pub adapter: Digest,
-    /// When nobody waits for them any more.
-    pub deadline_ms: u64,
-    /// Whether they are edges, and answer with sums.
-    pub aggregates: bool,
-}
-
-/// What a client of the round was asked.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Member {
-    pub asked: Arc<Asked>,
-    /// Examples that it declared: the most its update may weigh.
-    pub examples: u64,
-}
-
-impl Member {
-    /// What its task was, in one word; of secure aggregation, that of a stage.
-    pub fn work(&self, stage: Option<SecureStage>) -> &'static str {
-        match stage {
-            Some(stage) => stage.work(),
-            None if self.aggregates => "aggregate",
-            None => "train",
-        }
-    }
-}
-
-impl Deref for Member {
-    type Target = Asked;
-
-    fn deref(&self) -> &Asked {
-        &self.asked
-    }
-}
-
-/// What is known of a client. Of ten thousand, each byte counts.
-#[derive(Debug, Clone)]
+/// What came of a client. Of ten thousand, each byte counts.
+#[derive(Debug, Clone, Default)]
 struct Row {
-    client: ClientId,
-    member: Member,
     answer: Option<Answer>,
     bytes: PackedCounts,
 }
@@ -122,7 +78,8 @@ struct Row {
 /// All clients of a round.
 #[derive(Debug, Clone)]
 pub(crate) struct Clients {
-    /// Sorted by name, each once.
+    members: Members,
+    /// Of each member, at its place.
     rows: Vec<Row>,
     answered: usize,
     /// Of the bytes of all clients, bodies of messages.
@@ -130,24 +87,18 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    /// These, of whom none has answered yet, about `expected` of them. Of one that is there twice, the first counts.
-    pub fn new(expected: usize, members: impl Iterator<Item = (ClientId, Member)>) -> Self {
-        let row = |(client, member)| Row { client, member, answer: None, bytes: PackedCounts::default() };
-        // In one piece, and without room for more.
-        let mut rows = Vec::with_capacity(expected);
-        rows.extend(members.map(row));
-        rows.sort_by(|a, b| a.client.cmp(&b.client));
-        rows.dedup_by(|later, first| later.client == first.client);
-        Self { rows, answered: 0, payload: Counts::default() }
+    /// These, of whom none has answered yet.
+    pub fn new(members: Members) -> Self {
+        let rows = vec![Row::default(); members.len()];
+        Self { members, rows, answered: 0, payload: Counts::default() }
     }
 
     fn row(&self, client: &ClientId) -> Option<&Row> {
-        self.rows.get(self.rows.binary_search_by(|row| row.client.cmp(client)).ok()?)
+        self.rows.get(self.members.find(client)?)
     }
 
     fn row_mut(&mut self, client: &ClientId) -> Option<&mut Row> {
-        let at = self.rows.binary_search_by(|row| row.client.cmp(client)).ok()?;
-        self.rows.get_mut(at)
+        self.rows.get_mut(self.members.find(client)?)
     }
 
     /// How many there are.
@@ -166,8 +117,8 @@ impl Clients {
     }
 
     /// What a client was asked; nothing, if it is none of them.
-    pub fn member(&self, client: &ClientId) -> Option<&Member> {
-        self.row(client).map(|row| &row.member)
+    pub fn member(&self, client: &ClientId) -> Option<Member> {
+        self.members.find(client).map(|at| self.members.member(at))
     }
 
     /// What a client answered.
@@ -194,22 +145,27 @@ impl Clients {
     }
 
     /// Every client by name, what it was asked, and what it answered.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&ClientId, &Member, Option<&Answer>)> {
-        self.rows.iter().map(|Row { client, member, answer, .. }| (client, member, answer.as_ref()))
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&ClientId, Member, Option<&Answer>)> {
+        let rows = self.rows.iter().enumerate();
+        rows.map(|(at, row)| (self.members.client(at), self.members.member(at), row.answer.as_ref()))
     }
 
     /// Clients that have not answered.
     pub fn outstanding(&self) -> impl Iterator<Item = &ClientId> {
-        self.iter().filter(|(.., answer)| answer.is_none()).map(|(client, ..)| client)
+        let rows = self.rows.iter().enumerate();
+        rows.filter(|(_, row)| row.answer.is_none()).map(|(at, _)| self.members.client(at))
     }
 
     /// Updates in the sum.
     pub fn accepted(&self) -> impl Iterator<Item = &Accepted> {
-        self.accepted_by().map(|(.., accepted)| accepted)
+        self.rows.iter().filter_map(|row| match &row.answer {
+            Some(Answer::Accepted(accepted)) => Some(accepted),
+            Some(Answer::Rejected(_) | Answer::Failed(_)) | None => None,
+        })
     }
 
     /// Updates in the sum, whose they are, and what those were asked.
-    pub fn accepted_by(&self) -> impl Iterator<Item = (&ClientId, &Member, &Accepted)> {
+    pub fn accepted_by(&self) -> impl Iterator<Item = (&ClientId, Member, &Accepted)> {
         self.iter().filter_map(|(client, member, answer)| match answer {
             Some(Answer::Accepted(accepted)) => Some((client, member, accepted)),
             Some(Answer::Rejected(_) | Answer::Failed(_)) | None => None,
@@ -248,33 +204,26 @@ impl Clients {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use fedpeft_bus::Measured;
     use fedpeft_protocol::round::{ByteKind, Direction};
 
     use super::*;
-
-    fn named(names: &[&str]) -> Clients {
-        let adapter = Digest::of(b"adapter");
-        let asked = Arc::new(Asked { round: 1, epoch: 1, adapter, deadline_ms: 0, aggregates: false });
-        let members = names.iter().enumerate().map(|(at, name)| {
-            let member = Member { asked: asked.clone(), examples: at as u64 };
-            (ClientId::new(name).unwrap(), member)
-        });
-        Clients::new(names.len(), members)
-    }
+    use crate::members::Asked;
 
     #[test]
     fn rows_are_small() {
-        assert!(size_of::<Row>() <= 136, "{}", size_of::<Row>());
+        assert!(size_of::<Row>() <= 104, "{}", size_of::<Row>());
     }
 
     #[test]
     fn clients_are_found_by_name_and_count_once() {
-        let mut clients = named(&["c", "a", "b", "a"]);
         let id = |name: &str| ClientId::new(name).unwrap();
-        assert_eq!(clients.iter().map(|(client, ..)| client.as_str()).collect::<String>(), "abc");
-        assert_eq!(clients.member(&id("a")).map(|member| member.examples), Some(1));
-        assert!(clients.member(&id("d")).is_none());
+        let adapter = Digest::of(b"adapter");
+        let asked = Arc::new(Asked { round: 1, epoch: 1, adapter, deadline_ms: 0, aggregates: false });
+        let member = |name: &str| (id(name), Member { asked: asked.clone(), examples: 1 });
+        let mut clients = Clients::new(Members::Listed(["a", "b", "c"].map(member).to_vec()));
         clients.take(&id("b"), Answer::Failed("first".into()));
         clients.take(&id("b"), Answer::Failed("second".into()));
         clients.take(&id("d"), Answer::Failed("nobody".into()));

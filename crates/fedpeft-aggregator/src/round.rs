@@ -18,8 +18,9 @@ use fedpeft_service::now_ms;
 use fedpeft_strategy::{Accumulator, Fold, Rule};
 
 use crate::{
-    clients::{Answer, Asked, Clients, Member},
+    clients::{Answer, Clients},
     drive::Drive,
+    members::Members,
     secure::Secure,
     spool::Heap,
     stop::Stop,
@@ -80,9 +81,11 @@ impl RoundState {
         let control = control.map_err(|error| Stop::Failed(error.to_string()))?;
         let secure = Secure::open(drive, &open)?;
         let server = secure.as_ref().map(|secure| Server::new(secure.session.clone()));
+        let RunRecord { adapter, carried, spec, .. } = &**drive.record;
+        let members = Members::new(&open, (*adapter, deadline_ms(&open, spec)), carried);
         let report = drive.reports.revision(&report_key(&drive.record.run, open.round)).await?;
         Ok(Self {
-            clients: Arc::new(clients(drive.record, &open)),
+            clients: Arc::new(Clients::new(members)),
             open,
             uploads: BTreeMap::new(),
             refusals: Refusals::default(),
@@ -182,28 +185,6 @@ impl RoundState {
         });
         words.collect::<Vec<_>>().join(", ")
     }
-}
-
-fn clients(record: &RunRecord, open: &OpenRound) -> Clients {
-    let edges: BTreeSet<_> = open.edges.iter().collect();
-    let asked = |aggregates| {
-        let (round, epoch, adapter) = (open.round, open.epoch, record.adapter);
-        let deadline_ms = deadline_ms(open, &record.spec);
-        Arc::new(Asked { round, epoch, adapter, deadline_ms, aggregates })
-    };
-    let (trainers, aggregating) = (asked(false), asked(true));
-    let sampled = open.cohort.iter().enumerate().map(|(at, client)| {
-        let examples = open.examples.get(at).copied().unwrap_or(0);
-        let asked = if edges.contains(client) { &aggregating } else { &trainers };
-        (client.clone(), Member { asked: asked.clone(), examples })
-    });
-    let carried = record.carried.iter().map(|carried| {
-        let Carried { client, round, epoch, examples, adapter, deadline_ms } = carried.clone();
-        // Sums are for synchronous rounds.
-        let asked = Arc::new(Asked { round, epoch, adapter, deadline_ms, aggregates: false });
-        (client, Member { asked, examples })
-    });
-    Clients::new(open.cohort.len() + record.carried.len(), sampled.chain(carried))
 }
 
 /// When a round closes with the updates it has.

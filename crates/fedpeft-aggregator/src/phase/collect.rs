@@ -165,7 +165,7 @@ async fn judge(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelive
     if delivery.update.as_ref().is_ok_and(|update| drive.evaluations.contains(&update.task)) {
         return Ok(false);
     }
-    let Some(member) = round.clients.member(&client).filter(|member| member.round == number).cloned() else {
+    let Some(member) = round.clients.member(&client).filter(|member| member.round == number) else {
         let reason = if number == round.open.round {
             format!("client {client} is not in the cohort of round {number}")
         } else {

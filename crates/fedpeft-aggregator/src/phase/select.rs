@@ -62,8 +62,9 @@ async fn open(
         cohort,
         opened_ms: now_ms(),
     });
-    // There may be many, and what follows takes as much again.
+    // There may be many, and what follows takes as much again; as do those of the last round, while they are told of.
     drop(present);
+    drive.events.told().await;
     let begins = drive.record.status == RunStatus::Pending;
     drive
         .record
