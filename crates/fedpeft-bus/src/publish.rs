@@ -43,16 +43,16 @@ pub(crate) fn origin(headers: Option<&HeaderMap>) -> Origin {
 }
 
 /// Decodes a message of this protocol version; a header that declares another one is believed before the
-/// body is looked at, for the body of another version may have any shape. Payloads are parts of `body`.
+/// body is looked at, for the body of another version may have any shape.
 pub(crate) fn decode<T: DeserializeOwned>(
     headers: Option<&HeaderMap>,
-    body: &Bytes,
+    body: &[u8],
 ) -> Result<T, wire::WireError> {
     let header = |name: &str| headers.and_then(|all| all.get(name)).map(|value| value.as_str());
     if let Some(got) = header(subject::VERSION_HEADER).and_then(|text| text.trim().parse().ok()) {
         wire::check_version(got)?;
     }
-    wire::Format::from_content_type(header(subject::CONTENT_TYPE))?.decode_shared(body)
+    wire::Format::from_content_type(header(subject::CONTENT_TYPE))?.decode(body)
 }
 
 /// Bytes that the broker's limit counts.

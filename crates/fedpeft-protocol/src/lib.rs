@@ -23,7 +23,6 @@ pub mod round;
 pub mod run;
 mod schedule;
 pub mod secure;
-mod shared;
 mod stability;
 mod strategy;
 pub mod subject;

@@ -9,7 +9,6 @@ use crate::{
     pipeline::Pipeline,
     run::{PrivacyState, RunSpec, StabilitySpec, TrainingSpec},
     secure::{SecureReport, SecureStage, SecureTrained},
-    shared,
 };
 
 /// What a client should do now.
@@ -148,7 +147,7 @@ pub enum Payload {
         /// Digest of `data`.
         digest: Digest,
         /// Encoded adapter, see `fedpeft-codec`.
-        #[serde(with = "shared")]
+        #[serde(with = "binary")]
         #[schemars(with = "Vec<u8>")]
         data: Bytes,
     },
@@ -160,6 +159,20 @@ pub enum Payload {
         /// Its size in bytes.
         size: u64,
     },
+}
+
+/// `serde_bytes`, but JSON's arrays of numbers are accepted as well.
+mod binary {
+    use super::Bytes;
+    use serde::{Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(data: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(data)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+        serde_bytes::deserialize::<Vec<u8>, D>(deserializer).map(Bytes::from)
+    }
 }
 
 impl Payload {

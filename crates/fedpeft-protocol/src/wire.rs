@@ -4,10 +4,9 @@
 
 use std::io::Write;
 
-use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{PROTOCOL_VERSION, bounds, shared};
+use crate::{PROTOCOL_VERSION, bounds};
 
 /// Encoding of a message body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -70,7 +69,7 @@ impl Format {
     }
 
     /// Decodes one message that must fill `body` to its end. What it takes in memory is bounded by a multiple of
-    /// its length, whatever it claims.
+    /// its length, whatever it claims; its payloads are copied once.
     pub fn decode<T: DeserializeOwned>(self, body: &[u8]) -> Result<T, WireError> {
         match self {
             Self::MessagePack => {
@@ -89,11 +88,6 @@ impl Format {
                 serde_json::from_slice(body).map_err(|e| WireError::Decode(shorten(&e.to_string())))
             }
         }
-    }
-
-    /// As [`Self::decode`], but payloads are parts of `body`, whose memory they keep, and no copies.
-    pub fn decode_shared<T: DeserializeOwned>(self, body: &Bytes) -> Result<T, WireError> {
-        shared::within(body, || self.decode(body))
     }
 }
 
@@ -167,22 +161,6 @@ mod tests {
         let Outcome::Trained { adapter, .. } = &mut message.outcome else { unreachable!() };
         *adapter = Payload::inline(vec![200; 10_000]);
         assert!(Format::MessagePack.encode(&message).unwrap().len() < 10_300);
-    }
-
-    #[test]
-    fn shared_payloads_are_parts_of_their_message() {
-        for format in [Format::MessagePack, Format::Json] {
-            let body = Bytes::from(format.encode(&update()).unwrap());
-            let decoded: Update = format.decode_shared(&body).unwrap();
-            assert_eq!(decoded, update());
-            let Some(Payload::Message { data, .. }) = decoded.payloads().next() else { unreachable!() };
-            let is_part = body.as_ptr_range().contains(&data.as_ptr());
-            // Numbers in JSON are no bytes yet.
-            assert_eq!(is_part, format == Format::MessagePack);
-        }
-        // Nothing is left of a message, and another is not taken for it.
-        let bytes = Format::MessagePack.encode(&update()).unwrap();
-        assert_eq!(Format::MessagePack.decode::<Update>(&bytes).unwrap(), update());
     }
 
     #[test]
