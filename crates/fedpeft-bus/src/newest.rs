@@ -3,7 +3,8 @@
 //! The consumer behind it sends every message once. One that is lost with its connection is not sent again, and
 //! the end of a batch may be lost as well: so messages are counted, and waiting for them has an end. A message that is
 //! replaced while they are sent may come twice, or neither before nor after: so the broker is asked which subjects there are,
-//! and for each that did not come by itself.
+//! and for each that did not come by itself. Of many subjects it is asked how many there are, before it is asked for their
+//! names: should one have come and gone in the same moment in which another did not come, the next list has it.
 
 use std::{
     borrow::Cow,
@@ -37,6 +38,8 @@ const SILENCE: Duration = Duration::from_secs(5);
 const INACTIVE: Duration = Duration::from_secs(10);
 /// Messages fetched in one request.
 const BATCH: usize = 256;
+/// From so many subjects on, they are counted first.
+const MANY: usize = 1000;
 
 /// A message as it is stored.
 pub(crate) struct Stored<'a> {
@@ -109,6 +112,9 @@ impl Bus {
         newest: &mut Newest<R>,
         make: &mut impl FnMut(&str, Stored<'_>) -> R,
     ) -> Result<(), BusError> {
+        if newest.len() >= MANY && self.count(stream, filter).await? == Some(newest.len()) {
+            return Ok(());
+        }
         let handle = self.js.get_stream_no_info(stream).await.map_err(|error| failed(stream, error))?;
         let is_missing = |subject: &str| !newest.contains_key(own(prefix, subject));
         let missing = self.subjects(stream, filter, is_missing).await?;
@@ -129,6 +135,15 @@ impl Bus {
 }
 
 impl Bus {
+    /// How many subjects the stream has, if `filter` matches them all.
+    async fn count(&self, stream: &str, filter: &str) -> Result<Option<usize>, BusError> {
+        let reply = self.client.request(format!("$JS.API.STREAM.INFO.{stream}"), Bytes::new()).await;
+        let reply = reply.map_err(|error| failed(stream, error))?;
+        let info: Info<'_> = serde_json::from_slice(&reply.payload).map_err(|error| failed(stream, error))?;
+        let is_all = info.config.is_some_and(|config| config.subjects == [filter]);
+        Ok(info.state.filter(|_| is_all).map(|state| state.num_subjects))
+    }
+
     /// Those of the stream's subjects that `filter` matches and `is_wanted` takes.
     async fn subjects(
         &self,
@@ -165,6 +180,7 @@ impl Bus {
 struct Info<'a> {
     #[serde(borrow)]
     state: Option<State<'a>>,
+    config: Option<Config>,
     error: Option<Refusal>,
     /// Subjects on all pages.
     #[serde(default)]
@@ -175,6 +191,14 @@ struct Info<'a> {
 struct State<'a> {
     #[serde(borrow, default)]
     subjects: Option<&'a RawValue>,
+    #[serde(default)]
+    num_subjects: usize,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    #[serde(default)]
+    subjects: Vec<String>,
 }
 
 #[derive(Deserialize)]

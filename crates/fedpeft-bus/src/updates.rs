@@ -88,15 +88,15 @@ impl Bus {
         let (sender, receiver) = mpsc::channel(1);
         let mut reader = JoinSet::new();
         reader.spawn(async move {
-            loop {
-                let next = follow.next().await;
-                let Some(delivery) = delivery(&next) else { continue };
-                let pending = next.pending;
-                // Its memory is the connection's, which reads on.
-                drop(next);
-                if sender.send((delivery, pending)).await.is_err() {
-                    return;
-                }
+            // One waits here, and no other is taken before there is room for it.
+            while let Ok(place) = sender.reserve().await {
+                let (delivery, pending) = loop {
+                    let next = follow.next().await;
+                    if let Some(delivery) = delivery(&next) {
+                        break (delivery, next.pending);
+                    }
+                };
+                place.send((delivery, pending));
             }
         });
         Ok(Updates { receiver, reader, pending })
