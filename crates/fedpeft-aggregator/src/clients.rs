@@ -75,12 +75,37 @@ struct Row {
     bytes: PackedCounts,
 }
 
+/// The row of each member, at its place: in pieces, which fit where memory is free. One megabyte seldom does.
+#[derive(Debug, Clone)]
+struct Rows(Vec<Box<[Row]>>);
+
+/// Rows of a piece.
+const PIECE: usize = 256;
+
+impl Rows {
+    fn new(count: usize) -> Self {
+        let piece = |at| vec![Row::default(); PIECE.min(count - at)].into();
+        Self((0..count).step_by(PIECE).map(piece).collect())
+    }
+
+    fn get(&self, at: usize) -> Option<&Row> {
+        self.0.get(at / PIECE)?.get(at % PIECE)
+    }
+
+    fn get_mut(&mut self, at: usize) -> Option<&mut Row> {
+        self.0.get_mut(at / PIECE)?.get_mut(at % PIECE)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Row> {
+        self.0.iter().flatten()
+    }
+}
+
 /// All clients of a round.
 #[derive(Debug, Clone)]
 pub(crate) struct Clients {
     members: Members,
-    /// Of each member, at its place.
-    rows: Vec<Row>,
+    rows: Rows,
     answered: usize,
     /// Of the bytes of all clients, bodies of messages.
     payload: Counts,
@@ -89,7 +114,7 @@ pub(crate) struct Clients {
 impl Clients {
     /// These, of whom none has answered yet.
     pub fn new(members: Members) -> Self {
-        let rows = vec![Row::default(); members.len()];
+        let rows = Rows::new(members.len());
         Self { members, rows, answered: 0, payload: Counts::default() }
     }
 
@@ -103,7 +128,7 @@ impl Clients {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.members.len()
     }
 
     /// How many have answered.
@@ -113,7 +138,7 @@ impl Clients {
 
     /// How many have not answered.
     pub fn waits_for(&self) -> usize {
-        self.rows.len() - self.answered
+        self.len() - self.answered
     }
 
     /// What a client was asked; nothing, if it is none of them.
@@ -146,8 +171,8 @@ impl Clients {
 
     /// Every client by name, what it was asked, and what it answered.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&ClientId, Member, Option<&Answer>)> {
-        let rows = self.rows.iter().enumerate();
-        rows.map(|(at, row)| (self.members.client(at), self.members.member(at), row.answer.as_ref()))
+        let answer = |at| self.rows.get(at).and_then(|row| row.answer.as_ref());
+        (0..self.len()).map(move |at| (self.members.client(at), self.members.member(at), answer(at)))
     }
 
     /// Clients that have not answered.
@@ -215,6 +240,15 @@ mod tests {
     #[test]
     fn rows_are_small() {
         assert!(size_of::<Row>() <= 104, "{}", size_of::<Row>());
+    }
+
+    #[test]
+    fn pieces_have_a_row_at_each_place() {
+        for count in [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE] {
+            let mut rows = Rows::new(count);
+            assert_eq!(rows.iter().count(), count);
+            assert!((0..count).all(|at| rows.get_mut(at).is_some()) && rows.get(count).is_none());
+        }
     }
 
     #[test]

@@ -240,8 +240,13 @@ impl Records<Presence> {
                 None
             }
         });
-        let picked = picked.await?.into_iter();
-        Ok(picked.filter_map(|(key, left)| Some((ClientId::new(key).ok()?, left.made?))).collect())
+        let picked = picked.await?;
+        // With room for all of them, the list does not grow by copies.
+        let mut list = Vec::with_capacity(picked.len());
+        list.extend(
+            picked.into_iter().filter_map(|(key, left)| Some((ClientId::new(key).ok()?, left.made?))),
+        );
+        Ok(list.into_iter().collect())
     }
 }
 
