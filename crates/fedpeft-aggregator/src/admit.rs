@@ -13,9 +13,10 @@ use fedpeft_protocol::{
 use fedpeft_strategy::{SpoolError, Weight, check_update};
 
 use crate::{
-    clients::{Accepted, Answer, Member, More},
+    clients::{Accepted, Answer, More},
     drive::Drive,
     encoding,
+    members::Member,
     round::{RoundState, Updates},
     spool::Adapter,
     stop::Stop,

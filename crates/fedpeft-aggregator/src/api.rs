@@ -219,6 +219,7 @@ impl Api {
 /// The record as it fits a reply: of a large open round, without the clients.
 fn shortened_record(mut record: RunRecord) -> RunRecord {
     if let Some(open) = record.open.as_mut().filter(|open| open.cohort.len() > MAX_NAMED) {
+        let open = Arc::make_mut(open);
         open.cohort = Vec::new();
         open.examples = Vec::new();
         open.edges = Vec::new();

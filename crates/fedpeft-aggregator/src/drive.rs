@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use fedpeft_bus::{Bus, BusError, Entry, Mark, Measured, Records, Stale, StoredTask, Updates};
+use fedpeft_bus::{Bus, BusError, Mark, Measured, Records, Stale, StoredTask, Updates};
 use fedpeft_privacy::NoiseSecret;
 use fedpeft_protocol::{
     ClientId, Digest, Epoch, PROTOCOL_VERSION, Round, RunId,
@@ -321,19 +321,21 @@ impl<'a> Drive<'a> {
         Ok(Some(self.bus.publish_task_again(task, client, found).await?))
     }
 
-    /// What `pick` takes of the present clients that speak our protocol, sorted by name: there may be many, and few of their
-    /// words are needed.
-    pub async fn present<R>(&self, pick: impl Fn(Presence) -> Option<R>) -> Result<Vec<R>, Stop> {
-        let picked = self.clients.list_as("", |Entry { key, value, .. }| {
-            let is_valid = value.version == PROTOCOL_VERSION && key == value.client.as_str();
-            is_valid.then(|| pick(value)).flatten()
-        });
-        Ok(picked.await?.into_iter().flatten().collect())
+    /// What `pick` takes of the present clients that speak our protocol: there may be many, and few of their words are
+    /// needed.
+    pub async fn present<R>(
+        &self,
+        pick: impl Fn(Presence) -> Option<R>,
+    ) -> Result<BTreeMap<ClientId, R>, Stop> {
+        let ours = |presence: Presence| {
+            if presence.version == PROTOCOL_VERSION { pick(presence) } else { None }
+        };
+        Ok(self.clients.pick(ours).await?)
     }
 
-    /// The names of those present.
-    pub async fn present_clients(&self) -> Result<BTreeSet<ClientId>, Stop> {
-        Ok(self.present(|presence| Some(presence.client)).await?.into_iter().collect())
+    /// Those present.
+    pub async fn present_clients(&self) -> Result<BTreeMap<ClientId, ()>, Stop> {
+        self.present(|_| Some(())).await
     }
 
     /// What the open round, or the next one, does with updates.

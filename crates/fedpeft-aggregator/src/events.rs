@@ -1,13 +1,18 @@
 //! Events of one run, published in order and behind the back of the phases: a round does not wait for its
 //! onlookers.
 
+use std::sync::{Mutex, PoisonError};
+
 use fedpeft_bus::Bus;
 use fedpeft_protocol::{
     Epoch, PROTOCOL_VERSION, RunId,
     event::{Event, EventKind},
 };
 use fedpeft_service::now_ms;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 
 use crate::report::Report;
 
@@ -27,6 +32,7 @@ enum Said {
     Closed {
         at_ms: u64,
         report: Box<Report>,
+        told: oneshot::Sender<()>,
     },
 }
 
@@ -34,6 +40,8 @@ enum Said {
 pub(crate) struct EventLog {
     run: RunId,
     sender: mpsc::Sender<Said>,
+    /// Hears when the last round that was closed has been told of.
+    told: Mutex<Option<oneshot::Receiver<()>>>,
     publisher: JoinHandle<()>,
 }
 
@@ -50,18 +58,21 @@ impl EventLog {
                 for said in said.drain(..) {
                     match said {
                         Said::Event { at_ms, kind } => tell(&mut told, event(&of, epoch, at_ms, kind)),
-                        Said::Closed { at_ms, report } => {
+                        Said::Closed { at_ms, report, told: done } => {
                             publish(&bus, told.drain(..)).await;
                             let clients = report.clients.clone();
                             let parts = bus.round_closed(report.with_clients(()), clients.iter());
                             publish(&bus, parts.map(|kind| event(&of, epoch, at_ms, kind))).await;
+                            drop(clients);
+                            // Whether somebody waits for it or not.
+                            let _ = done.send(());
                         }
                     }
                 }
                 publish(&bus, told).await;
             }
         });
-        Self { run: run.clone(), sender, publisher }
+        Self { run: run.clone(), sender, told: Mutex::default(), publisher }
     }
 
     /// Hands over an event.
@@ -71,7 +82,18 @@ impl EventLog {
 
     /// Hands over that a round was closed.
     pub fn close(&self, report: Report) {
-        self.say(Said::Closed { at_ms: now_ms(), report: Box::new(report) });
+        let (told, hears) = oneshot::channel();
+        self.say(Said::Closed { at_ms: now_ms(), report: Box::new(report), told });
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(hears);
+    }
+
+    /// Waits until the rounds that were closed have been told of. Until then their clients are held, which may be many.
+    pub async fn told(&self) {
+        let hears = self.told.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(hears) = hears {
+            // Where it was lost, there is nothing to wait for.
+            let _ = hears.await;
+        }
     }
 
     fn say(&self, said: Said) {

@@ -30,6 +30,7 @@ mod edge;
 mod encoding;
 mod events;
 mod lease;
+mod members;
 mod model;
 mod phase;
 mod privacy;

@@ -12,7 +12,8 @@ use fedpeft_protocol::{
 use serde::{Serialize, Serializer};
 
 use crate::{
-    clients::{Answer, Clients, Member},
+    clients::{Answer, Clients},
+    members::Member,
     round::RoundState,
     secure::Secure,
 };
@@ -127,7 +128,7 @@ impl RoundState {
 
 impl Outcomes {
     fn iter(&self) -> impl ExactSizeIterator<Item = ClientReport> {
-        self.clients.iter().map(|(client, member, answer)| self.report(client, member, answer))
+        self.clients.iter().map(|(client, member, answer)| self.report(client, &member, answer))
     }
 
     fn report(&self, client: &ClientId, member: &Member, answer: Option<&Answer>) -> ClientReport {

@@ -38,7 +38,7 @@ pub(crate) async fn forget_uploads(drive: &Drive<'_>, round: &RoundState) {
     let gone = round.uploads.iter().filter(|(client, _)| !goes_on(client));
     let uploads = gone.flat_map(|(client, digests)| {
         let member = round.clients.member(client);
-        digests.iter().filter_map(move |digest| Some((member?.round, client.clone(), *digest)))
+        digests.iter().filter_map(move |digest| Some((member.as_ref()?.round, client.clone(), *digest)))
     });
     forget_uploads_of(drive, uploads.collect()).await;
 }

@@ -18,8 +18,9 @@ use fedpeft_service::now_ms;
 use fedpeft_strategy::{Accumulator, Fold, Rule};
 
 use crate::{
-    clients::{Answer, Asked, Clients, Member},
+    clients::{Answer, Clients},
     drive::Drive,
+    members::Members,
     secure::Secure,
     spool::Heap,
     stop::Stop,
@@ -33,7 +34,7 @@ pub(crate) fn report_key(run: &RunId, round: Round) -> String {
 /// A round in progress.
 pub(crate) struct RoundState {
     /// Its durable part.
-    pub open: OpenRound,
+    pub open: Arc<OpenRound>,
     /// Clients whose updates count in it; shared with its report once there is one.
     pub clients: Arc<Clients>,
     /// Uploads that its members named, by the round they are for: forgotten once the round is committed.
@@ -73,16 +74,18 @@ pub(crate) struct Updates {
 
 impl RoundState {
     /// A round without answers.
-    pub async fn new(drive: &Drive<'_>, open: OpenRound, started: Instant) -> Result<Self, Stop> {
+    pub async fn new(drive: &Drive<'_>, open: Arc<OpenRound>, started: Instant) -> Result<Self, Stop> {
         let rule = drive.rule()?;
         let fold = Fold::new(rule, drive.model.layout.clone()).map_err(|e| Stop::Failed(e.to_string()))?;
         let control = drive.record.control.map(|_| Accumulator::new(drive.model.layout.clone())).transpose();
         let control = control.map_err(|error| Stop::Failed(error.to_string()))?;
         let secure = Secure::open(drive, &open)?;
         let server = secure.as_ref().map(|secure| Server::new(secure.session.clone()));
+        let RunRecord { adapter, carried, spec, .. } = &**drive.record;
+        let members = Members::new(&open, (*adapter, deadline_ms(&open, spec)), carried);
         let report = drive.reports.revision(&report_key(&drive.record.run, open.round)).await?;
         Ok(Self {
-            clients: Arc::new(Clients::new(members(drive.record, &open))),
+            clients: Arc::new(Clients::new(members)),
             open,
             uploads: BTreeMap::new(),
             refusals: Refusals::default(),
@@ -108,11 +111,6 @@ impl RoundState {
     pub fn clients_mut(&mut self) -> &mut Clients {
         // Nothing is copied: it is shared when nothing is left to be changed.
         Arc::make_mut(&mut self.clients)
-    }
-
-    /// Clients that have not answered.
-    pub fn outstanding(&self) -> BTreeSet<ClientId> {
-        self.clients.outstanding().cloned().collect()
     }
 
     /// Whether the round has the updates that close it.
@@ -187,27 +185,6 @@ impl RoundState {
         });
         words.collect::<Vec<_>>().join(", ")
     }
-}
-
-fn members(record: &RunRecord, open: &OpenRound) -> BTreeMap<ClientId, Member> {
-    let edges: BTreeSet<_> = open.edges.iter().collect();
-    let asked = Arc::new(Asked {
-        round: open.round,
-        epoch: open.epoch,
-        adapter: record.adapter,
-        deadline_ms: deadline_ms(open, &record.spec),
-    });
-    let sampled = open.cohort.iter().enumerate().map(|(at, client)| {
-        let examples = open.examples.get(at).copied().unwrap_or(0);
-        (client.clone(), Member { asked: asked.clone(), examples, aggregates: edges.contains(client) })
-    });
-    let carried = record.carried.iter().map(|carried| {
-        let Carried { client, round, epoch, examples, adapter, deadline_ms } = carried.clone();
-        let asked = Arc::new(Asked { round, epoch, adapter, deadline_ms });
-        // Sums are for synchronous rounds.
-        (client, Member { asked, examples, aggregates: false })
-    });
-    sampled.chain(carried).collect()
 }
 
 /// When a round closes with the updates it has.

@@ -173,7 +173,8 @@ pub(crate) fn opened(
     if spec.secure_aggregation.is_none() {
         return Ok(None);
     }
-    let identity = |client: &ClientId| present.get(client).and_then(|trainer| trainer.identity);
+    let identity =
+        |client: &ClientId| present.get(client).and_then(|trainer| trainer.identity.as_deref().copied());
     let identities: Option<Vec<_>> = cohort.iter().map(identity).collect();
     let missing = || Stop::Failed("a client of the cohort has no identity for secure aggregation".to_owned());
     Ok(Some(OpenSecure { identities: identities.ok_or_else(missing)?, closed: Vec::new() }))

@@ -14,6 +14,7 @@ use fedpeft_bus::{Bus, BusError, Service};
 use fedpeft_privacy::{NoiseError, NoiseSecret};
 use fedpeft_protocol::{Digest, RunId, run::RunStatus};
 use fedpeft_service::{CancellationToken, now_ms};
+use serde::{Deserialize, de::IgnoredAny};
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 
 use crate::{
@@ -63,6 +64,15 @@ pub struct Aggregator {
     driven: BTreeMap<RunId, CancellationToken>,
     drivers: JoinSet<RunId>,
     edge: Option<Edge>,
+}
+
+/// What of a run's record says whether it is driven.
+#[derive(Deserialize)]
+struct Head {
+    run: RunId,
+    status: RunStatus,
+    #[serde(default)]
+    upstream: Option<IgnoredAny>,
 }
 
 impl Aggregator {
@@ -125,7 +135,7 @@ impl Aggregator {
 
     /// Starts to drive the active runs that are not driven here, and stops those that were cancelled.
     async fn scan(&mut self, shutdown: &CancellationToken) -> Result<(), BusError> {
-        for entry in self.shop.bus.runs().await?.list_top().await? {
+        for entry in self.shop.bus.runs_as::<Head>().await?.list_top().await? {
             let record = entry.value;
             match self.driven.get(&record.run) {
                 Some(driver) if record.status == RunStatus::Cancelled => driver.cancel(),

@@ -29,9 +29,9 @@ const BATCH: usize = 200;
 /// Bytes that a client takes in a report at most, its name and a reason of some length in it.
 const PER_CLIENT: usize = 1200;
 /// Bytes of events that wait for the broker at once.
-const ON_THE_WAY: usize = 1 << 20;
+const ON_THE_WAY: usize = 1 << 18;
 /// Clients in one event, whatever the broker takes.
-const CLIENTS: usize = 512;
+const CLIENTS: usize = 128;
 /// Clients that a reader keeps until the event comes that they belong to.
 const KEPT: usize = 100_000;
 

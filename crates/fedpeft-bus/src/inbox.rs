@@ -226,7 +226,7 @@ impl Tasks {
 
     /// Looks up what is stored.
     async fn look_up(&mut self) -> Result<(), BusError> {
-        let tasks = subject::tasks_of(&self.client);
+        let tasks = ("", subject::tasks_of(&self.client));
         let newest = self.bus.newest(subject::TASK_STREAM, tasks, true, |_, _| ()).await?;
         self.look = Instant::now() + LOOK.mul_f64(1.0 + JITTER * (2.0 * fastrand::f64() - 1.0));
         for (subject, Left { sequence, .. }) in newest {

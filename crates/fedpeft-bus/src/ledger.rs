@@ -61,6 +61,11 @@ impl Counts {
         self.add(Transfer { size: if payload == 0 { size } else { payload.min(size) }, ..transfer });
     }
 
+    /// In few bytes.
+    pub fn packed(&self) -> PackedCounts {
+        PackedCounts::new(&self.0).unwrap_or_else(|| PackedCounts::Full(Box::new(*self)))
+    }
+
     /// Adds what others have counted.
     pub fn extend(&mut self, counts: &Self) {
         self.0.iter_mut().zip(counts.0).for_each(|(sum, count)| *sum = sum.saturating_add(count));
@@ -82,8 +87,68 @@ impl Counts {
     }
 }
 
+/// The counts of one of many clients, in 24 bytes where they fit: which of them are not 0, and these as numbers of seven
+/// bits a byte, the low ones first (LEB128).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PackedCounts {
+    /// They fit.
+    Short([u8; SHORT]),
+    /// They do not.
+    Full(Box<Counts>),
+}
+
+/// Bytes beside the tag of [`PackedCounts`].
+const SHORT: usize = 23;
+/// Of these, those that say which counts follow.
+const MASK: usize = 2;
+
+impl Default for PackedCounts {
+    fn default() -> Self {
+        Self::Short([0; SHORT])
+    }
+}
+
+impl PackedCounts {
+    /// Nothing, where they do not fit.
+    fn new(counts: &[u64]) -> Option<Self> {
+        let (mut short, mut at, mut mask) = ([0; SHORT], MASK, 0u16);
+        for (place, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+            mask |= 1 << place;
+            let mut rest = *count;
+            while rest > 0 {
+                let more = u8::from(rest > 0x7f) << 7;
+                *short.get_mut(at)? = (rest & 0x7f) as u8 | more;
+                (at, rest) = (at + 1, rest >> 7);
+            }
+        }
+        short[..MASK].copy_from_slice(&mask.to_le_bytes());
+        Some(Self::Short(short))
+    }
+
+    /// The counts.
+    pub fn unpacked(&self) -> Counts {
+        let short = match self {
+            Self::Short(short) => short,
+            Self::Full(counts) => return **counts,
+        };
+        let (mask, mut bytes) = (u16::from_le_bytes([short[0], short[1]]), short[MASK..].iter());
+        let mut counts = Counts::default();
+        for (_, count) in counts.0.iter_mut().enumerate().filter(|(place, _)| mask >> place & 1 == 1) {
+            for (shift, byte) in (0..).step_by(7).zip(bytes.by_ref()) {
+                *count |= u64::from(byte & 0x7f) << shift;
+                if byte & 0x80 == 0 {
+                    break;
+                }
+            }
+        }
+        counts
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -111,5 +176,26 @@ mod tests {
         let mut twice = ledger.total;
         twice.extend(&ledger.total);
         assert_eq!(twice.sum(Direction::Up), 98);
+    }
+
+    proptest! {
+        #[test]
+        fn packed_counts_are_the_same(
+            counts in proptest::array::uniform10(prop_oneof![Just(0), 0..300_000u64, any::<u64>(), Just(u64::MAX)])
+        ) {
+            let counts = Counts(counts);
+            let packed = counts.packed();
+            prop_assert_eq!(packed.unpacked(), counts);
+        }
+    }
+
+    #[test]
+    fn counts_of_a_round_are_packed() {
+        assert_eq!(size_of::<PackedCounts>(), 24);
+        // A backbone, artifacts, adapters both ways, and what is beside them.
+        let counts = Counts([221_000, 900, 0, 0, 0, 221_000, 2_000, 88_000_000, 900_000, 0]);
+        assert!(matches!(counts.packed(), PackedCounts::Short(_)));
+        assert!(matches!(Counts([u64::MAX; 10]).packed(), PackedCounts::Full(_)));
+        assert_eq!(PackedCounts::default().unpacked(), Counts::default());
     }
 }

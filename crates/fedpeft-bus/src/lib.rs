@@ -37,7 +37,7 @@ pub use connect::{Bus, BusConfig};
 pub use error::{ApiError, BusError};
 pub use events::{Events, Place};
 pub use inbox::{TaskDelivery, Tasks};
-pub use ledger::{Counts, Ledger};
+pub use ledger::{Counts, Ledger, PackedCounts};
 pub use measure::{Measured, Traffic};
 pub use purge::{Mark, Stale};
 pub use records::{Change, Entry, Lease, Records, Revision, Watch};

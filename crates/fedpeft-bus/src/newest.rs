@@ -3,7 +3,8 @@
 //! The consumer behind it sends every message once. One that is lost with its connection is not sent again, and
 //! the end of a batch may be lost as well: so messages are counted, and waiting for them has an end. A message that is
 //! replaced while they are sent may come twice, or neither before nor after: so the broker is asked which subjects there are,
-//! and for each that did not come by itself.
+//! and for each that did not come by itself. Of many subjects it is asked how many there are, before it is asked for their
+//! names: should one have come and gone in the same moment in which another did not come, the next list has it.
 
 use std::{
     borrow::Cow,
@@ -23,8 +24,10 @@ use bytes::Bytes;
 use futures::StreamExt;
 use serde::{
     Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, Visitor},
+    de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
 };
+use serde_json::value::RawValue;
+use smol_str::SmolStr;
 use tokio::sync::watch;
 
 use crate::{Bus, BusError};
@@ -35,6 +38,8 @@ const SILENCE: Duration = Duration::from_secs(5);
 const INACTIVE: Duration = Duration::from_secs(10);
 /// Messages fetched in one request.
 const BATCH: usize = 256;
+/// From so many subjects on, they are counted first.
+const MANY: usize = 1000;
 
 /// A message as it is stored.
 pub(crate) struct Stored<'a> {
@@ -45,8 +50,8 @@ pub(crate) struct Stored<'a> {
     pub sequence: u64,
 }
 
-/// What is left of the newest message of each subject, by subject.
-pub(crate) type Newest<R> = BTreeMap<Box<str>, Left<R>>;
+/// What is left of the newest message of each subject, by what is its own in the subject.
+pub(crate) type Newest<R> = BTreeMap<SmolStr, Left<R>>;
 
 /// What is left of a message.
 pub(crate) struct Left<R> {
@@ -57,14 +62,15 @@ pub(crate) struct Left<R> {
 }
 
 impl Bus {
-    /// What `make` makes of the newest message of every subject that `filter` matches; of messages themselves, a batch is
-    /// held at a time. Where one was lost on the way, the error is transient: ask again.
+    /// What `make` makes of the newest message of every subject that `filter` matches, by what follows `prefix` in its subject,
+    /// with which all of them begin; of messages themselves, a batch is held at a time. Where one was lost on the way, the
+    /// error is transient: ask again.
     ///
     /// A client may miss those that are replaced at this moment: it may not ask which subjects there are.
     pub(crate) async fn newest<R>(
         &self,
         stream: &str,
-        filter: String,
+        (prefix, filter): (&str, String),
         headers_only: bool,
         mut make: impl FnMut(&str, Stored<'_>) -> R,
     ) -> Result<Newest<R>, BusError> {
@@ -85,7 +91,7 @@ impl Bus {
         };
         let consumer = self.js.create_consumer_on_stream(config, stream).await;
         let consumer = consumer.map_err(|error| failed(stream, error))?;
-        let mut newest = read(stream, &consumer, &mut connections, &mut make).await?;
+        let mut newest = read((stream, prefix), &consumer, &mut connections, &mut make).await?;
         // It would vanish by itself, but whoever lists often should not pile consumers up. Clients may not delete any.
         if self.is_client() {
             return Ok(newest);
@@ -94,7 +100,7 @@ impl Bus {
         if let Err(error) = self.js.delete_consumer_from_stream(name, stream).await {
             tracing::debug!(%error, stream, "listing consumer left to expire");
         }
-        self.complete(stream, &filter, &mut newest, &mut make).await?;
+        self.complete(stream, (prefix, &filter), &mut newest, &mut make).await?;
         Ok(newest)
     }
 
@@ -102,17 +108,22 @@ impl Bus {
     async fn complete<R>(
         &self,
         stream: &str,
-        filter: &str,
+        (prefix, filter): (&str, &str),
         newest: &mut Newest<R>,
         make: &mut impl FnMut(&str, Stored<'_>) -> R,
     ) -> Result<(), BusError> {
+        if newest.len() >= MANY && self.count(stream, filter).await? == Some(newest.len()) {
+            return Ok(());
+        }
         let handle = self.js.get_stream_no_info(stream).await.map_err(|error| failed(stream, error))?;
-        let missing = self.subjects(stream, filter, |subject| !newest.contains_key(subject)).await?;
+        let is_missing = |subject: &str| !newest.contains_key(own(prefix, subject));
+        let missing = self.subjects(stream, filter, is_missing).await?;
         for subject in missing {
             match handle.direct_get_last_for_subject(subject.as_str()).await {
                 Ok(message) => {
                     let (headers, payload) = (Some(&message.headers), &message.payload);
-                    keep(newest, &subject, Stored { headers, payload, sequence: message.sequence }, make);
+                    let stored = Stored { headers, payload, sequence: message.sequence };
+                    keep(newest, own(prefix, &subject), stored, make);
                 }
                 // It is gone by now.
                 Err(error) if matches!(error.kind(), DirectGetErrorKind::NotFound) => {}
@@ -124,6 +135,15 @@ impl Bus {
 }
 
 impl Bus {
+    /// How many subjects the stream has, if `filter` matches them all.
+    async fn count(&self, stream: &str, filter: &str) -> Result<Option<usize>, BusError> {
+        let reply = self.client.request(format!("$JS.API.STREAM.INFO.{stream}"), Bytes::new()).await;
+        let reply = reply.map_err(|error| failed(stream, error))?;
+        let info: Info<'_> = serde_json::from_slice(&reply.payload).map_err(|error| failed(stream, error))?;
+        let is_all = info.config.is_some_and(|config| config.subjects == [filter]);
+        Ok(info.state.filter(|_| is_all).map(|state| state.num_subjects))
+    }
+
     /// Those of the stream's subjects that `filter` matches and `is_wanted` takes.
     async fn subjects(
         &self,
@@ -142,11 +162,12 @@ impl Bus {
                 let reason = info.error.map_or_else(|| "no state".to_owned(), |error| error.description);
                 return Err(failed(stream, reason));
             };
-            let page = state.subjects.0;
-            wanted
-                .extend(page.iter().filter(|subject| is_wanted(subject)).map(|subject| subject.to_string()));
-            offset += page.len();
-            if page.is_empty() || offset >= info.total {
+            let Some(subjects) = state.subjects else { return Ok(wanted) };
+            let page = Subjects { is_wanted: &is_wanted, wanted: &mut wanted };
+            let page = page.deserialize(&mut serde_json::Deserializer::from_str(subjects.get()));
+            let page = page.map_err(|error| failed(stream, error))?;
+            offset += page;
+            if page == 0 || offset >= info.total {
                 return Ok(wanted);
             }
         }
@@ -159,6 +180,7 @@ impl Bus {
 struct Info<'a> {
     #[serde(borrow)]
     state: Option<State<'a>>,
+    config: Option<Config>,
     error: Option<Refusal>,
     /// Subjects on all pages.
     #[serde(default)]
@@ -168,7 +190,15 @@ struct Info<'a> {
 #[derive(Deserialize)]
 struct State<'a> {
     #[serde(borrow, default)]
-    subjects: Subjects<'a>,
+    subjects: Option<&'a RawValue>,
+    #[serde(default)]
+    num_subjects: usize,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    #[serde(default)]
+    subjects: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -177,44 +207,54 @@ struct Refusal {
     description: String,
 }
 
-/// The keys of a map whose values are counts.
-#[derive(Default)]
-struct Subjects<'a>(Vec<Cow<'a, str>>);
+/// Takes those subjects out of a map to counts that are wanted; becomes how many there were.
+struct Subjects<'a, F> {
+    is_wanted: &'a F,
+    wanted: &'a mut Vec<String>,
+}
 
 /// Where it needs no escapes, as our own do, it is not copied.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Subjects<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
+impl<'de, F: Fn(&str) -> bool> DeserializeSeed<'de> for Subjects<'_, F> {
+    type Value = usize;
 
-        impl<'de> Visitor<'de> for Keys {
-            type Value = Vec<Cow<'de, str>>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("subjects and how many messages they have")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut keys = Vec::new();
-                while let Some((Text(key), IgnoredAny)) = map.next_entry()? {
-                    keys.push(key);
-                }
-                Ok(keys)
-            }
-
-            fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(Vec::new())
-            }
-        }
-
-        deserializer.deserialize_any(Keys).map(Self)
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<usize, D::Error> {
+        deserializer.deserialize_any(self)
     }
 }
 
+impl<'de, F: Fn(&str) -> bool> Visitor<'de> for Subjects<'_, F> {
+    type Value = usize;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("subjects and how many messages they have")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<usize, A::Error> {
+        let mut count = 0;
+        while let Some((Text(subject), IgnoredAny)) = map.next_entry()? {
+            count += 1;
+            if (self.is_wanted)(&subject) {
+                self.wanted.push(subject.into_owned());
+            }
+        }
+        Ok(count)
+    }
+
+    fn visit_unit<E>(self) -> Result<usize, E> {
+        Ok(0)
+    }
+}
+
+/// What is a subject's own among those that begin with `prefix`.
+fn own<'a>(prefix: &str, subject: &'a str) -> &'a str {
+    subject.strip_prefix(prefix).unwrap_or(subject)
+}
+
 async fn read<R>(
-    stream: &str,
+    (stream, prefix): (&str, &str),
     consumer: &Consumer<pull::Config>,
     connections: &mut watch::Receiver<u64>,
     make: &mut impl FnMut(&str, Stored<'_>) -> R,
@@ -237,7 +277,8 @@ async fn read<R>(
             let (delivered, sequence) = (info.consumer_sequence, info.stream_sequence);
             (came, pending) = (came + 1, info.pending);
             let (headers, payload) = (message.headers.as_ref(), &message.payload);
-            keep(&mut newest, &message.subject, Stored { headers, payload, sequence }, make);
+            let stored = Stored { headers, payload, sequence };
+            keep(&mut newest, own(prefix, &message.subject), stored, make);
             if delivered != came {
                 return Err(failed(stream, "a message was lost"));
             }
@@ -257,18 +298,18 @@ async fn read<R>(
 /// Keeps what `make` makes of a message, if it is the newest of its subject.
 fn keep<R>(
     newest: &mut Newest<R>,
-    subject: &str,
+    own: &str,
     stored: Stored<'_>,
     make: &mut impl FnMut(&str, Stored<'_>) -> R,
 ) {
     let sequence = stored.sequence;
-    match newest.entry(subject.into()) {
+    match newest.entry(own.into()) {
         Entry::Occupied(mut known) if known.get().sequence < sequence => {
-            known.insert(Left { sequence, made: make(subject, stored) });
+            known.insert(Left { sequence, made: make(own, stored) });
         }
         Entry::Occupied(_) => {}
         Entry::Vacant(place) => {
-            place.insert(Left { sequence, made: make(subject, stored) });
+            place.insert(Left { sequence, made: make(own, stored) });
         }
     }
 }
@@ -285,17 +326,21 @@ fn failed(stream: &str, reason: impl fmt::Display) -> BusError {
 mod tests {
     use super::*;
 
-    fn subjects(info: &str) -> Vec<String> {
+    fn subjects(info: &str) -> (usize, Vec<String>) {
         let info: Info<'_> = serde_json::from_str(info).unwrap();
-        info.state.unwrap().subjects.0.into_iter().map(Cow::into_owned).collect()
+        let Some(subjects) = info.state.unwrap().subjects else { return (0, vec![]) };
+        let mut wanted = Vec::new();
+        let page = Subjects { is_wanted: &|subject: &str| subject != "b", wanted: &mut wanted };
+        let count = page.deserialize(&mut serde_json::Deserializer::from_str(subjects.get())).unwrap();
+        (count, wanted)
     }
 
     #[test]
     fn subjects_are_read_whatever_is_in_them() {
-        let some = r#"{"total":2,"state":{"messages":3,"subjects":{"a.b":1,"a.\u003c\"":2},"lost":{}},"config":{"x":[1]}}"#;
-        assert_eq!(subjects(some), ["a.b", "a.<\""]);
+        let some = r#"{"total":2,"state":{"messages":3,"subjects":{"a.b":1,"b":1,"a.\u003c\"":2},"lost":{}},"config":{"x":[1]}}"#;
+        assert_eq!(subjects(some), (3, vec!["a.b".to_owned(), "a.<\"".to_owned()]));
         for none in [r#"{"state":{}}"#, r#"{"state":{"subjects":null}}"#, r#"{"state":{"subjects":{}}}"#] {
-            assert!(subjects(none).is_empty());
+            assert_eq!(subjects(none), (0, vec![]));
         }
         let refused = r#"{"error":{"code":404,"err_code":10059,"description":"stream not found"}}"#;
         let info: Info<'_> = serde_json::from_str(refused).unwrap();

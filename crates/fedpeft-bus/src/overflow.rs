@@ -32,9 +32,10 @@ const SHARE: usize = 4;
 const LARGEST: u64 = 64 << 20;
 /// What the blob of a compressed record begins with after its key; no record begins like this, for it is a map.
 const FRAME: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
-/// Records are lists of much the same: they need neither a high level nor a wide window (128 KiB).
+/// Records are lists of much the same: they need neither a high level nor a wide window (32 KiB), by which the compressor's
+/// memory goes.
 const LEVEL: i32 = 1;
-const WINDOW_LOG: u32 = 17;
+const WINDOW_LOG: u32 = 15;
 
 /// A blob that holds a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

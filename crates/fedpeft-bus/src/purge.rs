@@ -4,8 +4,9 @@
 //! business: it may belong to the next owner of the run. So every purge ends at a [`Mark`] that was taken before the
 //! decision was known to be right.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
+use async_nats::jetstream::consumer::{AckPolicy, pull};
 use fedpeft_protocol::{ClientId, Round, RunId, subject};
 use futures::TryStreamExt as _;
 
@@ -17,7 +18,14 @@ pub struct Mark {
     stream: &'static str,
     /// Sequence of the next message.
     next: u64,
+    /// Messages that the stream has.
+    messages: u64,
 }
+
+/// The broker forgets a consumer that nobody asks for so long.
+const INACTIVE: Duration = Duration::from_secs(10);
+/// From so many messages on, it is worth a look whether a stream has any others.
+const MANY: u64 = 1000;
 
 /// Updates to forget.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +51,7 @@ impl Bus {
 
     /// Forgets the tasks of `run` that were sent before `mark`, which [`Self::task_mark`] gave.
     pub async fn purge_tasks(&self, run: &RunId, mark: Mark) -> Result<(), BusError> {
-        self.purge(mark, subject::tasks_of_run(run)).await
+        self.purge_many(mark, subject::tasks_of_run(run)).await
     }
 
     /// Forgets the task of one client in `run`, if it was sent before `mark`.
@@ -53,12 +61,11 @@ impl Bus {
 
     /// Forgets updates of `run` that were stored before `mark`, which [`Self::update_mark`] gave.
     pub async fn purge_updates(&self, run: &RunId, stale: Stale<'_>, mark: Mark) -> Result<(), BusError> {
-        let filter = match stale {
-            Stale::Run => subject::updates_of(run),
-            Stale::Round(round) => subject::updates_of_round(run, round),
-            Stale::Client(round, client) => subject::update(run, round, client),
-        };
-        self.purge(mark, filter).await
+        match stale {
+            Stale::Run => self.purge_many(mark, subject::updates_of(run)).await,
+            Stale::Round(round) => self.purge_many(mark, subject::updates_of_round(run, round)).await,
+            Stale::Client(round, client) => self.purge(mark, subject::update(run, round, client)).await,
+        }
     }
 
     /// Runs that updates are stored for, whether there are such runs or not: at most `most` of them.
@@ -81,7 +88,8 @@ impl Bus {
     async fn mark(&self, stream: &'static str) -> Result<Mark, BusError> {
         let info = self.js.get_stream(stream).await;
         let info = info.map_err(|error| BusError::broker(format!("looking up stream {stream}"), error))?;
-        Ok(Mark { stream, next: info.cached_info().state.last_sequence + 1 })
+        let state = &info.cached_info().state;
+        Ok(Mark { stream, next: state.last_sequence + 1, messages: state.messages })
     }
 
     async fn purge(&self, mark: Mark, filter: String) -> Result<(), BusError> {
@@ -90,6 +98,38 @@ impl Bus {
         let purging = stream.purge().filter(filter.clone()).sequence(mark.next);
         purging.await.map_err(|error| failed(&filter, error))?;
         Ok(())
+    }
+
+    /// As [`Self::purge`], where there may be many. What it has to choose, the broker reads; all before a place it drops unread.
+    async fn purge_many(&self, mark: Mark, filter: String) -> Result<(), BusError> {
+        if mark.messages < MANY || !self.has_no_others(mark.stream, &filter).await? {
+            return self.purge(mark, filter).await;
+        }
+        let stream = self.js.get_stream_no_info(mark.stream).await;
+        let stream = stream.map_err(|error| failed(&filter, error))?;
+        stream.purge().sequence(mark.next).await.map_err(|error| failed(&filter, error))?;
+        Ok(())
+    }
+
+    /// Whether all messages in a stream match `filter`: as many do as there are, and none came while they were counted.
+    async fn has_no_others(&self, stream: &'static str, filter: &str) -> Result<bool, BusError> {
+        let before = self.mark(stream).await?;
+        let counting = pull::Config {
+            name: Some(self.unique()),
+            ack_policy: AckPolicy::None,
+            filter_subject: filter.to_owned(),
+            inactive_threshold: INACTIVE,
+            memory_storage: true,
+            num_replicas: 1,
+            ..Default::default()
+        };
+        let counted = self.js.create_consumer_on_stream(counting, stream).await;
+        let counted = counted.map_err(|error| failed(filter, error))?;
+        let found = counted.cached_info().num_pending;
+        if let Err(error) = self.js.delete_consumer_from_stream(&counted.cached_info().name, stream).await {
+            tracing::debug!(%error, stream, "counting consumer left to expire");
+        }
+        Ok(before == self.mark(stream).await? && found == before.messages)
     }
 
     /// Forgets what is stored under names that nothing else will ever have.

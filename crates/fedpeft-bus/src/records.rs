@@ -1,6 +1,6 @@
 //! Records: typed values in key-value buckets, changed by compare-and-set on their revision.
 
-use std::{marker::PhantomData, time::Duration};
+use std::{collections::BTreeMap, marker::PhantomData, time::Duration};
 
 use async_nats::{
     HeaderMap,
@@ -8,14 +8,15 @@ use async_nats::{
 };
 use bytes::Bytes;
 use fedpeft_protocol::{
-    model::ModelVersion, presence::Presence, round::RoundReport, run::RunRecord, subject, wire::Format,
+    ClientId, model::ModelVersion, presence::Presence, round::RoundReport, run::RunRecord, subject,
+    wire::Format,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     Backoff, Bus, BusError,
     follow::{self, Follow},
-    newest::{Left, Stored},
+    newest::{Left, Newest, Stored},
     overflow::Overflow,
 };
 
@@ -52,6 +53,11 @@ pub enum Change<T> {
 impl Bus {
     /// State of runs, key `<run>`.
     pub async fn runs(&self) -> Result<Records<RunRecord>, BusError> {
+        self.runs_as().await
+    }
+
+    /// As [`Self::runs`], of which `T` is a part, to be read: a record with an open round names its whole cohort.
+    pub async fn runs_as<T>(&self) -> Result<Records<T>, BusError> {
         self.records(subject::RUN_BUCKET).await
     }
 
@@ -146,7 +152,7 @@ impl<T: DeserializeOwned> Records<T> {
     /// replaced meanwhile may be made something of twice; the newer counts.
     pub async fn list_as<R>(&self, prefix: &str, each: impl Fn(Entry<T>) -> R) -> Result<Vec<R>, BusError> {
         if self.overflow.is_some() {
-            let fetched = self.fetch(prefix, false, |_, stored| stored.payload.clone()).await?;
+            let fetched = self.fetch(prefix, false, |_, stored| Some(stored.payload.clone())).await?;
             return self.readable_all(fetched, each).await;
         }
         let made = self.fetch(prefix, false, |key, stored| match self.decode(key, stored.payload) {
@@ -156,14 +162,14 @@ impl<T: DeserializeOwned> Records<T> {
                 None
             }
         });
-        Ok(made.await?.into_iter().filter_map(|(_, made, _)| made).collect())
+        Ok(made.await?.into_values().filter_map(|left| left.made).collect())
     }
 
     /// The records whose key is a single token: of the run bucket, the runs without their rounds.
     pub async fn list_top(&self) -> Result<Vec<Entry<T>>, BusError> {
         let filter = format!("{}*", self.store.prefix);
         let fetched = self
-            .repeat("*", || self.fetch_once(filter.clone(), false, |_, stored| stored.payload.clone()))
+            .repeat("*", || self.fetch_once(filter.clone(), false, |_, stored| Some(stored.payload.clone())))
             .await?;
         self.readable_all(fetched, |entry| entry).await
     }
@@ -180,12 +186,13 @@ impl<T: DeserializeOwned> Records<T> {
 
     async fn readable_all<R>(
         &self,
-        fetched: Vec<(String, Bytes, Revision)>,
+        fetched: Newest<Option<Bytes>>,
         mut each: impl FnMut(Entry<T>) -> R,
     ) -> Result<Vec<R>, BusError> {
         let mut readable = Vec::with_capacity(fetched.len());
-        for (key, stored, revision) in fetched {
-            readable.extend(self.readable(key, stored, revision).await?.map(&mut each));
+        for (key, Left { sequence, made }) in fetched {
+            let Some(stored) = made else { continue };
+            readable.extend(self.readable(key.into(), stored, sequence).await?.map(&mut each));
         }
         Ok(readable)
     }
@@ -215,6 +222,31 @@ impl<T: DeserializeOwned> Records<T> {
     fn decode(&self, key: &str, body: &[u8]) -> Result<T, BusError> {
         let decoded = Format::MessagePack.decode(body);
         decoded.map_err(|error| BusError::wire(format!("record {key} of {}", self.bucket), error))
+    }
+}
+
+impl Records<Presence> {
+    /// What `pick` takes of each client that is present: of ten thousand, a batch is held at a time, and what was picked. A client
+    /// that says so anew meanwhile may be picked twice; the newer counts.
+    pub async fn pick<R>(
+        &self,
+        pick: impl Fn(Presence) -> Option<R>,
+    ) -> Result<BTreeMap<ClientId, R>, BusError> {
+        let picked = self.fetch("", false, |key, stored| match self.decode(key, stored.payload) {
+            // Nobody says that another is there.
+            Ok(presence) => (presence.client.as_str() == key).then(|| pick(presence)).flatten(),
+            Err(error) => {
+                tracing::warn!(%error, "record skipped");
+                None
+            }
+        });
+        let picked = picked.await?;
+        // With room for all of them, the list does not grow by copies.
+        let mut list = Vec::with_capacity(picked.len());
+        list.extend(
+            picked.into_iter().filter_map(|(key, left)| Some((ClientId::new(key).ok()?, left.made?))),
+        );
+        Ok(list.into_iter().collect())
     }
 }
 
@@ -317,8 +349,8 @@ impl<T> Records<T> {
     /// Keys that begin with the tokens of `prefix` (`run-1` finds `run-1.1`, not `run-10` and not `run-1`
     /// itself), in order; every key where it is empty.
     pub async fn keys(&self, prefix: &str) -> Result<Vec<String>, BusError> {
-        let found = self.fetch(prefix, true, |_, _| ()).await?;
-        Ok(found.into_iter().map(|(key, ..)| key).collect())
+        let found = self.fetch(prefix, true, |_, _| Some(())).await?;
+        Ok(found.into_iter().filter(|(_, left)| left.made.is_some()).map(|(key, _)| key.into()).collect())
     }
 
     async fn stored(&self, key: &str) -> Result<Option<(Bytes, Revision)>, BusError> {
@@ -381,13 +413,13 @@ impl<T> Records<T> {
         }
     }
 
-    /// What `make` makes of the values under a prefix as they are stored, with their keys and revisions, in order of keys.
+    /// What `make` makes of the values under a prefix as they are stored, by their keys; nothing of what was deleted.
     async fn fetch<R>(
         &self,
         prefix: &str,
         headers_only: bool,
-        make: impl Fn(&str, Stored<'_>) -> R,
-    ) -> Result<Vec<(String, R, Revision)>, BusError> {
+        make: impl Fn(&str, Stored<'_>) -> Option<R>,
+    ) -> Result<Newest<Option<R>>, BusError> {
         let filter = self.filter(prefix)?;
         self.repeat(prefix, || self.fetch_once(filter.clone(), headers_only, &make)).await
     }
@@ -396,17 +428,12 @@ impl<T> Records<T> {
         &self,
         filter: String,
         headers_only: bool,
-        make: impl Fn(&str, Stored<'_>) -> R,
-    ) -> Result<Vec<(String, R, Revision)>, BusError> {
-        let stream = &self.store.stream_name;
-        let newest = self.bus.newest(stream, filter, headers_only, |subject, stored| {
-            let key = subject.strip_prefix(&self.store.prefix)?;
-            is_put(stored.headers).then(|| make(key, stored))
-        });
-        let put = newest.await?.into_iter().filter_map(|(subject, Left { sequence, made })| {
-            Some((subject.strip_prefix(&self.store.prefix)?.to_owned(), made?, sequence))
-        });
-        Ok(put.collect())
+        make: impl Fn(&str, Stored<'_>) -> Option<R>,
+    ) -> Result<Newest<Option<R>>, BusError> {
+        let (stream, keys) = (&self.store.stream_name, (self.store.prefix.as_str(), filter));
+        let make =
+            |key: &str, stored: Stored<'_>| if is_put(stored.headers) { make(key, stored) } else { None };
+        self.bus.newest(stream, keys, headers_only, make).await
     }
 
     fn filter(&self, prefix: &str) -> Result<String, BusError> {

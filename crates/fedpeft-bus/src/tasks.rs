@@ -36,7 +36,8 @@ impl Bus {
 
     /// What is stored for each client of `run`: its newest task, answered or not.
     pub async fn stored_tasks(&self, run: &RunId) -> Result<BTreeMap<ClientId, StoredTask>, BusError> {
-        let newest = self.newest(subject::TASK_STREAM, subject::tasks_of_run(run), true, |_, stored| {
+        let tasks = ("", subject::tasks_of_run(run));
+        let newest = self.newest(subject::TASK_STREAM, tasks, true, |_, stored| {
             let id = stored.headers.and_then(|headers| headers.get(NATS_MESSAGE_ID));
             id.map(|id| id.as_str().into()).unwrap_or_default()
         });

@@ -11,10 +11,11 @@ use fedpeft_protocol::{
     wire::{self, Format, WireError},
 };
 use fedpeft_trace::Origin;
+use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     Bus, BusError, Measured,
-    follow::{self, Follow},
+    follow::{self, Follow, Followed},
     publish,
 };
 
@@ -23,9 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Updates pulled ahead of the aggregator, at most: they are as large as an adapter.
 const BATCH: usize = 16;
 /// And at least, so that one is there when another was taken.
-const LEAST: usize = 4;
+const LEAST: usize = 2;
 /// Bytes pulled ahead where they are known to be large: the memory that they take is that of many more.
-const AHEAD: u64 = 1 << 20;
+const AHEAD: u64 = 1 << 19;
 
 impl Bus {
     /// Sends a client's update and waits until the broker has stored it. The same update (run, round,
@@ -52,7 +53,7 @@ impl Bus {
     pub async fn is_answered(&self, task: &Task, client: &ClientId) -> Result<bool, BusError> {
         let filter = subject::update(&task.run, task.round, client);
         let begins = format!("{}/", name(&task.run, task.round, client, &task.task));
-        let newest = self.newest(subject::UPDATE_STREAM, filter, true, |_, stored| {
+        let newest = self.newest(subject::UPDATE_STREAM, ("", filter), true, |_, stored| {
             let id = stored.headers.and_then(|headers| headers.get(NATS_MESSAGE_ID));
             id.is_some_and(|id| id.as_str().starts_with(&begins))
         });
@@ -81,9 +82,24 @@ impl Bus {
     }
 
     async fn read_updates(&self, filter: String, batch: usize) -> Result<Updates, BusError> {
-        let follow = Follow::start(self, subject::UPDATE_STREAM, filter, follow::From::First, batch).await?;
+        let mut follow =
+            Follow::start(self, subject::UPDATE_STREAM, filter, follow::From::First, batch).await?;
         let pending = follow.stored();
-        Ok(Updates { follow, pending })
+        let (sender, receiver) = mpsc::channel(1);
+        let mut reader = JoinSet::new();
+        reader.spawn(async move {
+            // One waits here, and no other is taken before there is room for it.
+            while let Ok(place) = sender.reserve().await {
+                let (delivery, pending) = loop {
+                    let next = follow.next().await;
+                    if let Some(delivery) = delivery(&next) {
+                        break (delivery, next.pending);
+                    }
+                };
+                place.send((delivery, pending));
+            }
+        });
+        Ok(Updates { receiver, reader, pending })
     }
 }
 
@@ -92,30 +108,52 @@ fn name(run: &RunId, round: Round, client: &ClientId, task: &str) -> String {
     format!("{}/{task}", subject::update_id(run, round, client))
 }
 
+/// The update in a message; nothing, if its subject is none of ours.
+fn delivery(Followed { message, sequence, .. }: &Followed) -> Option<UpdateDelivery> {
+    // Only the stream's own subjects arrive here, but their tokens may be no identifiers.
+    let Some((run, round, client)) = subject::parse_update(&message.subject) else {
+        tracing::warn!(subject = %message.subject, "update with a malformed subject ignored");
+        return None;
+    };
+    let headers = message.headers.as_ref();
+    let update = publish::decode::<Update>(headers, &message.payload)
+        .and_then(|update| wire::check_version(update.version).map(|()| update));
+    let measured = Measured::of(&message.subject, headers, message.payload.len());
+    Some(UpdateDelivery {
+        run,
+        round,
+        client,
+        update,
+        measured,
+        origin: publish::origin(headers),
+        sequence: *sequence,
+    })
+}
+
 /// Updates in the order in which the broker stored them.
+///
+/// They are taken off the connection as they come, into memory of their own: where one waited in that of the connection,
+/// the connection would read the next ones into ever more of it.
 pub struct Updates {
-    follow: Follow,
+    receiver: mpsc::Receiver<(UpdateDelivery, u64)>,
+    /// Ends with us.
+    reader: JoinSet<()>,
     pending: u64,
 }
 
 impl Updates {
     /// The next update. Waits for ever, through lost connections and restarted brokers. Safe to cancel.
     pub async fn next(&mut self) -> UpdateDelivery {
-        loop {
-            let next = self.follow.next().await;
-            self.pending = next.pending;
-            let message = &next.message;
-            // Only the stream's own subjects arrive here, but their tokens may be no identifiers.
-            let Some((run, round, client)) = subject::parse_update(&message.subject) else {
-                tracing::warn!(subject = %message.subject, "update with a malformed subject ignored");
-                continue;
-            };
-            let headers = message.headers.as_ref();
-            let update = publish::decode::<Update>(headers, &message.payload)
-                .and_then(|update| wire::check_version(update.version).map(|()| update));
-            let measured = Measured::of(&message.subject, headers, message.payload.len());
-            let (origin, sequence) = (publish::origin(headers), next.sequence);
-            return UpdateDelivery { run, round, client, update, measured, origin, sequence };
+        match self.receiver.recv().await {
+            Some((delivery, pending)) => {
+                self.pending = pending;
+                delivery
+            }
+            // The reader ends with the runtime, and who waits here with it, or by a fault of ours, which is no secret.
+            None => match self.reader.join_next().await {
+                Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                _ => std::future::pending().await,
+            },
         }
     }
 

@@ -15,8 +15,8 @@ pub(crate) const MAX_DEPTH: usize = 32;
 /// round of 10,000 clients, has some four hundred thousand.
 const MAX_VALUES: u64 = 1 << 20;
 
-/// Walks over a MessagePack message. Bytes that end early or follow the message are left to its decoder.
-pub(crate) fn message_pack(body: &[u8]) -> Result<(), String> {
+/// Walks over a MessagePack message; returns how many bytes follow it. Bytes that end early are left to its decoder.
+pub(crate) fn message_pack(body: &[u8]) -> Result<usize, String> {
     let (mut rest, mut values) = (body, 0);
     // Values still to come in each open list and map.
     let mut open: Vec<u64> = Vec::with_capacity(MAX_DEPTH);
@@ -24,7 +24,7 @@ pub(crate) fn message_pack(body: &[u8]) -> Result<(), String> {
         while open.last() == Some(&0) {
             open.pop();
         }
-        let Some((marker, after)) = rest.split_first() else { return Ok(()) };
+        let Some((marker, after)) = rest.split_first() else { return Ok(0) };
         rest = after;
         if let Some(left) = open.last_mut() {
             *left -= 1;
@@ -35,7 +35,7 @@ pub(crate) fn message_pack(body: &[u8]) -> Result<(), String> {
         }
         let skipped = match Marker::from_u8(*marker) {
             Marker::FixPos(_) | Marker::FixNeg(_) | Marker::Null | Marker::True | Marker::False => 0,
-            Marker::Reserved => return Ok(()),
+            Marker::Reserved => return Ok(0),
             Marker::U8 | Marker::I8 => 1,
             Marker::U16 | Marker::I16 | Marker::FixExt1 => 2,
             Marker::FixExt2 => 3,
@@ -64,7 +64,7 @@ pub(crate) fn message_pack(body: &[u8]) -> Result<(), String> {
         };
         rest = after;
         if open.iter().all(|left| *left == 0) {
-            return Ok(());
+            return Ok(rest.len());
         }
     }
 }

@@ -1,5 +1,7 @@
 //! A run: what was asked for ([`RunSpec`]) and how far it has come ([`RunRecord`]).
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -490,8 +492,8 @@ pub struct RunRecord {
     /// Where the privacy of the run stands, where it promises any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privacy: Option<PrivacyState>,
-    /// The round that is open, if one is.
-    pub open: Option<OpenRound>,
+    /// The round that is open, if one is. Copies share it: it names its whole cohort.
+    pub open: Option<Arc<OpenRound>>,
     /// On the broker of an edge: what the run works for. Its rounds then end with sums of updates, its global adapters come
     /// from upstream, and rounds may be missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]

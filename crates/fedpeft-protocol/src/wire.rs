@@ -69,20 +69,18 @@ impl Format {
     }
 
     /// Decodes one message that must fill `body` to its end. What it takes in memory is bounded by a multiple of
-    /// its length, whatever it claims.
+    /// its length, whatever it claims; its payloads are copied once.
     pub fn decode<T: DeserializeOwned>(self, body: &[u8]) -> Result<T, WireError> {
         match self {
             Self::MessagePack => {
-                bounds::message_pack(body).map_err(WireError::Decode)?;
-                let mut rest = body;
-                let mut deserializer = rmp_serde::Deserializer::new(&mut rest);
+                let follow = bounds::message_pack(body).map_err(WireError::Decode)?;
+                let mut deserializer = rmp_serde::Deserializer::from_read_ref(body);
                 deserializer.set_max_depth(bounds::MAX_DEPTH);
                 let message = T::deserialize(&mut deserializer)
                     .map_err(|e| WireError::Decode(shorten(&e.to_string())))?;
-                if rest.is_empty() {
-                    Ok(message)
-                } else {
-                    Err(WireError::Decode(format!("{} bytes follow the message", rest.len())))
+                match follow {
+                    0 => Ok(message),
+                    _ => Err(WireError::Decode(format!("{follow} bytes follow the message"))),
                 }
             }
             Self::Json => {

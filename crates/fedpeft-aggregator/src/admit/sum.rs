@@ -10,8 +10,9 @@ use fedpeft_strategy::{Claim, SpoolError, max_partial_bytes, partial_distance};
 
 use super::{fetch, plausible};
 use crate::{
-    clients::{Accepted, Member},
+    clients::Accepted,
     drive::Drive,
+    members::Member,
     round::{RoundState, Updates},
     spool::Adapter,
     stop::Stop,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -226,7 +227,7 @@ pub(super) async fn round(
     // What is sampled depends on it.
     drive.record.write(|record| record.spec = spec).await?;
     let cohort = select::sampled(drive, &present, number);
-    let open = OpenRound {
+    let open = Arc::new(OpenRound {
         round: number,
         epoch: drive.record.epoch,
         examples: cohort.iter().map(|client| present[client].examples).collect(),
@@ -235,7 +236,7 @@ pub(super) async fn round(
         opened_ms: now_ms(),
         // Sums of sums are made in the clear.
         secure: None,
-    };
+    });
     drive.record.write(|record| record.open = Some(open.clone())).await?;
     let mut round = RoundState::new(drive, open, started).await?;
     round.seconds.select = started.elapsed().as_secs_f64();

@@ -54,22 +54,18 @@ async fn say(edge: &Edge, presence: &Presence) -> bool {
 }
 
 async fn look(edge: &Edge) -> Result<Presence, BusError> {
-    let present = edge.shop.bus.clients().await?.list("").await?;
-    let own = present.into_iter().filter(|entry| {
-        let Presence { version, client, capabilities, .. } = &entry.value;
-        let Capabilities { trains, aggregates, examples, .. } = *capabilities;
+    let clients = edge.shop.bus.clients().await?;
+    let own = clients.pick(|Presence { version, capabilities, .. }| {
+        let Capabilities { trains, aggregates, examples, .. } = capabilities;
         let most = if aggregates { MAX_UPDATES * MAX_WEIGHT } else { MAX_WEIGHT };
-        *version == PROTOCOL_VERSION
-            && entry.key == client.as_str()
-            && trains
-            && (1..=most).contains(&examples)
+        (version == PROTOCOL_VERSION && trains && (1..=most).contains(&examples)).then_some(examples)
     });
-    let examples: Vec<u64> = own.map(|entry| entry.value.capabilities.examples).collect();
+    let examples = own.await?;
     let capabilities = Capabilities {
         trains: examples.len() as u64 >= u64::from(edge.rounds.min_clients.max(1)),
         evaluates: false,
         aggregates: true,
-        examples: examples.iter().fold(0, |sum, examples| sum.saturating_add(*examples)),
+        examples: examples.values().fold(0, |sum, examples| sum.saturating_add(*examples)),
         device: "edge".into(),
         free_memory_mib: None,
         labels: BTreeMap::new(),

@@ -139,12 +139,11 @@ async fn absent(
     missed: &mut BTreeMap<ClientId, u32>,
 ) -> Result<usize, Stop> {
     let present = drive.present_clients().await?;
-    for client in round.outstanding() {
-        let is_present = present.contains(&client);
-        let count = missed.entry(client).or_default();
-        *count = if is_present { 0 } else { *count + 1 };
+    // Of many clients, most are there.
+    missed.retain(|client, _| !present.contains_key(client) && !round.clients.has_answered(client));
+    for client in round.clients.outstanding().filter(|client| !present.contains_key(*client)) {
+        *missed.entry(client.clone()).or_default() += 1;
     }
-    missed.retain(|client, _| !round.clients.has_answered(client));
     Ok(missed.values().filter(|count| **count >= MISSED_CHECKS).count())
 }
 
@@ -166,7 +165,7 @@ async fn judge(drive: &Drive<'_>, round: &mut RoundState, delivery: UpdateDelive
     if delivery.update.as_ref().is_ok_and(|update| drive.evaluations.contains(&update.task)) {
         return Ok(false);
     }
-    let Some(member) = round.clients.member(&client).filter(|member| member.round == number).cloned() else {
+    let Some(member) = round.clients.member(&client).filter(|member| member.round == number) else {
         let reason = if number == round.open.round {
             format!("client {client} is not in the cohort of round {number}")
         } else {

@@ -98,9 +98,9 @@ async fn evaluation(
     drive.evaluations.clear();
     let mut asked = BTreeSet::new();
     loop {
-        let evaluator = |presence: Presence| presence.capabilities.evaluates.then_some(presence.client);
+        let evaluator = |presence: Presence| presence.capabilities.evaluates.then_some(());
         let evaluators = drive.present(evaluator).await?;
-        let Some(evaluator) = evaluators.into_iter().find(|client| !asked.contains(client)) else {
+        let Some(evaluator) = evaluators.into_keys().find(|client| !asked.contains(client)) else {
             tracing::warn!(run = %drive.record.run, round, "no client evaluates the global adapter");
             return Ok(None);
         };
@@ -144,7 +144,7 @@ async fn ask(
                 }
             }
             _ = presence_check.tick() => {
-                let is_present = drive.present_clients().await?.contains(evaluator);
+                let is_present = drive.present_clients().await?.contains_key(evaluator);
                 missed = if is_present { 0 } else { missed + 1 };
                 if missed >= 2 {
                     tracing::warn!(run = %drive.record.run, round, client = %evaluator, "evaluator is gone");

@@ -66,11 +66,13 @@ async fn close(drive: &mut Drive<'_>, round: &mut RoundState, stage: SecureStage
     drive
         .record
         .write(|record| {
-            let secure = record.open.as_mut().and_then(|open| open.secure.as_mut());
-            secure.into_iter().for_each(|secure| secure.closed.push(decision.clone()));
+            let secure = record.open.as_mut().and_then(|open| Arc::make_mut(open).secure.as_mut());
+            if let Some(secure) = secure {
+                secure.closed.push(decision);
+            }
         })
         .await?;
-    round.open.secure.iter_mut().for_each(|secure| secure.closed.push(decision.clone()));
+    round.open = drive.record.open.clone().unwrap_or_else(|| round.open.clone());
     let asked = round.secure.as_ref().map_or(0, |secure| secure.asked.len()) as u32;
     end(round, stage, &members, at_ms);
     let clients = members.len() as u32;

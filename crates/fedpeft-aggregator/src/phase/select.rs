@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -52,7 +53,7 @@ async fn open(
     started: Instant,
 ) -> Result<Phase, Stop> {
     let cohort = sampled(drive, &present, round);
-    let open = OpenRound {
+    let open = Arc::new(OpenRound {
         round,
         epoch: drive.record.epoch,
         examples: cohort.iter().map(|client| present[client].examples).collect(),
@@ -60,9 +61,10 @@ async fn open(
         secure: secure::opened(&drive.record.spec, &cohort, &present)?,
         cohort,
         opened_ms: now_ms(),
-    };
-    // There may be many, and what follows takes as much again.
+    });
+    // There may be many, and what follows takes as much again; as do those of the last round, while they are told of.
     drop(present);
+    drive.events.told().await;
     let begins = drive.record.status == RunStatus::Pending;
     drive
         .record
@@ -130,8 +132,8 @@ pub(crate) struct Trainer {
     pub examples: u64,
     /// Whether it is an edge.
     pub aggregates: bool,
-    /// By what others know it in secure aggregation.
-    pub identity: Option<IdentityKey>,
+    /// By what others know it in secure aggregation, where the run has that.
+    pub identity: Option<Box<IdentityKey>>,
 }
 
 /// Clients that may be sampled.
@@ -164,9 +166,9 @@ pub(crate) async fn trainers(drive: &Drive<'_>) -> Result<Trainers, Stop> {
     // What is known of each client goes beyond its share of the sum.
     let plain = spec.uplink.is_plain() && spec.downlink.is_plain();
     let merges = rule.merges() && !spec.has_memory() && !spec.is_personal() && plain;
-    let trainer = |Presence { client, capabilities, .. }| {
+    let trainer = |Presence { capabilities, .. }| {
         let Capabilities { examples, aggregates, identity, .. } = capabilities;
-        (client, Trainer { examples, aggregates, identity })
+        Trainer { examples, aggregates, identity: identity.filter(|_| rule == Rule::Secure).map(Box::new) }
     };
     let eligible = |presence: Presence| {
         let checked =
@@ -179,7 +181,7 @@ pub(crate) async fn trainers(drive: &Drive<'_>) -> Result<Trainers, Stop> {
             }
         }
     };
-    Ok(drive.present(eligible).await?.into_iter().collect())
+    drive.present(eligible).await
 }
 
 /// Whether a round of this rule, and of clients whose updates may be merged, can use what a client offers.

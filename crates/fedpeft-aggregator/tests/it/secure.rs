@@ -282,7 +282,7 @@ async fn taken_over(stages: usize) -> fedpeft_protocol::Digest {
         }
         let view = federation.completed("r").await;
         assert_eq!(view.rounds[0].epoch, ended.epoch + 1);
-        let before = ended.open.unwrap().secure.unwrap().closed;
+        let before = ended.open.unwrap().secure.as_ref().unwrap().closed.clone();
         assert_eq!(before.len(), stages);
         let secure = view.rounds[0].secure.clone().unwrap();
         assert_eq!(secure.stages[..2], [5, 5], "{stages}");

@@ -1,11 +1,13 @@
 use fedpeft_bus::{Bus, BusError, Place, Stale, Updates};
 use fedpeft_protocol::{
+    RunId,
     event::{AcceptedUpdate, Event, EventKind},
     round::{Outcome, Payload, Update},
     subject,
     wire::{Format, WireError},
 };
 use fedpeft_testkit::NatsServer;
+use futures::{StreamExt, stream};
 
 use crate::{client_id, event, run_id, update};
 
@@ -101,6 +103,33 @@ async fn updates_are_replayed_from_the_first_until_their_round_is_purged() {
     let mut updates = bus.updates(&run).await.unwrap();
     is_next(&mut updates, "e").await;
     is_next(&mut updates, "d").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_updates_those_of_others_and_later_ones_stay() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let (run, other) = (run_id("r"), run_id("other"));
+    let publish = async |run: &RunId, round, client: String| {
+        bus.publish_update(run, round, &client_id(&client), &update("t", 8)).await.unwrap();
+    };
+    for (others, left) in [(0, 1), (1, 2)] {
+        for number in 0..others {
+            publish(&other, 1, format!("x{number}")).await;
+        }
+        let many = (0..1100).map(|number| publish(&run, 1, format!("c{number}-{others}")));
+        stream::iter(many).buffer_unordered(64).collect::<()>().await;
+        let mark = bus.update_mark().await.unwrap();
+        publish(&run, 1, format!("late-{others}")).await;
+        // Not alone: one came after the mark was taken, and it counts as any other.
+        bus.purge_updates(&run, Stale::Round(1), mark).await.unwrap();
+        let mut updates = bus.updates(&run).await.unwrap();
+        is_next(&mut updates, &format!("late-{others}")).await;
+        assert_eq!(updates.pending(), 0);
+        assert_eq!(bus.runs_with_updates(10).await.unwrap().len(), left);
+        let mark = bus.update_mark().await.unwrap();
+        bus.purge_updates(&run, Stale::Run, mark).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -239,3 +239,33 @@ async fn a_list_shows_each_record_once_however_often_they_are_replaced() {
         writer.abort();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_many_records_is_whole_while_they_are_replaced() {
+    let (_server, records) = records().await;
+    let mut keys: Vec<_> = (0..1200).map(|number| format!("k{number:04}")).collect();
+    for key in &keys {
+        records.put(key, &lease("first")).await.unwrap();
+    }
+    let writers: Vec<_> = (0..3)
+        .map(|part| {
+            let (records, own) =
+                (records.clone(), keys.iter().skip(part).step_by(3).cloned().collect::<Vec<_>>());
+            tokio::spawn(async move {
+                for key in own.iter().cycle() {
+                    records.put(key, &lease("again")).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for _ in 0..20 {
+        assert_eq!(records.keys("").await.unwrap(), keys);
+    }
+    for writer in writers {
+        writer.abort();
+        let _ = writer.await;
+    }
+    // What is gone is in no list, though its place is.
+    records.delete(&keys.remove(7)).await.unwrap();
+    assert_eq!(records.keys("").await.unwrap(), keys);
+}

@@ -12,9 +12,10 @@ use fedpeft_secagg::{Message, Session, Taken};
 
 use crate::{
     admit::{Refusal, one_line, plausible, plausible_epsilon, plausible_own},
-    clients::{Accepted, Answer, Member, More},
+    clients::{Accepted, Answer, More},
     drive::Drive,
     encoding,
+    members::Member,
     round::RoundState,
     stop::Stop,
 };

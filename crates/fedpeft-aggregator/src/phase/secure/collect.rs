@@ -35,7 +35,7 @@ pub(super) async fn run(drive: &mut Drive<'_>, round: &mut RoundState) -> Result
                 let present = drive.present_clients().await?;
                 missed.retain(|client: &ClientId, _| outstanding.contains(client));
                 for client in &outstanding {
-                    let is_present = present.contains(client);
+                    let is_present = present.contains_key(client);
                     let count = missed.entry(client.clone()).or_insert(0);
                     *count = if is_present { 0 } else { *count + 1 };
                 }
