@@ -6,7 +6,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::{
+    consumer::{AckPolicy, pull},
+    stream::Info,
+};
 use fedpeft_protocol::{ClientId, Round, RunId, subject};
 use futures::TryStreamExt as _;
 
@@ -20,6 +23,8 @@ pub struct Mark {
     next: u64,
     /// Messages that the stream has.
     messages: u64,
+    /// Whether one server has them, and all that is said of them is of one moment.
+    is_single: bool,
 }
 
 /// The broker forgets a consumer that nobody asks for so long.
@@ -88,8 +93,9 @@ impl Bus {
     async fn mark(&self, stream: &'static str) -> Result<Mark, BusError> {
         let info = self.js.get_stream(stream).await;
         let info = info.map_err(|error| BusError::broker(format!("looking up stream {stream}"), error))?;
-        let state = &info.cached_info().state;
-        Ok(Mark { stream, next: state.last_sequence + 1, messages: state.messages })
+        let Info { state, config, .. } = info.cached_info();
+        let is_single = config.num_replicas == 1;
+        Ok(Mark { stream, next: state.last_sequence + 1, messages: state.messages, is_single })
     }
 
     async fn purge(&self, mark: Mark, filter: String) -> Result<(), BusError> {
@@ -102,7 +108,8 @@ impl Bus {
 
     /// As [`Self::purge`], where there may be many. What it has to choose, the broker reads; all before a place it drops unread.
     async fn purge_many(&self, mark: Mark, filter: String) -> Result<(), BusError> {
-        if mark.messages < MANY || !self.has_no_others(mark.stream, &filter).await? {
+        let may_be_alone = mark.is_single && mark.messages >= MANY;
+        if !may_be_alone || !self.has_no_others(mark.stream, &filter).await? {
             return self.purge(mark, filter).await;
         }
         let stream = self.js.get_stream_no_info(mark.stream).await;

@@ -1,7 +1,7 @@
 //! Several adapters added at once.
 //!
 //! A sum has eight bytes to read and write for each byte of an adapter: beyond the caches, adding one adapter after the
-//! other moves little else. In a [`Gathering`] adapters wait, each checked when it comes, until there are [`BATCH`] of
+//! other moves little else. In a [`Gathering`] large adapters wait, each checked when it comes, until there are [`BATCH`] of
 //! them, and the sum is read and written once for all.
 
 use std::io;
@@ -16,6 +16,8 @@ use super::{
 
 /// Adapters that are added at once.
 pub const BATCH: usize = 4;
+/// Smaller adapters, of so many bytes, do not wait: with their sum they fit the caches, and would take memory for little.
+const SMALL: u64 = 4 << 20;
 /// Values of each that are added at once: with their part of the sum they fit the cache of a core.
 const BLOCK: usize = 1 << 13;
 
@@ -69,6 +71,8 @@ impl Encoded {
 pub struct Gathering {
     sum: Accumulator,
     waiting: Vec<(Encoded, Weight)>,
+    /// How many are added at once.
+    batch: usize,
 }
 
 impl Gathering {
@@ -77,7 +81,12 @@ impl Gathering {
     /// # Errors
     /// No memory for it.
     pub fn new(layout: Layout) -> Result<Self, AccumulateError> {
-        Ok(Self { sum: Accumulator::new(layout)?, waiting: Vec::with_capacity(BATCH) })
+        let batch = if layout.bytes() < SMALL { 1 } else { BATCH };
+        Self::of_batches(layout, batch)
+    }
+
+    fn of_batches(layout: Layout, batch: usize) -> Result<Self, AccumulateError> {
+        Ok(Self { sum: Accumulator::new(layout)?, waiting: Vec::with_capacity(batch), batch })
     }
 
     /// Adds one adapter, now or with those that follow it. Either all of it is added or, with an error, nothing; only when
@@ -89,7 +98,7 @@ impl Gathering {
         within_bound(self.sum.updates + self.waiting.len() as u64 + 1)?;
         adapter.check(&self.sum.layout)?;
         self.waiting.push((adapter, weight));
-        if self.waiting.len() < BATCH { Ok(()) } else { self.settle() }
+        if self.waiting.len() < self.batch { Ok(()) } else { self.settle() }
     }
 
     /// The sum of all that was added.
@@ -181,8 +190,9 @@ mod tests {
         fn a_batch_is_the_sum_of_its_adapters(
             values in prop_oneof![1usize..40, BLOCK - 2..BLOCK + 3, 3 * BLOCK - 1..3 * BLOCK + 2],
             updates in prop::collection::vec((1u64..5000, any::<bool>()), 1..11),
+            batch in 1..=BATCH,
         ) {
-            let (mut one, mut all) = (Accumulator::new(layout(values)).unwrap(), Gathering::new(layout(values)).unwrap());
+            let (mut one, mut all) = (Accumulator::new(layout(values)).unwrap(), Gathering::of_batches(layout(values), batch).unwrap());
             for (seed, (examples, held)) in updates.into_iter().enumerate() {
                 let (bytes, weight) = (adapter(values, seed), Weight::new(examples).unwrap());
                 one.add(&bytes, weight).unwrap();
@@ -198,7 +208,7 @@ mod tests {
 
     #[test]
     fn bad_adapters_do_not_wait() {
-        let (mut sum, weight) = (Gathering::new(layout(3)).unwrap(), Weight::new(7).unwrap());
+        let (mut sum, weight) = (Gathering::of_batches(layout(3), BATCH).unwrap(), Weight::new(7).unwrap());
         sum.add(Encoded::Held(encode(&[1.0, 2.0, 3.0])), weight).unwrap();
         for bytes in [encode(&[1.0, f32::NAN, 3.0]), encode(&[1.0, 2.0])] {
             for encoded in [Encoded::Held(bytes.clone()), Encoded::Spooled(Box::new(Cursor::new(bytes)))] {
@@ -227,7 +237,7 @@ mod tests {
 
     #[test]
     fn an_adapter_that_vanishes_spoils_the_sum() {
-        let (mut sum, weight) = (Gathering::new(layout(3)).unwrap(), Weight::new(7).unwrap());
+        let (mut sum, weight) = (Gathering::of_batches(layout(3), BATCH).unwrap(), Weight::new(7).unwrap());
         let bytes = encode(&[1.0, 2.0, 3.0]);
         sum.add(Encoded::Held(bytes.clone()), weight).unwrap();
         sum.add(Encoded::Spooled(Box::new(Vanishing(Cursor::new(bytes.clone()), 0))), weight).unwrap();
