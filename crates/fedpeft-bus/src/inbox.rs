@@ -28,7 +28,7 @@ use fedpeft_trace::Origin;
 use futures::StreamExt;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use crate::{Backoff, Bus, BusError, Measured, newest::Left, publish};
@@ -40,6 +40,8 @@ const LOOK: Duration = Duration::from_secs(60);
 const JITTER: f64 = 0.2;
 /// Before a look at what a hint did not lead to: a replica may lag behind.
 const SOON: Duration = Duration::from_secs(1);
+/// Between an answer of the broker and what it has said before.
+const MOMENT: Duration = Duration::from_millis(20);
 /// Runs that are remembered, and hints that wait.
 const RUNS: usize = 1000;
 
@@ -67,11 +69,17 @@ impl Bus {
             returned: Vec::new(),
             backoff: pauses(),
         };
+        tokio::pin!(forbidden);
         tokio::select! {
+            biased;
+            () = &mut forbidden => return Err(BusError::Forbidden { what: what() }),
             looked = tasks.look_up() => looked?,
-            () = forbidden => return Err(BusError::Forbidden { what: what() }),
         }
-        Ok(tasks)
+        // That hints are forbidden was said before, and may be heard a moment later.
+        match timeout(MOMENT, forbidden).await {
+            Ok(()) => Err(BusError::Forbidden { what: what() }),
+            Err(_) => Ok(tasks),
+        }
     }
 }
 
