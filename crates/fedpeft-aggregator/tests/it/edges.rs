@@ -247,14 +247,11 @@ async fn an_edge_without_its_quorum_says_so_and_its_operator_may_leave_a_run() {
     root.offers("edge", 33).await;
     let _root = root.aggregator().await;
     root.create("r", spec(1, 1)).await.unwrap();
-    for player in &mut players {
-        let task = player.task().await;
-        let update = match player.id.as_str() {
-            "a" => player.outcome(&task, Outcome::Failed { reason: "no disk".into() }),
-            _ => player.trained(&task, 23).await,
-        };
-        player.send(&task, &update).await;
-    }
+    // Both have theirs before the first fails: from then on the round has no hope, and its tasks are forgotten.
+    let tasks: [Task; 2] = [players[0].task().await, players[1].task().await];
+    let failed = players[0].outcome(&tasks[0], Outcome::Failed { reason: "no disk".into() });
+    players[0].send(&tasks[0], &failed).await;
+    players[1].send(&tasks[1], &players[1].trained(&tasks[1], 23).await).await;
     let reason = |view: RunView| match view.record.status {
         RunStatus::Failed { reason } => reason,
         other => panic!("{other:?} is no failure"),
