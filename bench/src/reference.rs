@@ -7,13 +7,13 @@ use async_nats::jetstream::{self, stream};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
-use crate::{clients::AT_ONCE, figure::Spread};
+use crate::clients::AT_ONCE;
 
 /// A disk that others keep busy is slow, and not broken.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Seconds that `count` messages of `size` bytes take to be published to a stream on disk and acknowledged, as many at
 /// once as clients publish; so often.
-pub async fn publishing(server: &str, count: u32, size: usize, times: usize) -> Result<Spread> {
+pub async fn publishing(server: &str, count: u32, size: usize, times: usize) -> Result<Vec<f64>> {
     let mut js = jetstream::new(async_nats::connect(server).await?);
     js.set_timeout(PATIENCE);
     let subjects = vec!["reference.>".to_owned()];
@@ -35,5 +35,5 @@ pub async fn publishing(server: &str, count: u32, size: usize, times: usize) -> 
         stream.purge().await?;
     }
     js.delete_stream("reference").await?;
-    Ok(Spread::of(seconds))
+    Ok(seconds)
 }

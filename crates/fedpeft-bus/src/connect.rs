@@ -125,6 +125,11 @@ impl Bus {
         self.identity.as_ref().is_some_and(|identity| identity.is_client())
     }
 
+    /// What the subjects of JetStream's API begin with, as we see them.
+    pub(crate) fn api(&self) -> &'static str {
+        if self.is_client() { subject::CLIENT_API } else { "$JS.API" }
+    }
+
     /// Whether the connection is up at this moment.
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected

@@ -10,15 +10,12 @@ use async_nats::jetstream::{
     Message,
     consumer::{AckPolicy, DeliverPolicy, pull},
 };
-use futures::StreamExt;
 use tokio::sync::watch;
 
-use crate::{Backoff, Bus, BusError};
+use crate::{Backoff, Bus, BusError, pull::Pull};
 
 /// A consumer without a message for this long is replaced: cheap, and no stall is longer than this.
 const SILENCE: Duration = Duration::from_secs(60);
-/// The broker says so often that an idle consumer is alive; two missing beats replace it.
-const HEARTBEAT: Duration = Duration::from_secs(5);
 /// The broker forgets a consumer that was abandoned for this long.
 const INACTIVE: Duration = Duration::from_secs(60);
 
@@ -56,7 +53,7 @@ pub(crate) struct Follow {
 }
 
 struct Open {
-    messages: pull::Stream,
+    messages: Pull,
     connections: watch::Receiver<u64>,
     delivered: u64,
     stored: u64,
@@ -148,7 +145,7 @@ impl Follow {
                 }
             };
             let trouble = match message {
-                Some(Ok(message)) => {
+                Ok(message) => {
                     let place = message.info().map(|i| (i.consumer_sequence, i.stream_sequence, i.pending));
                     match place {
                         Ok((delivered, sequence, pending)) if delivered == open.delivered + 1 => {
@@ -161,8 +158,7 @@ impl Follow {
                         Err(error) => error.to_string(),
                     }
                 }
-                Some(Err(error)) => error.to_string(),
-                None => "the subscription ended".to_owned(),
+                Err(trouble) => trouble,
             };
             tracing::debug!(stream = self.stream, trouble, "recreating consumer");
             self.open = None;
@@ -204,14 +200,8 @@ impl Follow {
             self.position = Some(consumer.cached_info().delivered.stream_sequence);
         }
         let stored = consumer.cached_info().num_pending;
-        let messages = consumer
-            .stream()
-            .max_messages_per_batch(self.batch)
-            .heartbeat(HEARTBEAT)
-            .expires(HEARTBEAT * 6)
-            .messages()
-            .await
-            .map_err(|error| BusError::broker(what(), error))?;
+        let name = &consumer.cached_info().name;
+        let messages = Pull::start(&self.bus, &self.stream, name, self.batch).await?;
         Ok(Open { messages, connections, delivered: 0, stored })
     }
 }

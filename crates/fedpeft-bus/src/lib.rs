@@ -20,6 +20,7 @@ mod measure;
 mod newest;
 mod overflow;
 mod publish;
+mod pull;
 mod purge;
 mod records;
 #[cfg(feature = "local-server")]

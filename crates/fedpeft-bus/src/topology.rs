@@ -138,10 +138,9 @@ impl Bus {
     }
 
     async fn absent(&self, stream: &str) -> Result<bool, BusError> {
-        let api = if self.is_client() { subject::CLIENT_API } else { "$JS.API" };
         let found = tokio::select! {
             found = self.js.get_stream(stream) => found,
-            () = self.forbids(&format!("{api}.STREAM.INFO.{stream}")) => {
+            () = self.forbids(&format!("{}.STREAM.INFO.{stream}", self.api())) => {
                 return Err(BusError::Forbidden { what: format!("looking up stream {stream}") });
             }
         };

@@ -26,7 +26,7 @@ const BATCH: usize = 16;
 /// And at least, so that one is there when another was taken.
 const LEAST: usize = 2;
 /// Bytes pulled ahead where they are known to be large: the memory that they take is that of many more.
-const AHEAD: u64 = 1 << 19;
+const AHEAD: u64 = 3 << 18;
 
 impl Bus {
     /// Sends a client's update and waits until the broker has stored it. The same update (run, round,

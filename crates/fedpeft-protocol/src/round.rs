@@ -508,7 +508,7 @@ pub type BytesByKind = std::collections::BTreeMap<String, u64>;
 pub struct PhaseSeconds {
     /// Sampling the cohort among present clients.
     pub select: f64,
-    /// Encoding and publishing tasks.
+    /// Encoding and publishing tasks, and taking the updates that come meanwhile.
     pub broadcast: f64,
     /// The longest time any accepted client reported for training.
     pub train: f64,

@@ -5,15 +5,20 @@
 //! | collect | the tasks are stored by the broker |
 //! | secure | it was taken over, and a stage of secure aggregation had ended |
 //!
+//! Updates of clients that are done before the last has its task are taken at once: the broker still has them in memory, and
+//! neither waits for the other.
+//!
 //! An owner that took the round over first folds what is stored, and then sends tasks only to clients that
 //! have not answered: the same tasks under the same names, which the broker and the clients recognise.
 
 use std::time::Instant;
 
+use fedpeft_bus::Bus;
 use fedpeft_protocol::{
     ClientId,
     event::EventKind,
     round::{Direction, MemoryTask, Task, Transfer, Work},
+    run::OpenRound,
 };
 use futures::{TryStreamExt, stream::FuturesUnordered};
 
@@ -39,11 +44,11 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     if let Some(secure) = &mut round.secure {
         secure.place_params(drive).await?;
     }
-    send_all(drive, &mut round).await?;
-    let opened = EventKind::RoundOpened { round: round.open.round, cohort: round.open.cohort.clone() };
     if !round.taken_over {
-        drive.events.emit(opened);
+        let OpenRound { round, cohort, .. } = &*round.open;
+        drive.events.emit(EventKind::RoundOpened { round: *round, cohort: cohort.clone() });
     }
+    send_all(drive, &mut round).await?;
     round.sent = Instant::now();
     round.seconds.broadcast = started.elapsed().as_secs_f64();
     if round.has_ended_stages() {
@@ -52,8 +57,11 @@ pub(crate) async fn run(drive: &mut Drive<'_>, mut round: Box<RoundState>) -> Re
     Ok(Phase::Collect(round))
 }
 
-/// Sends every client its task, several at once. What a task was is forgotten once it is sent: a cohort may be large.
-async fn send_all(drive: &Drive<'_>, round: &mut RoundState) -> Result<(), Stop> {
+/// Sends every client its task, several at once, and takes updates in between. What a task was is forgotten once it is sent: a
+/// cohort may be large.
+async fn send_all(drive: &mut Drive<'_>, round: &mut RoundState) -> Result<(), Stop> {
+    let (bus, wanted) = (drive.bus, round.wants(&drive.record.spec));
+    let mut accepted = round.clients.accepted().count();
     let (mut next, mut sending) = (0, FuturesUnordered::new());
     loop {
         while sending.len() < IN_FLIGHT
@@ -63,23 +71,33 @@ async fn send_all(drive: &Drive<'_>, round: &mut RoundState) -> Result<(), Stop>
             let task = train_task(drive, round, &client).await?;
             // Who has not answered before the first stage ended is not waited for.
             let is_settled = round.clients.has_answered(&client) || round.has_ended_stages();
-            sending.push(send(drive, client, task, is_settled));
+            sending.push(send(bus, client, task, is_settled));
         }
-        let Some((client, transfers)) = sending.try_next().await? else { return Ok(()) };
-        round.clients_mut().count(&client, transfers);
+        // What a stage that has ended still gets is not of this phase, and a round that is full takes none.
+        let takes = !round.has_ended_stages() && wanted.is_none_or(|wanted| accepted < wanted);
+        tokio::select! {
+            biased;
+            sent = sending.try_next() => match sent? {
+                Some((client, transfers)) => round.clients_mut().count(&client, transfers),
+                None => return Ok(()),
+            },
+            delivery = drive.updates.next(), if takes => {
+                accepted += collect::take(drive, round, delivery).await?;
+            }
+        }
     }
 }
 
 /// Sends a client its task; measures it only, where nothing is expected of it.
 async fn send(
-    drive: &Drive<'_>,
+    bus: &Bus,
     client: ClientId,
     task: Task,
     is_settled: bool,
 ) -> Result<(ClientId, [Transfer; 2]), Stop> {
     let measured = match is_settled {
-        true => drive.bus.measure_task(&task, &client)?,
-        false => drive.bus.publish_task(&task, &client).await?,
+        true => bus.measure_task(&task, &client)?,
+        false => bus.publish_task(&task, &client).await?,
     };
     Ok((client, measured.message(Direction::Down, task.payloads())))
 }

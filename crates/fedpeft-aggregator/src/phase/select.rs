@@ -41,7 +41,13 @@ pub(crate) async fn run(drive: &mut Drive<'_>) -> Result<Phase, Stop> {
     if drive.record.round >= drive.record.spec.rounds {
         return Ok(Phase::Complete);
     }
+    // There may be many clients, those of the last round are held while they are told of, and a look at who is there takes
+    // as much again.
+    let telling = Instant::now();
+    drive.events.told().await;
+    let telling = telling.elapsed();
     let (present, started) = enough_clients(drive).await?;
+    let started = started.checked_sub(telling).unwrap_or(started);
     let span = traced::phase(drive.record, round, "select");
     open(drive, round, present, started).instrument(span).await
 }
@@ -62,9 +68,8 @@ async fn open(
         cohort,
         opened_ms: now_ms(),
     });
-    // There may be many, and what follows takes as much again; as do those of the last round, while they are told of.
+    // What follows takes as much again.
     drop(present);
-    drive.events.told().await;
     let begins = drive.record.status == RunStatus::Pending;
     drive
         .record

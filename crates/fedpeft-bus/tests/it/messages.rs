@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use fedpeft_bus::{Bus, BusError, Place, Stale, Updates};
 use fedpeft_protocol::{
     RunId,
@@ -7,7 +9,8 @@ use fedpeft_protocol::{
     wire::{Format, WireError},
 };
 use fedpeft_testkit::NatsServer;
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::time::{sleep, timeout};
 
 use crate::{client_id, event, run_id, update};
 
@@ -30,6 +33,67 @@ async fn an_update_published_twice_is_stored_once() {
     assert_eq!((first.run, first.round, first.client), (run.clone(), 1, client_id("a")));
     assert_eq!(first.update.unwrap(), update("t", 8));
     is_next(&mut updates, "b").await;
+}
+
+/// The consumers of the stream of updates: their names, and how many messages each was given.
+async fn consumers(server: &NatsServer) -> Vec<(String, u64)> {
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let stream = jetstream.get_stream(subject::UPDATE_STREAM).await.unwrap();
+    let listed: Vec<_> = stream.consumers().try_collect().await.unwrap();
+    listed.into_iter().map(|info| (info.name, info.delivered.consumer_sequence)).collect()
+}
+
+#[tokio::test]
+async fn of_large_updates_no_more_are_on_their_way_than_fit() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let run = run_id("r");
+    for number in 0..12 {
+        bus.publish_update(&run, 1, &client_id(&format!("c{number:02}")), &update("t", 8)).await.unwrap();
+    }
+    // Two of so many bytes are pulled ahead.
+    let mut updates = bus.updates_of_size(&run, 300_000).await.unwrap();
+    for read in 0..12 {
+        if read % 4 == 0 {
+            sleep(Duration::from_millis(300)).await;
+            let given = consumers(&server).await.iter().map(|(_, given)| *given).sum::<u64>();
+            // One more was taken off the connection, and is the next.
+            assert!(given > read && given <= read + 1 + 2, "{given} of {read} read");
+        }
+        is_next(&mut updates, &format!("c{read:02}")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_consumer_is_replaced_where_it_was() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let run = run_id("r");
+    let mut updates = bus.updates(&run).await.unwrap();
+    bus.publish_update(&run, 1, &client_id("a"), &update("t", 8)).await.unwrap();
+    is_next(&mut updates, "a").await;
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let [(name, _)] = &consumers(&server).await[..] else { panic!("one consumer") };
+    jetstream.delete_consumer_from_stream(name, subject::UPDATE_STREAM).await.unwrap();
+    for client in ["b", "c"] {
+        bus.publish_update(&run, 1, &client_id(client), &update("t", 8)).await.unwrap();
+        timeout(Duration::from_secs(20), is_next(&mut updates, client)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_reader_to_whom_nothing_comes_for_long_keeps_its_consumer() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let run = run_id("r");
+    let mut updates = bus.updates(&run).await.unwrap();
+    let before = consumers(&server).await;
+    // Longer than a request for messages lives.
+    assert!(timeout(Duration::from_secs(33), updates.next()).await.is_err());
+    bus.publish_update(&run, 1, &client_id("a"), &update("t", 8)).await.unwrap();
+    timeout(Duration::from_secs(20), is_next(&mut updates, "a")).await.unwrap();
+    let after = consumers(&server).await;
+    assert_eq!((&before[0].0, 1), (&after[0].0, after.len()));
 }
 
 #[tokio::test]
